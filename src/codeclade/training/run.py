@@ -1,0 +1,140 @@
+"""What every training loop shares: recipes, learning rate, checkpoints, logs.
+
+A recipe is a dataclass filled from one section of a YAML file and `key=value` overrides. A
+checkpoint is an accelerate state folder, written under a temporary name and then renamed.
+"""
+
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+Recipe = TypeVar("Recipe")
+
+
+def load_recipe(
+    kind: type[Recipe], section: str, path: str | Path | None, overrides: list[str]
+) -> Recipe:
+    """A recipe of dataclass `kind` from `section` of a YAML file plus `key=value` overrides.
+
+    Raises:
+        ValueError: a key the recipe does not have, a value of the wrong type, or one missing.
+    """
+    values: dict[str, Any] = {}
+    if path:
+        values.update((yaml.safe_load(Path(path).read_text()) or {}).get(section, {}))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r} is not of the form key=value.")
+        values[key] = yaml.safe_load(value)
+    known = {field.name: field for field in fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{section} has no setting {key!r}; it has {', '.join(known)}.")
+        values[key] = _checked(section, key, value, known[key].type)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{section} recipe is incomplete: {str(error).split(') ')[-1]}.") from None
+
+
+def _checked(section: str, key: str, value: Any, wanted: Any) -> Any:
+    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as a string
+        except ValueError:
+            pass
+    if isinstance(wanted, type) and (
+        not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))
+    ):
+        raise ValueError(f"{section} setting {key}={value!r} must be of type {wanted.__name__}.")
+    return value
+
+
+def learning_rate(step: int, *, peak: float, final: float, warmup: int, total: int) -> float:
+    """Linear warm-up to `peak`, then cosine decay to `final` at step `total`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Run:
+    """One training run in a folder: checkpoints, log.jsonl, progress bar.
+
+    Args:
+        accelerator: after `prepare`; its state is what checkpoints hold.
+        out: folder of the run.
+        recipe: dataclass, written to recipe.json; a resumed run must have the same one.
+        total: number of optimizer steps.
+        keep: checkpoints kept.
+    """
+
+    def __init__(self, accelerator: Accelerator, out: str | Path, recipe, total: int, keep: int = 2):
+        self.accelerator, self.out, self.total, self.keep = accelerator, Path(out), total, keep
+        self.recipe = asdict(recipe)
+        self.checkpoints = self.out / "checkpoints"
+        self.bar = None
+        self.started = time.time()
+        self.seconds_before = 0.0
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, if any, and return the step to go on from."""
+        found = sorted(self.checkpoints.glob("step-*"))
+        start = 0
+        if found:
+            state = json.loads((found[-1] / "run.json").read_text())
+            changed = [key for key in self.recipe if state["recipe"].get(key) != self.recipe[key]]
+            if changed:
+                raise ValueError(
+                    f"{self.out} holds a run with another recipe ({', '.join(changed)} differ); "
+                    "use its recipe to go on, or another --out."
+                )
+            self.accelerator.load_state(str(found[-1]))
+            start, self.seconds_before = state["step"], state["seconds"]
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.bar = tqdm(
+            total=self.total, initial=start, unit="step", disable=not self.accelerator.is_main_process
+        )
+        return start
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, resumed parts included."""
+        return self.seconds_before + time.time() - self.started
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint that `resume` continues at `step`."""
+        target, partial = self.checkpoints / f"step-{step:08d}", self.checkpoints / "partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            state = {"step": step, "seconds": self.seconds, "recipe": self.recipe}
+            (partial / "run.json").write_text(json.dumps(state, indent=1))
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            for old in sorted(self.checkpoints.glob("step-*"))[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append a line to log.jsonl and show it beside the progress bar."""
+        if not self.accelerator.is_main_process:
+            return
+        line = {"step": step, "seconds": round(self.seconds, 1)} | {
+            key: round(float(value), 6) for key, value in values.items()
+        }
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        self.bar.set_postfix({key: f"{value:.4g}" for key, value in values.items()})
