@@ -39,10 +39,10 @@ class ClusterMap(ModelMixin, ConfigMixin):
         codebook_size: N.
         num_clusters: K.
         codebook_dim: d.
-        num_merges: M merges stored in `children`, in order of height.
+        num_merges: M merges stored in `merges`, in order of height.
         method: name of the clustering method, for the reader.
 
-    Buffers: `mapping` (N,) int64; `sketch` (16,), the codebook's fingerprint; `children` (M, 2)
+    Buffers: `mapping` (N,) int64; `sketch` (16,), the codebook's fingerprint; `merges` (M, 2)
     int64 and `heights` (M,) float32 as in scipy's linkage matrix.
     """
 
@@ -58,7 +58,7 @@ class ClusterMap(ModelMixin, ConfigMixin):
         super().__init__()
         self.register_buffer("mapping", torch.zeros(codebook_size, dtype=torch.int64))
         self.register_buffer("sketch", torch.zeros(SKETCH_SIZE))
-        self.register_buffer("children", torch.zeros(num_merges, 2, dtype=torch.int64))
+        self.register_buffer("merges", torch.zeros(num_merges, 2, dtype=torch.int64))
         self.register_buffer("heights", torch.zeros(num_merges))
         self._members = None
 
@@ -101,7 +101,7 @@ class ClusterMap(ModelMixin, ConfigMixin):
         new.mapping.copy_(labels)
         new.sketch.copy_(codebook_sketch(codebook))
         if num_merges:
-            new.children.copy_(torch.as_tensor(children))
+            new.merges.copy_(torch.as_tensor(children))
             new.heights.copy_(torch.as_tensor(heights))
         return new
 
@@ -181,7 +181,7 @@ class ClusterMap(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a map without tree, or a number the tree cannot give.
         """
-        count, merges = self.codebook_size, len(self.children)
+        count, merges = self.codebook_size, len(self.merges)
         if not merges:
             raise ValueError("this map holds no merge tree; cluster with a tree method to cut it.")
         if not count - merges <= num_clusters <= count:
@@ -190,16 +190,14 @@ class ClusterMap(ModelMixin, ConfigMixin):
             )
         parent = list(range(count))
         node = list(range(count + merges))  # smallest member of every tree node
-        for step, (a, b) in enumerate(self.children[: count - num_clusters].tolist()):
+        for step, (a, b) in enumerate(self.merges[: count - num_clusters].tolist()):
             low, high = sorted((node[a], node[b]))
             node[count + step], parent[high] = low, low
         for i in range(count):  # parents are smaller, so one ascending pass finds all roots
             parent[i] = parent[parent[i]]
-        new = ClusterMap(
-            count, num_clusters, self.config.codebook_dim, merges, self.config.method
-        )
+        new = ClusterMap(count, num_clusters, self.config.codebook_dim, merges, self.config.method)
         new.mapping.copy_(torch.unique(torch.tensor(parent), return_inverse=True)[1])
-        for name in ("sketch", "children", "heights"):
+        for name in ("sketch", "merges", "heights"):
             getattr(new, name).copy_(getattr(self, name))
         return new
 

@@ -52,7 +52,9 @@ def check_weight_files(folder: Path) -> None:
             continue
         part = folder / name
         if not (part / "config.json").is_file():
-            raise OSError(f"{part} is missing: model_index.json names it, so config.json must be there.")
+            raise OSError(
+                f"{part} is missing: model_index.json names it, so config.json must be there."
+            )
         files = sorted(part.glob("*.safetensors"))
         if not files:
             raise OSError(f"{part} holds no weights; a .safetensors file must be there.")
@@ -75,7 +77,7 @@ class CodecladePipeline(DiffusionPipeline):
         vq_model: the image tokenizer.
         transformer: the generator; its `config.scheme` says whether it predicts ids or clusters.
         cluster_map: needed by the "cluster" scheme.
-        id2label: class names by class id; several names of one class are separated by commas.
+        id2label: class names by class id (ids as strings, as JSON keeps them); several names of one class are separated by commas.
         guidance_scale, temperature, top_k, top_p: what `__call__` uses where nothing is given.
 
     Raises:
@@ -91,7 +93,7 @@ class CodecladePipeline(DiffusionPipeline):
         vq_model: VQModel,
         transformer: CodecladeTransformer,
         cluster_map: ClusterMap | None = None,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[str, str] | None = None,
         guidance_scale: float = 2.0,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -190,7 +192,9 @@ class CodecladePipeline(DiffusionPipeline):
         if len(found) == 1:
             return found[0]
         if found:
-            raise ValueError(f"class name {label!r} means several classes; give one of ids {found}.")
+            raise ValueError(
+                f"class name {label!r} means several classes; give one of ids {found}."
+            )
         if not names:
             raise ValueError(f"this pipeline has no class names; give an id 0..{count - 1}.")
         wanted = label.strip().lower()
@@ -214,14 +218,21 @@ class CodecladePipeline(DiffusionPipeline):
             ("temperature", temperature, temperature >= 0, "0 (arg-max) or more"),
             ("top_k", top_k, top_k >= 0, "0 (all) or more"),
             ("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1"),
-            ("num_images_per_prompt", num_images_per_prompt, num_images_per_prompt >= 1, "1 or more"),
+            (
+                "num_images_per_prompt",
+                num_images_per_prompt,
+                num_images_per_prompt >= 1,
+                "1 or more",
+            ),
             ("output_type", output_type, output_type in OUTPUT_TYPES, f"one of {OUTPUT_TYPES}"),
         )
         for name, value, good, allowed in checks:
             if not good:
                 raise ValueError(f"{name}={value!r} must be {allowed}.")
         if output_type == "cluster" and self.cluster_map is None:
-            raise ValueError("output_type='cluster' needs a cluster_map, which this pipeline lacks.")
+            raise ValueError(
+                "output_type='cluster' needs a cluster_map, which this pipeline lacks."
+            )
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -336,7 +347,7 @@ class CodecladePipeline(DiffusionPipeline):
                     )
                 latents[:, step] = sample(logits, uniforms[:, step], **knobs)
                 if callback is not None:
-                    given = {name: latents for name in callback_inputs}
+                    given = dict.fromkeys(callback_inputs, latents)
                     latents = (callback(self, step, step, given) or {}).get("latents", latents)
                 token = latents[:, step : step + 1]
                 inputs = {"input_ids": torch.cat([token, token]) if guided else token}

@@ -101,7 +101,9 @@ def load_checkpoint(path: str | Path) -> StateDict:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, EOFError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}).") from None
+        raise ValueError(
+            f"{path} is truncated or damaged ({str(error).splitlines()[0]})."
+        ) from None
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} holds Python objects beside tensors; refused, since loading it could run code."
@@ -113,7 +115,9 @@ def load_checkpoint(path: str | Path) -> StateDict:
         if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
             content = inner
             break
-    weights = {_plain_key(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {
+        _plain_key(key): value for key, value in content.items() if isinstance(value, Tensor)
+    }
     weights = {key: value for key, value in weights.items() if not IGNORED.match(key)}
     if not weights:
         raise ValueError(f"{path} holds no weights; its keys are {', '.join(map(str, content))}.")
@@ -239,7 +243,9 @@ def transformer_from_llamagen(
     text = "cls_embedding.cap_proj.fc1.weight" in state_dict
     condition = "uncond_embedding" if text else "embedding_table.weight"
     feed_forward = "layers.0.feed_forward.w1.weight"
-    _require(state_dict, ["tok_embeddings.weight", feed_forward, f"cls_embedding.{condition}"], what)
+    _require(
+        state_dict, ["tok_embeddings.weight", feed_forward, f"cls_embedding.{condition}"], what
+    )
     vocab_size, width = state_dict["tok_embeddings.weight"].shape
     if num_attention_heads is None:
         if width not in HEADS:

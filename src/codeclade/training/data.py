@@ -6,7 +6,6 @@ number of data workers changes nothing.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,9 @@ class LabelledImages(Dataset):
     centre crop, no flip. An item is `(pixels, label)`, pixels (3, S, S) uint8.
     """
 
-    def __init__(self, rows, labels: Tensor, class_names: Sequence[str], image_size: int, crop: float):
+    def __init__(
+        self, rows, labels: Tensor, class_names: Sequence[str], image_size: int, crop: float
+    ):
         self.rows, self.labels, self.class_names = rows, labels, list(class_names)
         self.image_size, self.crop = image_size, crop
 

@@ -78,7 +78,9 @@ class Run:
         keep: checkpoints kept.
     """
 
-    def __init__(self, accelerator: Accelerator, out: str | Path, recipe, total: int, keep: int = 2):
+    def __init__(
+        self, accelerator: Accelerator, out: str | Path, recipe, total: int, keep: int = 2
+    ):
         self.accelerator, self.out, self.total, self.keep = accelerator, Path(out), total, keep
         self.recipe = asdict(recipe)
         self.checkpoints = self.out / "checkpoints"
@@ -101,9 +103,8 @@ class Run:
             self.accelerator.load_state(str(found[-1]))
             start, self.seconds_before = state["step"], state["seconds"]
         self.out.mkdir(parents=True, exist_ok=True)
-        self.bar = tqdm(
-            total=self.total, initial=start, unit="step", disable=not self.accelerator.is_main_process
-        )
+        quiet = {} if self.accelerator.is_main_process else {"disable": True}
+        self.bar = tqdm(total=self.total, initial=start, unit="step", **quiet)
         return start
 
     @property

@@ -84,7 +84,10 @@ class TokenizerLosses(nn.Module):
 
 @torch.no_grad()
 def revive_dead_codes(
-    losses: TokenizerLosses, optimizer: torch.optim.Optimizer, unit: Tensor, accelerator: Accelerator
+    losses: TokenizerLosses,
+    optimizer: torch.optim.Optimizer,
+    unit: Tensor,
+    accelerator: Accelerator,
 ) -> int:
     """Move every code unused since the last call onto a random latent of this batch.
 
@@ -92,7 +95,9 @@ def revive_dead_codes(
     Returns the number of codes moved.
     """
     usage = accelerator.reduce(losses.usage, "sum")
-    candidates = accelerator.gather(unit.permute(0, 2, 3, 1).reshape(-1, unit.shape[1]).contiguous())
+    candidates = accelerator.gather(
+        unit.permute(0, 2, 3, 1).reshape(-1, unit.shape[1]).contiguous()
+    )
     dead = (usage == 0).nonzero().flatten()[: len(candidates)]
     if len(dead):
         weight = losses.vq_model.codebook
@@ -204,7 +209,9 @@ def evaluate_tokenizer(
 
 
 @torch.no_grad()
-def save_reconstructions(vq_model: VQModel, images: LabelledImages, path: Path, count: int = 32) -> None:
+def save_reconstructions(
+    vq_model: VQModel, images: LabelledImages, path: Path, count: int = 32
+) -> None:
     """A sheet of originals (upper rows) and their reconstructions (lower rows) to look at."""
     stride = max(1, len(images) // count)
     originals = torch.stack([images[i, None][0] for i in range(0, len(images), stride)][:count])

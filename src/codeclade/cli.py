@@ -1,0 +1,250 @@
+"""The `codeclade` command. Every verb imports what it needs when it runs, so `--help` is instant."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
+  codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/
+  codeclade encode --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model --out runs/codes data=photos/
+  codeclade cluster runs/tokenizer/vq_model --method masc --clusters 512 --out runs/cluster_map
+  codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model \\
+      --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; bad input is answered with one sentence and exit code 2."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        if os.environ.get("CODECLADE_TRACEBACK"):
+            raise
+        print(f"codeclade {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"codeclade {arguments.verb}: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The argument parser of all verbs."""
+    from . import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="codeclade",
+        description="Clustered codebooks for autoregressive image generation.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"codeclade {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_generate(verbs)
+    _add_cluster(verbs)
+    _add_train_tokenizer(verbs)
+    _add_encode(verbs)
+    _add_train_generator(verbs)
+    return parser
+
+
+def _verb(verbs, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", metavar="FILE", help="YAML file; see hub_configs/")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings over the recipe's"
+    )
+
+
+def _add_generate(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "generate",
+        _generate,
+        "generate images of classes and save them",
+        'codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2',
+    )
+    parser.add_argument(
+        "labels",
+        nargs="*",
+        metavar="CLASS",
+        help="class names or ids; none: a sheet of eight classes",
+    )
+    parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
+    parser.add_argument("--out", default="image.png", metavar="FILE", help="default: image.png")
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="images a class; default 1, sheet 8"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--guidance-scale", type=float, metavar="S", help="active above 1")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is arg-max")
+    parser.add_argument("--top-k", type=int, metavar="K", help="0 keeps all")
+    parser.add_argument("--top-p", type=float, metavar="P", help="1 keeps all")
+    parser.add_argument("--scale", type=int, default=2, help="enlargement on sheets; default 2")
+    parser.add_argument("--device", help="default: cuda where available, else cpu")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    out = Path(arguments.out)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to save {out.name} in.")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
+    import torch
+
+    from . import CodecladePipeline, bundled
+    from .evaluation.sheet import contact_sheet
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = CodecladePipeline.from_pretrained(
+        arguments.pipeline or bundled(),
+        dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32,
+    ).to(device)
+    labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
+    count = arguments.images or (1 if labels else 8)
+    label_ids = pipeline.get_label_ids(labels or list(range(min(8, len(pipeline.config.id2label)))))
+    images = pipeline(
+        label_ids,
+        guidance_scale=arguments.guidance_scale,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        num_images_per_prompt=count,
+        generator=torch.Generator().manual_seed(arguments.seed),
+    ).images
+    picture = images[0]
+    if len(images) > 1:
+        names = [pipeline.config.id2label.get(str(label), str(label)) for label in label_ids]
+        rows = {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)}
+        picture = contact_sheet(rows, arguments.scale)
+    picture.save(out)
+    print(f"saved {out} ({picture.width}x{picture.height})")
+
+
+def _add_cluster(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "cluster",
+        _cluster,
+        "cluster a codebook and save the cluster map",
+        "codeclade cluster runs/tokenizer/vq_model --method masc --clusters 512 --out runs/cluster_map",
+    )
+    parser.add_argument("source", help="array file, VQModel folder or pipeline folder")
+    parser.add_argument("--method", default="masc", help="default masc")
+    parser.add_argument(
+        "--clusters", type=int, required=True, metavar="K", help="number of clusters"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the cluster map")
+
+
+def _cluster(arguments: argparse.Namespace) -> None:
+    from .clustering import make
+    from .components.cluster_map import ClusterMap
+    from .hub.codebooks import load_codebook
+
+    codebook = load_codebook(arguments.source)
+    found = make(arguments.method, n_clusters=arguments.clusters).fit(codebook.numpy())
+    cluster_map = ClusterMap.from_labels(
+        found.labels_,
+        codebook,
+        getattr(found, "children_", None),
+        getattr(found, "distances_", None),
+        method=arguments.method,
+    )
+    cluster_map.save_pretrained(arguments.out)
+    sizes = cluster_map.sizes
+    print(
+        f"{len(codebook)} codes in {len(sizes)} clusters of {sizes.min()} to {sizes.max()} "
+        f"(median {int(sizes.median())}); saved in {arguments.out}"
+    )
+
+
+def _add_train_tokenizer(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "train-tokenizer",
+        _train_tokenizer,
+        "train a VQ tokenizer on photographs",
+        "codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/ steps=5000",
+    )
+    _recipe_arguments(parser)
+
+
+def _train_tokenizer(arguments: argparse.Namespace) -> None:
+    from .training.run import load_recipe
+    from .training.tokenizer import TokenizerRecipe, train_tokenizer
+
+    recipe = load_recipe(TokenizerRecipe, "tokenizer", arguments.recipe, arguments.overrides)
+    train_tokenizer(recipe, arguments.out)
+
+
+def _add_encode(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "encode",
+        _encode,
+        "tokenize photographs into code shards",
+        "codeclade encode --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model --out runs/codes",
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
+    _recipe_arguments(parser)
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .components.vq_model import VQModel
+    from .training.codes import EncodeRecipe, encode
+    from .training.run import load_recipe
+
+    recipe = load_recipe(EncodeRecipe, "encode", arguments.recipe, arguments.overrides)
+    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
+    encode(recipe, vq_model.to("cuda" if torch.cuda.is_available() else "cpu"), arguments.out)
+
+
+def _add_train_generator(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "train-generator",
+        _train_generator,
+        "train a generator on code shards and save the whole pipeline",
+        "codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
+        "--cluster-map runs/cluster_map --codes runs/codes --out runs/generator",
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
+    parser.add_argument("--cluster-map", metavar="DIR", help="ClusterMap folder; none: predict ids")
+    parser.add_argument("--codes", required=True, metavar="DIR", help="what encode wrote")
+    _recipe_arguments(parser)
+
+
+def _train_generator(arguments: argparse.Namespace) -> None:
+    from .components.cluster_map import ClusterMap
+    from .components.vq_model import VQModel
+    from .training.generator import GeneratorRecipe, train_generator
+    from .training.run import load_recipe
+
+    recipe = load_recipe(GeneratorRecipe, "generator", arguments.recipe, arguments.overrides)
+    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
+    cluster_map = (
+        ClusterMap.from_pretrained(arguments.cluster_map) if arguments.cluster_map else None
+    )
+    train_generator(recipe, arguments.codes, vq_model, cluster_map, arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Train a CodecladeTransformer on code shards: over clusters (MASC, DCPE) or over ids (LlamaGen).
+
+MASC eq. 5 (arXiv 2510.04220): ids become clusters for input and target alike, cross-entropy over K
+classes, everything else as LlamaGen (arXiv 2406.06525): AdamW, class dropout, EMA.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from ..components.cluster_map import ClusterMap
+from ..components.pipeline import CodecladePipeline
+from ..components.transformer import CodecladeConfig, CodecladeTransformer
+from ..components.vq_model import VQModel
+from .codes import Codes
+from .data import StepSampler, step_loader
+from .run import Run, learning_rate
+
+
+@dataclass
+class GeneratorRecipe:
+    """Settings of `codeclade train-generator`."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 2048
+    dropout: float = 0.1  # token, residual and feed-forward dropout
+    class_dropout: float = 0.1
+    steps: int = 100_000
+    batch_size: int = 256  # global
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-5
+    warmup: int = 100
+    weight_decay: float = 0.05  # on matrices only
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "bf16"  # no, fp16, bf16
+    guidance_scale: float = 2.0  # defaults the finished pipeline is saved with
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 20
+    evaluate_every: int = 500
+    save_every: int = 500
+
+
+def train_generator(
+    recipe: GeneratorRecipe,
+    codes: str | Path,
+    vq_model: VQModel,
+    cluster_map: ClusterMap | None,
+    out: str | Path,
+) -> CodecladePipeline:
+    """Train a generator on code shards and save the whole pipeline; a second call goes on.
+
+    Args:
+        codes: folder with train/ and validation/, made by `encode` with the same tokenizer.
+        cluster_map: the generator predicts its clusters; None: ids.
+        out: gets pipeline/ (EMA weights), log.jsonl and checkpoints/.
+
+    Raises:
+        ValueError: codes or map of another tokenizer, or a folder with another recipe's run.
+    """
+    train, held_out = Codes(Path(codes) / "train"), Codes(Path(codes) / "validation")
+    train.check_tokenizer(vq_model)
+    mapping = None if cluster_map is None else cluster_map.mapping
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    set_seed(recipe.seed, device_specific=True)
+    torch.manual_seed(recipe.seed)
+    model = CodecladeTransformer(generator_config(recipe, train, cluster_map))
+    ema = EMAModel(model.parameters(), decay=recipe.ema_decay)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema)
+    run = Run(accelerator, out, recipe, recipe.steps)
+    start = run.resume()
+    run.log(start, baselines(train, mapping))
+    _optimize(run, recipe, train, held_out, mapping, model, optimizer, ema, start)
+    model = accelerator.unwrap_model(model).float().eval()
+    ema.copy_to(model.parameters())
+    pipeline = CodecladePipeline(
+        vq_model,
+        model,
+        cluster_map,
+        id2label=dict(enumerate(train.header["class_names"])),
+        guidance_scale=recipe.guidance_scale,
+        temperature=recipe.temperature,
+        top_k=recipe.top_k,
+        top_p=recipe.top_p,
+    )
+    if accelerator.is_main_process:
+        pipeline.save_pretrained(run.out / "pipeline")
+    return pipeline
+
+
+def generator_config(
+    recipe: GeneratorRecipe, codes: Codes, cluster_map: ClusterMap | None
+) -> CodecladeConfig:
+    """Architecture for the codes of one tokenizer, over the map's clusters or over all ids."""
+    return CodecladeConfig(
+        vocab_size=codes.header["codebook_size"]
+        if cluster_map is None
+        else cluster_map.num_clusters,
+        scheme="token" if cluster_map is None else "cluster",
+        grid_size=codes.header["grid_size"],
+        num_classes=len(codes.header["class_names"]),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        intermediate_size=recipe.intermediate_size,
+        token_dropout=recipe.dropout,
+        residual_dropout=recipe.dropout,
+        feed_forward_dropout=recipe.dropout,
+        class_dropout=recipe.class_dropout,
+    )
+
+
+def build_optimizer(model: torch.nn.Module, recipe: GeneratorRecipe) -> torch.optim.AdamW:
+    """LlamaGen's AdamW: betas (0.9, 0.95), weight decay on tensors of two or more dimensions."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+
+
+def _optimize(run, recipe, train, held_out, mapping, model, optimizer, ema, start) -> None:
+    accelerator = run.accelerator
+    sampler = StepSampler(
+        len(train),
+        recipe.batch_size,
+        recipe.seed,
+        start,
+        recipe.steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    model.train()
+    for step, (ids, labels) in enumerate(step_loader(train, sampler, recipe.workers), start):
+        rate = learning_rate(
+            step,
+            peak=recipe.learning_rate,
+            final=recipe.final_learning_rate,
+            warmup=recipe.warmup,
+            total=recipe.steps,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        tokens = (ids if mapping is None else mapping[ids]).to(accelerator.device)
+        loss = model(tokens[:, :-1], labels.to(accelerator.device), labels=tokens).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+        done = step + 1
+        if done % recipe.log_every == 0:
+            run.log(done, {"loss": loss.item(), "learning_rate": rate})
+        if done % recipe.evaluate_every == 0 or done == recipe.steps:
+            run.log(done, {"validation_loss": _ema_validation(run, model, ema, held_out, mapping)})
+        if done % recipe.save_every == 0 or done == recipe.steps:
+            run.save(done)
+        run.bar.update()
+
+
+def _ema_validation(run: Run, model, ema: EMAModel, held_out: Codes, mapping) -> float:
+    plain = run.accelerator.unwrap_model(model)
+    ema.store(plain.parameters())
+    ema.copy_to(plain.parameters())
+    loss = validation_loss(plain, held_out, mapping)
+    ema.restore(plain.parameters())
+    return loss
+
+
+@torch.no_grad()
+def validation_loss(
+    model: CodecladeTransformer, codes: Codes, mapping: Tensor | None, batch_size: int = 250
+) -> float:
+    """Mean cross-entropy per token, in nats, of the first view of every image; float32."""
+    training = model.training
+    model.eval()
+    total = 0.0
+    for start in range(0, len(codes), batch_size):
+        ids = codes.ids[start : start + batch_size, 0].long()
+        tokens = (ids if mapping is None else mapping[ids]).to(model.device)
+        labels = codes.labels[start : start + batch_size].to(model.device)
+        total += model(tokens[:, :-1], labels, labels=tokens).loss.item() * len(tokens)
+    model.train(training)
+    return total / len(codes)
+
+
+def baselines(codes: Codes, mapping: Tensor | None) -> dict[str, float]:
+    """What a generator must beat, nats per token: ln V, and the entropy of the token frequencies."""
+    ids = codes.ids.flatten().long()
+    tokens = ids if mapping is None else mapping[ids]
+    vocabulary = codes.header["codebook_size"] if mapping is None else int(mapping.max()) + 1
+    p = tokens.bincount(minlength=vocabulary).double() / len(tokens)
+    return {
+        "uniform_baseline": math.log(vocabulary),
+        "unigram_entropy": -(p[p > 0] * p[p > 0].log()).sum().item(),
+    }
