@@ -1,4 +1,4 @@
-"""The `codeclade` command. Every verb imports what it needs when it runs, so `--help` is instant."""
+"""The `codeclade` command. A verb imports what it needs when it runs, so `--help` is instant."""
 
 import argparse
 import os
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train_tokenizer(verbs)
     _add_encode(verbs)
     _add_train_generator(verbs)
+    _add_train_refiner(verbs)
     return parser
 
 
@@ -244,6 +245,42 @@ def _train_generator(arguments: argparse.Namespace) -> None:
         ClusterMap.from_pretrained(arguments.cluster_map) if arguments.cluster_map else None
     )
     train_generator(recipe, arguments.codes, vq_model, cluster_map, arguments.out)
+
+
+def _add_train_refiner(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "train-refiner",
+        _train_refiner,
+        "train a network from clusters to ids on code shards",
+        "codeclade train-refiner --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
+        "--cluster-map runs/cluster_map --codes runs/codes --out runs/refiner",
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
+    parser.add_argument("--cluster-map", required=True, metavar="DIR", help="ClusterMap folder")
+    parser.add_argument("--codes", required=True, metavar="DIR", help="what encode wrote")
+    parser.add_argument(
+        "--generator",
+        metavar="DIR",
+        help="generator folder whose hidden states come in too (MASC); none: clusters alone",
+    )
+    _recipe_arguments(parser)
+
+
+def _train_refiner(arguments: argparse.Namespace) -> None:
+    from .components.cluster_map import ClusterMap
+    from .components.transformer import CodecladeTransformer
+    from .components.vq_model import VQModel
+    from .training.refiner import RefinerRecipe, train_refiner
+    from .training.run import load_recipe
+
+    recipe = load_recipe(RefinerRecipe, "refiner", arguments.recipe, arguments.overrides)
+    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
+    cluster_map = ClusterMap.from_pretrained(arguments.cluster_map)
+    generator = (
+        CodecladeTransformer.from_pretrained(arguments.generator) if arguments.generator else None
+    )
+    train_refiner(recipe, arguments.codes, vq_model, cluster_map, arguments.out, generator)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ def train_generator(
     """
     train, held_out = Codes(Path(codes) / "train"), Codes(Path(codes) / "validation")
     train.check_tokenizer(vq_model)
+    if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
+        raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
     mapping = None if cluster_map is None else cluster_map.mapping
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     set_seed(recipe.seed, device_specific=True)
@@ -201,7 +203,7 @@ def validation_loss(
 
 
 def baselines(codes: Codes, mapping: Tensor | None) -> dict[str, float]:
-    """What a generator must beat, nats per token: ln V, and the entropy of the token frequencies."""
+    """What a generator must beat, nats per token: ln V and the entropy of the frequencies."""
     ids = codes.ids.flatten().long()
     tokens = ids if mapping is None else mapping[ids]
     vocabulary = codes.header["codebook_size"] if mapping is None else int(mapping.max()) + 1

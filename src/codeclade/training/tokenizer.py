@@ -53,7 +53,7 @@ class TokenizerRecipe:
 
 
 class TokenizerLosses(nn.Module):
-    """VQModel, feature network and usage counter in one module, so that one call is one DDP step."""
+    """VQModel, feature network and usage counter in one module: one call is one DDP step."""
 
     def __init__(self, vq_model: VQModel, recipe: TokenizerRecipe):
         super().__init__()
