@@ -140,7 +140,11 @@ class StepSampler:
 def step_loader(dataset: Dataset, sampler: StepSampler, workers: int = 0) -> DataLoader:
     """Batches of `dataset` in the order of `sampler`."""
     return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else every start draws from the state dropout resumes from
     )
 
 
