@@ -82,7 +82,7 @@ def load_images(
     from datasets import load_dataset
 
     parts = load_dataset(str(source))
-    if split in parts:
+    if "validation" in parts:
         rows = parts[split]
     else:
         halves = parts["train"].train_test_split(test_size=HELD_OUT, seed=0)
