@@ -1,0 +1,256 @@
+"""Encode, tokenizer and generator training on a tiny image folder: files, resuming, baselines."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from codeclade import ClusterMap, CodecladePipeline, VQModel
+from codeclade.training.codes import Codes, EncodeRecipe, encode
+from codeclade.training.data import load_images, to_pixels
+from codeclade.training.generator import (
+    GeneratorRecipe,
+    baselines,
+    train_generator,
+    validation_loss,
+)
+from codeclade.training.tokenizer import (
+    TokenizerLosses,
+    TokenizerRecipe,
+    revive_dead_codes,
+    train_tokenizer,
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """An image folder of two classes, 30 images each, plain colours with noise."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for name, colour in (("blue", (40, 60, 200)), ("red", (210, 50, 40))):
+        (folder / name).mkdir()
+        for i in range(30):
+            noise = torch.randint(-30, 30, (20, 16, 3), generator=generator)
+            pixels = (torch.tensor(colour) + noise).clamp(0, 255).byte()
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def tokenizer_recipe(photos, **changes) -> TokenizerRecipe:
+    settings = {
+        "data": str(photos),
+        "image_size": 16,
+        "block_out_channels": [32, 32],
+        "layers_per_block": 1,
+        "latent_channels": 32,
+        "codebook_size": 16,
+        "codebook_dim": 4,
+        "perceptual_weight": 0.0,
+        "revive_every": 2,
+        "steps": 6,
+        "batch_size": 8,
+        "warmup": 1,
+        "learning_rate": 5e-3,
+        "mixed_precision": "no",
+        "log_every": 1,
+        "save_every": 3,
+    }
+    return TokenizerRecipe(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(tokenizer_recipe(photos), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def codes(photos, tokenizer, tmp_path_factory):
+    out = tmp_path_factory.mktemp("codes")
+    vq_model = VQModel.from_pretrained(tokenizer / "vq_model").eval()
+    encode(EncodeRecipe(data=str(photos), image_size=16, views=3, shard_size=25), vq_model, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def parts(tokenizer):
+    vq_model = VQModel.from_pretrained(tokenizer / "vq_model").eval()
+    return vq_model, ClusterMap.from_labels(torch.arange(16) // 2, vq_model.codebook)
+
+
+GENERATOR = GeneratorRecipe(
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    steps=6,
+    batch_size=8,
+    warmup=1,
+    learning_rate=1e-2,
+    mixed_precision="no",
+    log_every=1,
+    evaluate_every=3,
+    save_every=3,
+)
+
+
+def read_log(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_tokenizer_run_writes_a_loadable_model_and_its_record(tokenizer):
+    model = VQModel.from_pretrained(tokenizer / "vq_model")
+    assert model.codebook.shape == (16, 4)
+    assert (tokenizer / "reconstructions.png").is_file()
+    last = read_log(tokenizer)[-1]
+    assert 0 < last["codebook_usage"] <= 1
+    assert 1 <= last["codebook_perplexity"] <= 16
+    assert 5 < last["psnr"] < 60
+
+
+def test_tokenizer_loss_falls(tokenizer):
+    pixel = [line["pixel"] for line in read_log(tokenizer) if "pixel" in line]
+    assert pixel[-1] < 0.8 * pixel[0]
+
+
+def test_stopped_tokenizer_run_ends_with_the_same_weights(photos, tokenizer, tmp_path, monkeypatch):
+    """Stop after the checkpoint at step 3, start again: bit-equal to the run in one go."""
+    from codeclade.training.run import Run
+
+    save = Run.save
+
+    def save_then_stop(run, step):
+        save(run, step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(tokenizer_recipe(photos), tmp_path)
+    monkeypatch.setattr(Run, "save", save)
+    resumed = train_tokenizer(tokenizer_recipe(photos), tmp_path)
+    whole = VQModel.from_pretrained(tokenizer / "vq_model")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_dead_codes_move_onto_latents(photos):
+    from accelerate import Accelerator
+
+    recipe = tokenizer_recipe(photos)
+    torch.manual_seed(0)
+    vq_model = VQModel((32, 32), 1, 32, codebook_size=16, codebook_dim=4)
+    losses = TokenizerLosses(vq_model, recipe)
+    before = vq_model.codebook.detach().clone()
+    losses.usage[:] = 1
+    losses.usage[[3, 7]] = 0
+    latents = torch.nn.functional.normalize(torch.randn(2, 4, 8, 8), dim=1)
+    optimizer = torch.optim.Adam(vq_model.parameters())
+    assert revive_dead_codes(losses, optimizer, latents, Accelerator()) == 2
+    changed = (vq_model.codebook != before).any(1).nonzero().flatten().tolist()
+    assert changed == [3, 7]
+    nearest = vq_model.quantize.rows()[[3, 7]] @ latents.permute(1, 0, 2, 3).flatten(1)
+    assert (nearest.max(1).values > 0.999).all()
+    assert not losses.usage.any()
+
+
+def test_codes_hold_every_image_and_decode_to_it(photos, codes, parts):
+    train, held_out = Codes(codes / "train"), Codes(codes / "validation")
+    assert train.ids.shape == (57, 3, 64)
+    assert held_out.ids.shape == (3, 1, 64)
+    assert train.header["class_names"] == ["blue", "red"]
+    assert train.header["shards"] == [f"codes-0000{i}.safetensors" for i in range(3)]
+    assert (codes / "train" / "preview.png").is_file()
+    images = load_images(str(photos), "validation", 16)
+    pixels = to_pixels(torch.stack([images[i, None][0] for i in range(3)]))
+    assert torch.equal(held_out.ids[:, 0].long(), parts[0].encode(pixels).ids.flatten(1))
+    assert torch.equal(held_out.labels, images.labels)
+
+
+def test_code_views_are_picked_by_seed(codes):
+    train = Codes(codes / "train")
+    views = {tuple(train[0, seed][0].tolist()) for seed in range(40)}
+    assert views == {tuple(view.tolist()) for view in train.ids[0].long()}
+
+
+def test_codes_of_another_tokenizer_are_refused(codes):
+    torch.manual_seed(1)
+    other = VQModel((32, 32), 1, 32, codebook_size=16, codebook_dim=4)
+    with pytest.raises(ValueError, match="another tokenizer"):
+        Codes(codes / "train").check_tokenizer(other)
+
+
+def test_encode_again_keeps_finished_shards(photos, tokenizer, tmp_path):
+    vq_model = VQModel.from_pretrained(tokenizer / "vq_model").eval()
+    recipe = EncodeRecipe(data=str(photos), image_size=16, views=1, shard_size=25)
+    encode(recipe, vq_model, tmp_path)
+    before = Codes(tmp_path / "train").ids
+    (tmp_path / "train" / "codes.json").rename(tmp_path / "train" / "codes.partial.json")
+    (tmp_path / "train" / "codes-00001.safetensors").unlink()
+    stamp = (tmp_path / "train" / "codes-00000.safetensors").stat().st_mtime_ns
+    encode(recipe, vq_model, tmp_path)
+    assert torch.equal(Codes(tmp_path / "train").ids, before)
+    assert (tmp_path / "train" / "codes-00000.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_missing_codes_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"codes\.json is missing"):
+        Codes(tmp_path)
+
+
+def test_baselines_are_entropies(codes):
+    train = Codes(codes / "train")
+    found = baselines(train, None)
+    assert found["uniform_baseline"] == pytest.approx(math.log(16))
+    p = torch.bincount(train.ids.flatten().long(), minlength=16) / train.ids.numel()
+    expected = -sum(q * math.log(q) for q in p.tolist() if q)
+    assert found["unigram_entropy"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_generator_learns_and_makes_a_pipeline(codes, parts, tmp_path, clustered):
+    vq_model, cluster_map = parts
+    pipeline = train_generator(
+        GENERATOR, codes, vq_model, cluster_map if clustered else None, tmp_path
+    )
+    log = read_log(tmp_path)
+    losses = [line["loss"] for line in log if "loss" in line]
+    size = 8 if clustered else 16
+    assert losses[0] == pytest.approx(math.log(size), abs=1e-5)
+    assert losses[-1] < losses[0]
+    mapping = cluster_map.mapping if clustered else None
+    held_out = validation_loss(pipeline.transformer, Codes(codes / "validation"), mapping)
+    assert held_out == pytest.approx(log[-1]["validation_loss"], abs=1e-5)
+    loaded = CodecladePipeline.from_pretrained(tmp_path / "pipeline")
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.get_label_ids(["red", "blue"]) == [1, 0]
+    assert loaded("red").images[0].size == (16, 16)
+
+
+def test_stopped_generator_run_ends_with_the_same_weights(codes, parts, tmp_path, monkeypatch):
+    from codeclade.training.run import Run
+
+    whole = train_generator(GENERATOR, codes, *parts, tmp_path / "whole")
+    save = Run.save
+
+    def save_then_stop(run, step):
+        save(run, step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_generator(GENERATOR, codes, *parts, tmp_path / "stopped")
+    monkeypatch.setattr(Run, "save", save)
+    resumed = train_generator(GENERATOR, codes, *parts, tmp_path / "stopped")
+    for name, value in whole.transformer.state_dict().items():
+        assert torch.equal(value, resumed.transformer.state_dict()[name]), name
+
+
+def test_map_of_another_tokenizer_is_refused_before_training(codes, parts, tmp_path):
+    torch.manual_seed(1)
+    other = ClusterMap.from_labels(torch.arange(16) // 2, torch.randn(16, 4))
+    with pytest.raises(ValueError, match="another codebook"):
+        train_generator(GENERATOR, codes, parts[0], other, tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
