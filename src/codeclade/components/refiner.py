@@ -1,0 +1,338 @@
+"""Refiner: a grid of clusters to codebook ids, all positions at once.
+
+One class, three methods: DCPE's refine net (arXiv 2508.10719; causal, arg-max over all ids), CTF's
+second stage (arXiv 2503.16194; bidirectional, sampled among the cluster's members) and MASC's
+hierarchical decoding (arXiv 2510.04220; the generator's hidden states come in too).
+Must stay numerically equal to DCPE's released refine net (see hub/dcpe.py).
+
+Shapes: B batch, P prefix positions (1 with classes, else 0), T tokens, L = P + T, D width, N ids,
+K clusters, C width of the generator's hidden states.
+Float32 whatever the dtype: rotation, RMSNorm statistics, logits, loss.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.utils import ModelOutput
+
+from .cluster_map import ClusterMap
+from .sampling import guide, sample
+from .transformer import Block, CodecladeTransformer, rotation
+
+
+class RefinerConfig(PreTrainedConfig):
+    """Architecture of a `Refiner`; the defaults are DCPE's refine net.
+
+    Raises:
+        ValueError: a width the heads do not divide into multiples of 4, or class dropout without a
+            null class.
+    """
+
+    model_type = "codeclade_refiner"
+
+    def __init__(
+        self,
+        codebook_size: int = 16384,  # N
+        num_clusters: int = 8192,  # K
+        grid_size: int = 16,
+        num_classes: int = 1000,  # 0: no class prefix
+        null_class: bool = False,  # one more class row, for guidance
+        context_dim: int | None = None,  # C: hidden states of the generator are an input (MASC)
+        hidden_size: int = 768,  # D
+        num_hidden_layers: int = 1,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 2048,  # SwiGLU width
+        causal: bool = True,  # DCPE attends to earlier clusters only, CTF to all
+        mask_to_members: bool = False,  # only ids of the given cluster have a probability
+        sampling_temperature: float = 0.0,  # of `refine` where none is given; 0 is arg-max
+        rms_norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        token_dropout: float = 0.0,  # dropouts act in training only
+        residual_dropout: float = 0.1,
+        feed_forward_dropout: float = 0.1,
+        class_dropout: float = 0.0,  # share of classes replaced by the null class
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        if hidden_size % (4 * num_attention_heads):
+            raise ValueError(
+                f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
+                f"{4 * num_attention_heads}, for the two rotation axes."
+            )
+        if class_dropout and not null_class:
+            raise ValueError(
+                f"class_dropout={class_dropout} needs null_class=True: dropped classes become it."
+            )
+        self.codebook_size = codebook_size
+        self.num_clusters = num_clusters
+        self.grid_size = grid_size
+        self.num_classes = num_classes
+        self.null_class = null_class
+        self.context_dim = context_dim
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.causal = causal
+        self.mask_to_members = mask_to_members
+        self.sampling_temperature = sampling_temperature
+        self.rms_norm_eps = rms_norm_eps
+        self.rope_theta = rope_theta
+        self.token_dropout = token_dropout
+        self.residual_dropout = residual_dropout
+        self.feed_forward_dropout = feed_forward_dropout
+        self.class_dropout = class_dropout
+        self.initializer_range = initializer_range
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    @property
+    def prefix_length(self) -> int:
+        return 1 if self.num_classes else 0
+
+    @property
+    def positions_per_cell(self) -> int:
+        return 1  # `rotation` asks
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_tokens(self) -> int:
+        """T of a whole image."""
+        return self.grid_size**2
+
+
+@dataclass
+class RefinerOutput(ModelOutput):
+    """What `Refiner.forward` returns."""
+
+    loss: Tensor | None = None  # mean cross-entropy in nats
+    logits: Tensor | None = None  # (B, T, N) float32; position t speaks of token t
+
+
+class RefinerPrefix(nn.Module):
+    """Class label to one prefix vector; the null class, where there is one, is the last row."""
+
+    def __init__(self, config: RefinerConfig):
+        super().__init__()
+        rows = config.num_classes + int(config.null_class)
+        self.embedding = nn.Embedding(rows, config.hidden_size)
+        self.null, self.drop = config.num_classes, config.class_dropout
+
+    def forward(self, class_labels: Tensor) -> Tensor:
+        if self.training and self.drop:
+            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.drop
+            class_labels = class_labels.masked_fill(dropped, self.null)
+        return self.embedding(class_labels).unsqueeze(1)  # (B, 1, D)
+
+
+class Refiner(PreTrainedModel):
+    """Network from clusters to ids, not autoregressive: one forward pass refines a whole image."""
+
+    config_class = RefinerConfig
+    base_model_prefix = "refiner"
+    main_input_name = "clusters"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a list)
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: RefinerConfig):
+        super().__init__(config)
+        self.prefix = RefinerPrefix(config) if config.num_classes else None
+        self.cluster_embedding = nn.Embedding(config.num_clusters, config.hidden_size)
+        self.context = (
+            nn.Linear(config.context_dim, config.hidden_size) if config.context_dim else None
+        )
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        for layer in self.layers:
+            layer.attention.is_causal = config.causal
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.head:
+            init.zeros_(module.weight)  # the first loss is exactly ln N, or mean ln of cluster size
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but strict: a missing or unexpected weight is an error.
+
+        Raises:
+            ValueError: naming the weights.
+        """
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
+                raise ValueError(f"{args[0]} has {problem.replace('_', ' ')}: {names}.")
+        return (model, report) if output_loading_info else model
+
+    def _check_inputs(self, clusters: Tensor, class_labels, context, mapping) -> None:
+        config = self.config
+        if clusters.ndim != 2 or clusters.shape[1] > config.num_tokens:
+            raise ValueError(
+                f"clusters must have shape (B, T) with T up to {config.num_tokens}, got "
+                f"{tuple(clusters.shape)}."
+            )
+        wanted = (
+            ("class_labels", class_labels, bool(config.num_classes)),
+            ("context", context, bool(config.context_dim)),
+            ("mapping", mapping, config.mask_to_members),
+        )
+        for name, value, needed in wanted:
+            if needed and value is None:
+                raise ValueError(f"this refiner needs {name}; give it.")
+        if mapping is not None and mapping.shape != (config.codebook_size,):
+            raise ValueError(
+                f"mapping has shape {tuple(mapping.shape)}, but this refiner speaks of "
+                f"{config.codebook_size} ids."
+            )
+
+    def forward(
+        self,
+        clusters: Tensor,
+        class_labels: Tensor | None = None,
+        context: Tensor | None = None,
+        mapping: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> RefinerOutput:
+        """Logits of the id at every position.
+
+        Args:
+            clusters: (B, T) in raster order.
+            class_labels: (B,), needed where the config has classes.
+            context: (B, T, C) hidden states of the generator (see `generator_states`), needed where
+                the config has a context_dim.
+            mapping: (N,) cluster of every id, needed where the config masks to members; other ids
+                get the logit -inf.
+            labels: (B, T) ids to predict.
+
+        Raises:
+            ValueError: an input that is missing or of a wrong shape.
+        """
+        self._check_inputs(clusters, class_labels, context, mapping)
+        x = self.cluster_embedding(clusters)  # (B, T, D)
+        if self.context is not None:
+            x = x + self.context(context.to(x.dtype))
+        if self.prefix is not None:
+            x = torch.cat([self.prefix(class_labels), x], dim=1)  # (B, L, D)
+        x = self.token_dropout(x)
+        positions = torch.arange(x.shape[1], device=x.device)
+        mask = None
+        if self.config.causal:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=x,
+                attention_mask=None,
+                past_key_values=None,
+                position_ids=positions.unsqueeze(0),
+            )
+        cos, sin = rotation(positions, self.config)
+        for layer in self.layers:
+            x = layer(x, mask, cos, sin, None)
+        logits = self.head(self.norm(x[:, self.config.prefix_length :])).float()
+        if self.config.mask_to_members:
+            outside = mapping.to(clusters.device) != clusters.unsqueeze(-1)  # (B, T, N)
+            logits = logits.masked_fill(outside, -torch.inf)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return RefinerOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        clusters: Tensor,
+        class_labels: Tensor | None = None,
+        cluster_map: ClusterMap | None = None,
+        context: Tensor | None = None,
+        uniforms: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        """Ids (B, T) of clusters (B, T).
+
+        Where the config masks to members, every id lies in its cluster, always.
+
+        Args:
+            class_labels, context: as for `forward`.
+            cluster_map: needed where the config masks to members.
+            uniforms: (B, T) numbers in [0, 1), one a token; or
+            generator: their source.
+            temperature: divides the logits, 0 is arg-max; None: the config's
+                `sampling_temperature`.
+            top_k: sample among the k most likely ids; 0 means all.
+            guidance_scale: classifier-free guidance, active above 1; needs a null class.
+
+        Raises:
+            ValueError: an input that is missing, or guidance without a null class.
+        """
+        if temperature is None:
+            temperature = self.config.sampling_temperature
+        if uniforms is None:
+            device = generator.device if generator is not None else clusters.device
+            uniforms = torch.rand(clusters.shape, generator=generator, device=device)
+        mapping = None if cluster_map is None else cluster_map.mapping
+        logits = self(clusters, class_labels, context, mapping).logits
+        if guidance_scale > 1:
+            if not self.config.null_class:
+                raise ValueError(
+                    f"guidance_scale={guidance_scale} needs a refiner with a null class."
+                )
+            null = torch.full_like(class_labels, self.config.num_classes)
+            unconditional = self(clusters, null, context, mapping).logits
+            logits = torch.where(  # both are -inf outside the cluster, where guidance makes NaN
+                logits.isfinite(), guide(logits, unconditional, guidance_scale), logits
+            )
+        # One image at a time: the draw works in float64, B * T * N of them would be gigabytes.
+        return torch.stack(
+            [
+                sample(image, row, temperature, top_k)
+                for image, row in zip(logits, uniforms.to(logits.device), strict=True)
+            ]
+        )
+
+
+@torch.no_grad()
+def generator_states(
+    transformer: CodecladeTransformer, clusters: Tensor, **condition: Tensor
+) -> Tensor:
+    """Hidden states (B, T, C) from which a generator predicted clusters (B, T).
+
+    One teacher-forced pass; the states are those its head reads, and the
+    context of MASC's refiner.
+
+    Args:
+        condition: `class_labels`, or `text_embeds` and `attention_mask`.
+    """
+    kept = []
+    hook = transformer.norm.register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    )
+    try:
+        transformer(input_ids=clusters[:, :-1], **condition)
+    finally:
+        hook.remove()
+    return kept[-1][:, -clusters.shape[1] :]

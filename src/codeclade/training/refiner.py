@@ -1,0 +1,225 @@
+"""Train a Refiner on code shards: ids from their own clusters, all positions at once.
+
+DCPE's refine net (arXiv 2508.10719), CTF's second stage (arXiv 2503.16194) and MASC's hierarchical
+decoding (arXiv 2510.04220): true clusters in, cross-entropy on the true ids; independent of the
+generator except for MASC, whose generator is frozen and lends its hidden states.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from ..components.cluster_map import ClusterMap
+from ..components.refiner import Refiner, RefinerConfig, generator_states
+from ..components.transformer import CodecladeTransformer
+from ..components.vq_model import VQModel
+from .codes import Codes
+from .data import StepSampler, step_loader
+from .generator import build_optimizer
+from .run import Run, learning_rate
+
+
+@dataclass
+class RefinerRecipe:
+    """Settings of `codeclade train-refiner`; the defaults are DCPE's refine net."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 12
+    intermediate_size: int = 2048
+    causal: bool = True  # False: every position sees all clusters (CTF)
+    mask_to_members: bool = False  # True: per-cluster softmax (CTF, MASC)
+    class_prefix: bool = True  # False: clusters, and the generator's states if given, alone
+    sampling_temperature: float = 0.0  # of the finished refiner; 0 is arg-max
+    token_dropout: float = 0.0
+    dropout: float = 0.1  # residual and feed-forward dropout
+    class_dropout: float = 0.0  # above 0: the refiner has a null class and can be guided
+    steps: int = 100_000
+    batch_size: int = 256  # global
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-4
+    warmup: int = 0
+    weight_decay: float = 0.05  # on matrices only
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "bf16"  # no, fp16, bf16
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 20
+    evaluate_every: int = 500
+    save_every: int = 500
+
+
+def train_refiner(
+    recipe: RefinerRecipe,
+    codes: str | Path,
+    vq_model: VQModel,
+    cluster_map: ClusterMap,
+    out: str | Path,
+    transformer: CodecladeTransformer | None = None,
+) -> Refiner:
+    """Train a refiner on code shards and save it; a second call goes on.
+
+    Args:
+        codes: folder with train/ and validation/, made by `encode` with the same tokenizer.
+        cluster_map: gives the clusters that come in.
+        out: gets refiner/ (EMA weights), log.jsonl and checkpoints/.
+        transformer: a trained generator over the same clusters, whose hidden states come in too
+            (MASC); it is not trained.
+
+    Raises:
+        ValueError: codes, map or generator of another tokenizer, or a folder with another recipe's
+            run.
+    """
+    train, held_out = Codes(Path(codes) / "train"), Codes(Path(codes) / "validation")
+    train.check_tokenizer(vq_model)
+    if not cluster_map.matches(vq_model.codebook):
+        raise ValueError("cluster_map was made from another codebook; cluster this one again.")
+    if transformer is not None and transformer.config.vocab_size != cluster_map.num_clusters:
+        raise ValueError(
+            f"the generator predicts {transformer.config.vocab_size} tokens, but there are "
+            f"{cluster_map.num_clusters} clusters; give the generator trained on them."
+        )
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    set_seed(recipe.seed, device_specific=True)
+    torch.manual_seed(recipe.seed)
+    model = Refiner(refiner_config(recipe, train, cluster_map, transformer))
+    ema = EMAModel(model.parameters(), decay=recipe.ema_decay)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema)
+    if transformer is not None:
+        transformer = transformer.to(accelerator.device).eval().requires_grad_(False)
+    run = Run(accelerator, out, recipe, recipe.steps)
+    start = run.resume()
+    run.log(start, {"member_draw_baseline": member_entropy(train, cluster_map)})
+    batches = _Batches(train, held_out, cluster_map.mapping.to(accelerator.device), transformer)
+    _optimize(run, recipe, batches, model, optimizer, ema, start)
+    model = accelerator.unwrap_model(model).float().eval()
+    ema.copy_to(model.parameters())
+    if accelerator.is_main_process:
+        model.save_pretrained(run.out / "refiner")
+    return model
+
+
+def refiner_config(
+    recipe: RefinerRecipe,
+    codes: Codes,
+    cluster_map: ClusterMap,
+    transformer: CodecladeTransformer | None,
+) -> RefinerConfig:
+    """Architecture for the codes of one tokenizer and the clusters of one map."""
+    return RefinerConfig(
+        codebook_size=codes.header["codebook_size"],
+        num_clusters=cluster_map.num_clusters,
+        grid_size=codes.header["grid_size"],
+        num_classes=len(codes.header["class_names"]) if recipe.class_prefix else 0,
+        null_class=recipe.class_dropout > 0,
+        context_dim=None if transformer is None else transformer.config.hidden_size,
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        intermediate_size=recipe.intermediate_size,
+        causal=recipe.causal,
+        mask_to_members=recipe.mask_to_members,
+        sampling_temperature=recipe.sampling_temperature,
+        token_dropout=recipe.token_dropout,
+        residual_dropout=recipe.dropout,
+        feed_forward_dropout=recipe.dropout,
+        class_dropout=recipe.class_dropout,
+    )
+
+
+@dataclass
+class _Batches:
+    """Where the inputs of a refiner come from."""
+
+    train: Codes
+    held_out: Codes
+    mapping: Tensor  # (N,)
+    transformer: CodecladeTransformer | None
+
+    def inputs(self, ids: Tensor, labels: Tensor) -> dict[str, Tensor | None]:
+        """Arguments of `Refiner.forward` for ids (B, T) and class labels (B,)."""
+        ids, labels = ids.to(self.mapping.device), labels.to(self.mapping.device)
+        clusters, context = self.mapping[ids], None
+        if self.transformer is not None:
+            context = generator_states(self.transformer, clusters, class_labels=labels)
+        return {
+            "clusters": clusters,
+            "class_labels": labels,
+            "context": context,
+            "mapping": self.mapping,
+            "labels": ids,
+        }
+
+
+def _optimize(run, recipe, batches, model, optimizer, ema, start) -> None:
+    accelerator = run.accelerator
+    sampler = StepSampler(
+        len(batches.train),
+        recipe.batch_size,
+        recipe.seed,
+        start,
+        recipe.steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    model.train()
+    for step, (ids, labels) in enumerate(
+        step_loader(batches.train, sampler, recipe.workers), start
+    ):
+        rate = learning_rate(
+            step,
+            peak=recipe.learning_rate,
+            final=recipe.final_learning_rate,
+            warmup=recipe.warmup,
+            total=recipe.steps,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model(**batches.inputs(ids, labels)).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+        done = step + 1
+        if done % recipe.log_every == 0:
+            run.log(done, {"loss": loss.item(), "learning_rate": rate})
+        if done % recipe.evaluate_every == 0 or done == recipe.steps:
+            plain = accelerator.unwrap_model(model)
+            ema.store(plain.parameters())
+            ema.copy_to(plain.parameters())
+            run.log(done, validation(plain, batches))
+            ema.restore(plain.parameters())
+        if done % recipe.save_every == 0 or done == recipe.steps:
+            run.save(done)
+        run.bar.update()
+
+
+@torch.no_grad()
+def validation(model: Refiner, batches: _Batches, batch_size: int = 64) -> dict[str, float]:
+    """Cross-entropy per token in nats and arg-max accuracy, first view of every held-out image."""
+    training, codes = model.training, batches.held_out
+    model.eval()
+    loss = correct = 0.0
+    for start in range(0, len(codes), batch_size):
+        ids = codes.ids[start : start + batch_size, 0].long()
+        given = batches.inputs(ids, codes.labels[start : start + batch_size])
+        output = model(**given)
+        loss += output.loss.item() * len(ids)
+        correct += (output.logits.argmax(-1) == given["labels"]).float().mean().item() * len(ids)
+    model.train(training)
+    return {"validation_loss": loss / len(codes), "validation_accuracy": correct / len(codes)}
+
+
+def member_entropy(codes: Codes, cluster_map: ClusterMap) -> float:
+    """Nats per token of the uniform member draw, mean ln(cluster size): the bar for a refiner."""
+    clusters = cluster_map.mapping[codes.ids.flatten().long()]
+    return cluster_map.sizes[clusters].double().log().mean().item()
