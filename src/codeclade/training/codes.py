@@ -28,7 +28,7 @@ class EncodeRecipe:
 
     data: str  # image folder, parquet folder or Hub dataset
     image_size: int
-    classes: list = field(default_factory=list)  # class names to use; empty = all
+    classes: list | dict = field(default_factory=list)  # names to use; empty = all
     views: int = 2  # random crops and flips of every training image; validation has one, centred
     crop: float = 1.1  # largest resize factor before the random crop
     shard_size: int = 10_000  # images a shard

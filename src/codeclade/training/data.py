@@ -63,7 +63,7 @@ def load_images(
     source: str,
     split: str,
     image_size: int,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | dict[str, str] | None = None,
     crop: float = 1.0,
 ) -> LabelledImages:
     """Photographs from an image folder, a folder of parquet files or a Hub dataset.
@@ -73,7 +73,8 @@ def load_images(
         split: "train" or "validation"; where the source has no validation split, the last 5 % of
             a fixed shuffle are held out.
         image_size: side S of the square crops.
-        classes: names to keep, in the order of their new labels; None keeps all.
+        classes: names to keep, in the order of their new labels; None keeps all. A dict gives
+            the source's own name first (a WordNet id, say) and then the name to use.
         crop: largest resize factor before a random crop (1.0 crops nothing off square images).
 
     Raises:
@@ -82,8 +83,9 @@ def load_images(
     from datasets import load_dataset
 
     parts = load_dataset(str(source))
-    if "validation" in parts:
-        rows = parts[split]
+    validation = next((name for name in ("validation", "valid", "val") if name in parts), None)
+    if validation:
+        rows = parts["train" if split == "train" else validation]
     else:
         halves = parts["train"].train_test_split(test_size=HELD_OUT, seed=0)
         rows = halves["train" if split == "train" else "test"]
@@ -95,15 +97,23 @@ def load_images(
     else:
         names, labels = ["image"], torch.zeros(len(rows), dtype=torch.int64)
     if classes:
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            raise ValueError(f"{source} has no class {unknown[0]!r}; it has {', '.join(names)}.")
-        new_label = {names.index(name): label for label, name in enumerate(classes)}
+        wanted = classes if isinstance(classes, dict) else {name: name for name in classes}
+        new_label = {
+            _class_index(source, names, own, name): label
+            for label, (own, name) in enumerate(wanted.items())
+        }
         keep = [i for i, label in enumerate(labels.tolist()) if label in new_label]
         rows = rows.select(keep)
         labels = torch.tensor([new_label[labels[i].item()] for i in keep])
-        names = list(classes)
+        names = list(wanted.values())
     return LabelledImages(rows, labels, names, image_size, crop)
+
+
+def _class_index(source: str, names: list[str], own: str, name: str) -> int:
+    for candidate in (own, name):
+        if candidate in names:
+            return names.index(candidate)
+    raise ValueError(f"{source} has no class {own!r}; it has {', '.join(names)}.")
 
 
 @dataclass

@@ -27,7 +27,7 @@ class TokenizerRecipe:
 
     data: str  # image folder, parquet folder or Hub dataset
     image_size: int  # pixels a side
-    classes: list = field(default_factory=list)  # class names to use; empty = all
+    classes: list | dict = field(default_factory=list)  # names to use; empty = all
     crop: float = 1.0  # largest resize factor before the random crop
     block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])
     layers_per_block: int = 2
