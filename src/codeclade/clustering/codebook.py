@@ -1,0 +1,113 @@
+"""What a codebook must be: checks shared by every clustering method.
+
+Each check raises one sentence that names the value seen and the values allowed.
+"""
+
+import os
+
+import numpy as np
+
+
+def as_codebook(codebook) -> np.ndarray:
+    """The codebook as a C-contiguous float64 array (N, d); float16, bfloat16 and float32 are exact.
+
+    Args:
+        codebook: (N, d) floating-point rows, a NumPy array, anything NumPy reads, or a torch tensor
+            on any device.
+
+    Raises:
+        ValueError: not two-dimensional, no rows or columns, not floating-point, or not finite.
+    """
+    if hasattr(codebook, "detach"):
+        tensor = codebook.detach()
+        if not tensor.is_floating_point():
+            raise ValueError(f"codebook must hold floating-point rows, got {tensor.dtype}")
+        codebook = tensor.double().cpu().numpy()
+    rows = np.asarray(codebook)
+    if rows.dtype.kind != "f":
+        raise ValueError(f"codebook must hold floating-point rows, got dtype {rows.dtype}")
+    if rows.ndim != 2:
+        raise ValueError(f"codebook must have two dimensions (N, d), got shape {rows.shape}")
+    if 0 in rows.shape:
+        raise ValueError(f"codebook must have at least one row and column, got shape {rows.shape}")
+    rows = np.ascontiguousarray(rows, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"codebook rows must be finite, but {bad.size} hold NaN or infinity (first: row {bad[0]})"
+        )
+    return rows
+
+
+def normalized(rows: np.ndarray) -> np.ndarray:
+    """Rows (N, d) scaled to unit length.
+
+    Raises:
+        ValueError: a row is zero, so has no direction.
+    """
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    zero = np.flatnonzero(largest == 0)
+    if zero.size:
+        raise ValueError(
+            f"zero rows have no direction to normalise, but {zero.size} rows are zero "
+            f"(first: row {zero[0]})"
+        )
+    rows = rows / largest  # first by the largest entry: squares of 1e-200 would vanish
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def check_clusters(n_clusters: int, n: int) -> int:
+    """`n_clusters` as an int in 1..n.
+
+    Raises:
+        ValueError: not a whole number, or out of range.
+    """
+    if isinstance(n_clusters, bool) or int(n_clusters) != n_clusters or not 1 <= n_clusters <= n:
+        raise ValueError(
+            f"n_clusters must be a whole number from 1 to the {n} rows of the codebook, "
+            f"got {n_clusters!r}"
+        )
+    return int(n_clusters)
+
+
+def choose(name: str, value: str, known) -> str:
+    """`value` if it is one of `known`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(sorted(known))}, got {value!r}")
+    return value
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated now without swapping (Linux counts reclaimable cache)."""
+    if os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuse before starting rather than be killed halfway.
+
+    Raises:
+        MemoryError: fewer than `needed` bytes are available.
+    """
+    free = available_memory()
+    if needed > free:
+        raise MemoryError(
+            f"{what} needs about {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB "
+            "of memory are available"
+        )
+
+
+def canonical(labels: np.ndarray) -> np.ndarray:
+    """The same partition with clusters numbered by their smallest member, int64."""
+    _, smallest, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(smallest), dtype=np.int64)
+    rank[np.argsort(smallest)] = np.arange(len(smallest))
+    return rank[inverse]

@@ -1,0 +1,113 @@
+"""The clusters on the way up the tree: means, variances, members and nearest neighbours.
+
+Average linkage needs sums over members, so each cluster keeps a linked list of them; its mean and
+variance give bounds that make most sums unnecessary.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+GRAIN = 4097.0  # 2**12 + 1: splitting a float64 here keeps 41 bits
+
+
+class Forest(NamedTuple):
+    """Arrays over slots; a slot is a distinct row, and a cluster lives in one of its members."""
+
+    rows: np.ndarray  # (C, d) distinct rows
+    weight: np.ndarray  # (C,) how often each row occurs
+    mean: np.ndarray  # (C, d) of each cluster
+    variance: np.ndarray  # (C,) mean squared distance to the mean
+    size: np.ndarray  # (C,) rows in the cluster, repeats counted
+    first: np.ndarray  # (C,) int64 smallest original row number in the cluster
+    head: np.ndarray  # (C,) int64 first member
+    tail: np.ndarray  # (C,) int64 last member
+    after: np.ndarray  # (C,) int64 next member in the same cluster, -1 at the end
+    near: np.ndarray  # (C,) int64 nearest cluster, -1 not known
+    floor: np.ndarray  # (C,) distance to it, or if it is not known a lower bound of that
+    hint: np.ndarray  # (C,) int64 a cluster likely to be near, -1 none
+    alive: np.ndarray  # (C,) bool
+    grown: np.ndarray  # (C,) bool merged in the present round
+
+
+def plant(rows: np.ndarray, weight: np.ndarray, first: np.ndarray) -> Forest:
+    """One cluster per distinct row."""
+    count = len(rows)
+    own = np.arange(count, dtype=np.int64)
+    none = np.full(count, -1, dtype=np.int64)
+    return Forest(
+        rows=rows,
+        weight=weight,
+        mean=rows.copy(),
+        variance=np.zeros(count),
+        size=weight.copy(),
+        first=first.copy(),
+        head=own.copy(),
+        tail=own.copy(),
+        after=none.copy(),
+        near=none.copy(),
+        floor=np.zeros(count),
+        hint=none.copy(),
+        alive=np.ones(count, dtype=np.bool_),
+        grown=np.zeros(count, dtype=np.bool_),
+    )
+
+
+@njit(cache=True)
+def coarse(distance):
+    """The distance to 41 bits (12 digits): what differs only by rounding becomes a tie."""
+    if distance == np.inf:
+        return distance
+    scaled = distance * GRAIN
+    return scaled - (scaled - distance)
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def squared(a, b):
+    """Squared distance of two vectors."""
+    total = 0.0
+    for k in range(a.shape[0]):
+        difference = a[k] - b[k]
+        total += difference * difference
+    return total
+
+
+@njit(cache=True)
+def mean_distance(forest, a, b, most):
+    """Mean Euclidean distance between the members of a and b; infinity once it exceeds `most`."""
+    if forest.first[a] > forest.first[b]:
+        a, b = b, a  # one order of summation, so that D(a, b) and D(b, a) are the same bits
+    pairs = forest.size[a] * forest.size[b]
+    total, enough = 0.0, most * pairs
+    i = forest.head[a]
+    while i >= 0:
+        part = 0.0
+        j = forest.head[b]
+        while j >= 0:
+            part += forest.weight[j] * np.sqrt(squared(forest.rows[i], forest.rows[j]))
+            j = forest.after[j]
+        total += forest.weight[i] * part
+        if total > enough:
+            return np.inf
+        i = forest.after[i]
+    return total / pairs
+
+
+@njit(cache=True)
+def join(forest, a, b):
+    """Merge cluster b into cluster a; the caller sets the neighbours."""
+    size = forest.size[a] + forest.size[b]
+    share = forest.size[b] / size
+    forest.variance[a] = (
+        (1 - share) * forest.variance[a]
+        + share * forest.variance[b]
+        + share * (1 - share) * squared(forest.mean[a], forest.mean[b])
+    )
+    for k in range(forest.mean.shape[1]):
+        forest.mean[a, k] += share * (forest.mean[b, k] - forest.mean[a, k])
+    forest.size[a] = size
+    forest.first[a] = min(forest.first[a], forest.first[b])
+    forest.after[forest.tail[a]] = forest.head[b]
+    forest.tail[a] = forest.tail[b]
+    forest.alive[b] = False

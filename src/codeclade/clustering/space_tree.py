@@ -1,0 +1,158 @@
+"""A balanced box tree over cluster means, the index of the nearest-neighbour search.
+
+Leaves are blocks of up to LEAF means stored column by column, so that one query meets a whole
+leaf in a few vector instructions; means move and vanish in place, and the boxes are refitted.
+Nodes are numbered as in a heap: the root is 1, the children of i are 2i and 2i+1.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+LEAF = 32  # means per leaf: four 512-bit vectors of float64
+FAN = 5  # levels split before the 2**FAN subtrees go to the threads
+PARALLEL = 8192  # work items below which waking the threads costs more than it saves
+SAMPLE = 128  # means looked at to find the widest axis of a node
+
+
+@njit(cache=True)
+def _widest_axis(means, order, low, high):
+    """Axis along which the means order[low:high] spread most (looked at in a sample)."""
+    step = max(1, (high - low) // SAMPLE)
+    best, axis = -1.0, 0
+    for k in range(means.shape[1]):
+        least, most = np.inf, -np.inf
+        for i in range(low, high, step):
+            value = means[order[i], k]
+            least, most = min(least, value), max(most, value)
+        if most - least > best:
+            best, axis = most - least, k
+    return axis
+
+
+@njit(cache=True)
+def _select(keys, order, low, high, middle):
+    """Reorder [low, high) so that no key before `middle` is above any key from it on."""
+    left, right = low, high - 1
+    while left < right:
+        pivot = keys[(left + right) >> 1]
+        i, j = left, right
+        while i <= j:
+            while keys[i] < pivot:
+                i += 1
+            while keys[j] > pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                order[i], order[j] = order[j], order[i]
+                i += 1
+                j -= 1
+        if middle <= j:
+            right = j
+        elif middle >= i:
+            left = i
+        else:
+            return
+
+
+@njit(cache=True)
+def _split(means, order, keys, level, node):
+    """Halve one node of a level: the lower half of its means along its widest axis comes first."""
+    count = order.shape[0]
+    low, high = (node * count) >> level, ((node + 1) * count) >> level
+    axis = _widest_axis(means, order, low, high)
+    for i in range(low, high):
+        keys[i] = means[order[i], axis]
+    _select(keys, order, low, high, ((2 * node + 1) * count) >> (level + 1))
+
+
+@njit(cache=True)
+def _split_below(means, order, keys, level, node, levels):
+    """Halve a node and everything below it."""
+    for deeper in range(levels - level):
+        for part in range(1 << deeper):
+            _split(means, order, keys, level + deeper, (node << deeper) + part)
+
+
+@njit(parallel=True, cache=True)
+def _split_in_parallel(means, order, keys, level, levels):
+    for part in prange(1 << level):
+        node = np.int64(part)  # prange counts unsigned, and mixing signs makes floats
+        _split_below(means, order, keys, level, node, levels)
+
+
+def sort_in_space(means, order, levels):
+    """Sort `order`, in place, so that its 2**levels equal parts are the leaves of the tree."""
+    keys = np.empty(len(order))
+    top = min(levels, FAN) if len(order) >= PARALLEL else 0
+    _split_below(means, order, keys, 0, 0, top or levels)
+    if top:
+        _split_in_parallel(means, order, keys, top, levels)
+
+
+@njit(cache=True)
+def fit_leaf(block, low, high):
+    """Box (low, high), each (d,), around the finite columns of a leaf block (d, LEAF)."""
+    for k in range(block.shape[0]):
+        least, most = np.inf, -np.inf
+        for c in range(block.shape[1]):
+            value = block[k, c]
+            if value < np.inf:
+                least, most = min(least, value), max(most, value)
+        low[k], high[k] = least, most
+
+
+@njit(cache=True)
+def fit_inner(low, high):
+    """Boxes of the inner nodes from the boxes of the leaves."""
+    for node in range(low.shape[0] // 2 - 1, 0, -1):
+        for k in range(low.shape[1]):
+            low[node, k] = min(low[2 * node, k], low[2 * node + 1, k])
+            high[node, k] = max(high[2 * node, k], high[2 * node + 1, k])
+
+
+@njit(cache=True)
+def _fill(means, variances, order, blocks, spreads, slots, place, low, high):
+    leaves, count = blocks.shape[0], order.shape[0]
+    for leaf in range(leaves):
+        start, end = (leaf * count) // leaves, ((leaf + 1) * count) // leaves
+        for c in range(LEAF):
+            slot = order[start + c] if start + c < end else -1
+            slots[leaf, c] = slot
+            if slot < 0:
+                continue
+            place[slot] = leaf * LEAF + c
+            spreads[leaf, c] = variances[slot]
+            for k in range(means.shape[1]):
+                blocks[leaf, k, c] = means[slot, k]
+        fit_leaf(blocks[leaf], low[leaves + leaf], high[leaves + leaf])
+
+
+def levels_for(count: int) -> int:
+    """Depth at which equal parts of `count` means hold at most LEAF of them."""
+    levels = 0
+    while -(-count >> levels) > LEAF:
+        levels += 1
+    return levels
+
+
+def build(means, variances, order):
+    """Tree over the means of the clusters `order`, which is sorted in place.
+
+    Args:
+        means: (C, d) float64; variances: (C,) float64; order: (M,) int64 rows of both.
+
+    Returns:
+        blocks (leaves, d, LEAF), spreads and slots (leaves, LEAF), place (C,) int64 position of
+        each cluster, low and high (2 leaves, d) boxes. Empty places hold infinity and slot -1.
+    """
+    levels = levels_for(len(order))
+    sort_in_space(means, order, levels)
+    leaves, d = 1 << levels, means.shape[1]
+    blocks = np.full((leaves, d, LEAF), np.inf)
+    spreads = np.zeros((leaves, LEAF))
+    slots = np.empty((leaves, LEAF), dtype=np.int64)
+    place = np.full(len(means), -1, dtype=np.int64)
+    low, high = np.empty((2 * leaves, d)), np.empty((2 * leaves, d))
+    _fill(means, variances, order, blocks, spreads, slots, place, low, high)
+    fit_inner(low, high)
+    return blocks, spreads, slots, place, low, high
