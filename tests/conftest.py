@@ -90,9 +90,7 @@ def build_pipeline(scheme: str = "cluster", seed: int = 0, **settings) -> Codecl
     cluster_map = build_map(vq_model.codebook) if scheme == "cluster" else None
     vocab_size = cluster_map.num_clusters if cluster_map is not None else vq_model.codebook_size
     transformer = build_transformer(seed, scheme=scheme, vocab_size=vocab_size)
-    pipe = CodecladePipeline(
-        vq_model, transformer, cluster_map, **({"id2label": NAMES} | settings)
-    )
+    pipe = CodecladePipeline(vq_model, transformer, cluster_map, **({"id2label": NAMES} | settings))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -19,9 +19,9 @@ def pipe(request, tiny_pipeline):
 def tokens_of(pipe):
     """Tokens (B, T) of one call, before the member draw."""
     kind = "latent" if pipe.cluster_map is None else "cluster"
-    return lambda *args, **kwargs: (
-        pipe(*args, generator=seeded(), output_type=kind, **kwargs).images.flatten(1)
-    )
+    return lambda *args, **kwargs: pipe(
+        *args, generator=seeded(), output_type=kind, **kwargs
+    ).images.flatten(1)
 
 
 def test_callback_sees_every_step_and_the_tokens_so_far(pipe, tokens_of):

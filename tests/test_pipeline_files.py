@@ -52,7 +52,9 @@ def test_a_second_round_trip_changes_nothing(saved, tmp_path):
     first.save_pretrained(tmp_path / "again")
     again = CodecladePipeline.from_pretrained(tmp_path / "again")
     assert torch.equal(ids_of(first), ids_of(again))
-    indices = [json.loads((at / "model_index.json").read_text()) for at in (saved, tmp_path / "again")]
+    indices = [
+        json.loads((at / "model_index.json").read_text()) for at in (saved, tmp_path / "again")
+    ]
     for index in indices:
         index.pop("_name_or_path", None)
     assert indices[0] == indices[1]
