@@ -34,7 +34,8 @@ def as_codebook(codebook) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if bad.size:
         raise ValueError(
-            f"codebook rows must be finite, but {bad.size} hold NaN or infinity (first: row {bad[0]})"
+            f"codebook rows must be finite, but {bad.size} hold NaN or infinity "
+            f"(first: row {bad[0]})"
         )
     return rows
 
