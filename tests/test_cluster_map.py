@@ -1,4 +1,4 @@
-"""ClusterMap: both directions, the member draw, cuts of the tree, and the codebook's fingerprint."""
+"""ClusterMap: both directions, the member draw, cuts of the tree, the codebook's fingerprint."""
 
 import pytest
 import torch

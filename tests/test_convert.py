@@ -1,4 +1,4 @@
-"""Conversion of published checkpoints: golden numbers of the generators, and byte-equal round trips.
+"""Conversion of published checkpoints: golden numbers of the generators, byte-equal round trips.
 
 The golden numbers of the tokenizers are checked in test_vq_model.py.
 """
@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 import torch
-from golden_weights import golden_case
 from safetensors.torch import save_file
 
 from codeclade import CodecladePipeline
@@ -19,6 +18,7 @@ from codeclade.hub.convert import (
     vq_model_from_llamagen,
     vq_model_to_llamagen,
 )
+from golden_weights import golden_case
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 

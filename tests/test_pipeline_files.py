@@ -52,12 +52,11 @@ def test_a_second_round_trip_changes_nothing(saved, tmp_path):
     first.save_pretrained(tmp_path / "again")
     again = CodecladePipeline.from_pretrained(tmp_path / "again")
     assert torch.equal(ids_of(first), ids_of(again))
-    indices = [
-        json.loads((at / "model_index.json").read_text()) for at in (saved, tmp_path / "again")
-    ]
-    for index in indices:
-        index.pop("_name_or_path", None)
-    assert indices[0] == indices[1]
+    before, after = (
+        json.loads((folder / "model_index.json").read_text()) | {"_name_or_path": None}
+        for folder in (saved, tmp_path / "again")
+    )
+    assert before == after
 
 
 def test_defaults_and_names_come_back_from_the_index(saved):

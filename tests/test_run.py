@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_wrong_settings_are_refused(recipe_file, overrides, message):
 
 
 def test_a_missing_setting_is_named():
-    with pytest.raises(ValueError, match="toy recipe is incomplete: .*'data'"):
+    with pytest.raises(ValueError, match=r"toy recipe is incomplete: .*'data'"):
         load_recipe(Recipe, "toy", None, ["steps=3"])
 
 
@@ -94,7 +95,7 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine():
     assert rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55)  # half way of the cosine
     assert rates[110:] == pytest.approx([0.1] * 11)
-    assert all(a > b for a, b in zip(rates[10:110], rates[11:111], strict=True))
+    assert all(a > b for a, b in pairwise(rates[10:111]))
     assert learning_rate(0, peak=1.0, final=0.1, warmup=0, total=5) == 1.0
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_weights import golden_case
 
 from codeclade import VQModel
 from codeclade.hub.convert import vq_model_from_llamagen
+from golden_weights import golden_case
 
 
 def pixels(batch: int = 2, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -76,7 +76,8 @@ def test_search_is_the_brute_force_nearest_direction(vq):
     latents = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(1))
     ids = vq.quantize.search(latents)
     rows = vq.codebook.detach()
-    for (b, y, x), found in zip(torch.cartesian_prod(*map(torch.arange, ids.shape)), ids.flatten()):
+    places = torch.cartesian_prod(*map(torch.arange, ids.shape))
+    for (b, y, x), found in zip(places, ids.flatten(), strict=True):
         cosine = F.cosine_similarity(rows, latents[b, :, y, x][None])
         assert cosine[found] == pytest.approx(cosine.max().item(), abs=1e-6)
     assert len(ids.unique()) > 10
