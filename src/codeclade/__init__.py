@@ -10,8 +10,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "CodecladePipeline": "codeclade.components.pipeline",
+    "CodecladeTextPipeline": "codeclade.components.text_pipeline",
     "CodecladeConfig": "codeclade.components.transformer",
     "CodecladeTransformer": "codeclade.components.transformer",
+    "Refiner": "codeclade.components.refiner",
+    "RefinerConfig": "codeclade.components.refiner",
     "ClusterMap": "codeclade.components.cluster_map",
     "VQModel": "codeclade.components.vq_model",
 }
