@@ -29,6 +29,8 @@ def load_recipe(
     """
     values: dict[str, Any] = {}
     if path:
+        if not Path(path).is_file():
+            raise ValueError(f"there is no recipe file {path}.")
         values.update((yaml.safe_load(Path(path).read_text()) or {}).get(section, {}))
     for override in overrides:
         key, equals, value = override.partition("=")
