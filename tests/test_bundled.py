@@ -1,0 +1,66 @@
+"""The pipeline that ships with the package: loads offline, is small, and knows its classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codeclade import CodecladePipeline, bundled
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = CodecladePipeline.from_pretrained(bundled())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_weights_are_under_30_megabytes():
+    files = list(Path(bundled()).rglob("*.safetensors"))
+    assert len(files) == 3
+    assert sum(file.stat().st_size for file in files) <= 30e6
+
+
+def test_clusters_are_half_of_the_codebook(pipe):
+    assert pipe.cluster_map.num_clusters * 2 == pipe.vq_model.codebook_size
+    assert pipe.cluster_map.config.method == "masc"
+    assert pipe.transformer.config.scheme == "cluster"
+
+
+def test_map_is_average_linkage_of_its_codebook(pipe):
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    codebook = pipe.vq_model.codebook.detach().double().numpy()
+    tree = linkage(codebook, "average")
+    k = pipe.cluster_map.num_clusters
+    expected = fcluster(tree, k, "maxclust")
+    pairs = set(zip(expected.tolist(), pipe.cluster_map.mapping.tolist(), strict=True))
+    # The map was cut from the float32 codebook, the weights ship in bfloat16: nearly all must agree.
+    assert len(pairs) <= 1.1 * k
+
+
+def test_guided_images_have_the_colours_of_their_class(pipe):
+    """Means over 16 images: oranges are warmer than alps, which have a bluer, brighter top."""
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(
+        ["orange", "alp"], num_images_per_prompt=16, generator=generator, output_type="np"
+    ).images
+    oranges, alps = images[:16], images[16:]
+    warmth = [np.mean(part[..., 0] - part[..., 2]) for part in (oranges, alps)]
+    assert warmth[0] > warmth[1] + 0.15
+    assert images.std(axis=(1, 2)).mean() > 0.1  # pictures, not flat colour
+
+
+def test_reconstruction_is_close_to_a_photograph(pipe):
+    """A decoded sample is a fixed point of nothing, but tokenizing it again must stay close."""
+    pixels = pipe("lakeside", num_images_per_prompt=4, output_type="pt").images * 2 - 1
+    again = pipe.vq_model(pixels)
+    error = (again - pixels).square().mean()
+    assert error < 0.3 * pixels.var()
+
+
+def test_readme_card_is_there():
+    text = (Path(bundled()) / "README.md").read_text()
+    assert text.startswith("---\n")
+    assert "Tiny ImageNet" in text

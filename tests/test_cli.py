@@ -1,0 +1,92 @@
+"""The command line: verbs, frozen flags, examples, one-sentence errors and exit codes."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from codeclade.cli import build_parser, main
+
+FLAGS = {
+    "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
+    "--scale --device",
+    "train-tokenizer": "--recipe --out",
+    "encode": "--tokenizer --recipe --out",
+    "train-generator": "--tokenizer --cluster-map --codes --recipe --out",
+}
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._actions
+    return next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_flags_are_frozen(verb):
+    flags = {flag for action in verbs()[verb]._actions for flag in action.option_strings}
+    assert flags - {"-h", "--help"} == set(FLAGS[verb].split())
+
+
+def test_every_verb_has_an_example():
+    for name, parser in verbs().items():
+        assert f"codeclade {name}" in parser.format_help(), name
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = "import sys; from codeclade.cli import build_parser; build_parser(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False"
+
+
+def fails(capsys, *arguments: str) -> str:
+    """The one line an invocation answers bad input with."""
+    assert main(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    sentences = [line for line in lines if line.startswith(f"codeclade {arguments[0]}: ")]
+    assert len(sentences) == 1, lines
+    return sentences[0]
+
+
+def test_generate_writes_an_image_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", "golden retriever", "--out", "dog.png", "--seed", "7"]
+    assert main([*command, "--guidance-scale", "2"]) == 0
+    assert Image.open("dog.png").size == (64, 64)
+
+
+def test_same_seed_same_file(tmp_path):
+    for name in ("a.png", "b.png"):
+        main(["generate", "alp", "--out", str(tmp_path / name), "--seed", "3"])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_several_images_make_a_sheet(tmp_path):
+    out = tmp_path / "sheet.png"
+    assert main(["generate", "goldfish", "0", "--images", "3", "--out", str(out)]) == 0
+    sheet = Image.open(out)
+    assert sheet.width > 3 * 128
+    assert sheet.height > 2 * 128
+
+
+def test_bad_input_is_one_sentence(capsys, tmp_path):
+    out = str(tmp_path / "x.png")
+    assert "golden retriever" in fails(capsys, "generate", "golden retreiver", "--out", out)
+    assert "guidance_scale=-1.0" in fails(
+        capsys, "generate", "alp", "--guidance-scale", "-1", "--out", out
+    )
+    assert "no folder" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "no" / "x.png"))
+    assert ".png" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "x.exe"))
+    assert "0..19" in fails(capsys, "generate", "999", "--out", out)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_recipe_mistakes_are_named(capsys, tmp_path):
+    run = ["--out", str(tmp_path / "run")]
+    assert "stepz" in fails(capsys, "train-tokenizer", *run, "data=x", "image_size=64", "stepz=3")
+    assert "steps='many'" in fails(
+        capsys, "train-tokenizer", *run, "data=x", "image_size=64", "steps=many"
+    )
+    assert "data" in fails(capsys, "train-tokenizer", *run, "image_size=64")
+    assert not (tmp_path / "run").exists()
