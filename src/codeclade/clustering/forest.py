@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+WIDE = 8  # columns are padded with zeros to a multiple of this, for the unrolled loops
 GRAIN = 4097.0  # 2**12 + 1: splitting a float64 here keeps 41 bits
 
 
 class Forest(NamedTuple):
     """Arrays over slots; a slot is a distinct row, and a cluster lives in one of its members."""
 
-    rows: np.ndarray  # (C, d) distinct rows
+    rows: np.ndarray  # (C, d) distinct rows, d padded to a multiple of WIDE
     weight: np.ndarray  # (C,) how often each row occurs
     mean: np.ndarray  # (C, d) of each cluster
     variance: np.ndarray  # (C,) mean squared distance to the mean
@@ -34,6 +35,7 @@ class Forest(NamedTuple):
 def plant(rows: np.ndarray, weight: np.ndarray, first: np.ndarray) -> Forest:
     """One cluster per distinct row."""
     count = len(rows)
+    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % WIDE)))
     own = np.arange(count, dtype=np.int64)
     none = np.full(count, -1, dtype=np.int64)
     return Forest(
@@ -61,6 +63,21 @@ def coarse(distance):
         return distance
     scaled = distance * GRAIN
     return scaled - (scaled - distance)
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def add_squares(columns, points, out):
+    """out[i, j] += |columns[:, j] - points[:, i]|^2 over WIDE rows, unrolled for speed."""
+    c0, c1, c2, c3 = columns[0], columns[1], columns[2], columns[3]
+    c4, c5, c6, c7 = columns[4], columns[5], columns[6], columns[7]
+    for i in range(out.shape[0]):
+        p0, p1, p2, p3 = points[0, i], points[1, i], points[2, i], points[3, i]
+        p4, p5, p6, p7 = points[4, i], points[5, i], points[6, i], points[7, i]
+        line = out[i]
+        for j in range(out.shape[1]):
+            a, b, c, d = c0[j] - p0, c1[j] - p1, c2[j] - p2, c3[j] - p3
+            e, f, g, h = c4[j] - p4, c5[j] - p5, c6[j] - p6, c7[j] - p7
+            line[j] += (a * a + b * b) + (c * c + d * d) + (e * e + f * f) + (g * g + h * h)
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})

@@ -181,7 +181,10 @@ def _finish(forest: Forest, euclidean: bool, advance) -> np.ndarray:
     if euclidean:
         members, starts = _gather(forest.head, forest.after, slots)
         columns, weight = np.ascontiguousarray(forest.rows[members].T), forest.weight[members]
-        dense.average_rows(columns, weight, starts, size, 0, count, matrix)
+        step = -(-len(members) // 2048)
+        for top in range(step):  # slices of even work, so that an interrupt is heard
+            dense.average_rows(columns, weight, starts, size, top, step, matrix)
+        dense.mirror(matrix)
     else:
         dense.squared_rows(forest.mean[slots], forest.variance[slots], matrix)
     heights = np.empty((count - 1, 3))
