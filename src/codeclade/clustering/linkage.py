@@ -127,8 +127,10 @@ def _merges(x, metric, n_clusters, progress) -> tuple[np.ndarray, int]:
     top = wanted - len(repeats)
     if top <= 0:
         return repeats[:wanted], n
-    show = n >= LONG if progress is None else progress
-    with tqdm(total=wanted, desc="average linkage", disable=None if show else True) as bar:
+    hidden = not progress
+    if progress is None and n >= LONG:
+        hidden = None  # tqdm's word for: shown on a terminal
+    with tqdm(total=wanted, desc="average linkage", disable=hidden) as bar:
         bar.update(len(repeats))
         merges = _grow(forest, top, metric == "euclidean", bar.update)
     if metric == "cosine":
