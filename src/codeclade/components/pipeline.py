@@ -1,28 +1,32 @@
 """CodecladePipeline: class names to images with VQ tokenizer, cluster map and generator.
 
-The generator samples clusters (MASC arXiv 2510.04220, DCPE arXiv 2508.10719) or ids (LlamaGen
-arXiv 2406.06525) in raster order; clusters become ids by a uniform member draw; the tokenizer
-decodes the ids. Guidance and filters are LlamaGen's.
+The generator samples clusters (MASC arXiv 2510.04220, DCPE arXiv 2508.10719), ids (LlamaGen arXiv
+2406.06525), or in two stages a cluster and an id, or a semantic and a detail code (IAR2), in raster
+order; clusters become ids by a uniform member draw; the tokenizer decodes the ids. Filters are
+LlamaGen's; guidance follows a schedule; known tokens may be kept.
 
-Shapes: B images, P prefix positions, T = G * G tokens, V vocabulary.
+Shapes: B images, P prefix positions, T = G * G tokens, S stages, V vocabulary, D width.
 """
 
-import difflib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 from torch import Tensor
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
 from .cluster_map import ClusterMap
+from .editing import Edit, EditingMixin, check_edit, clusters_of
+from .guidance import Number, Schedule
+from .labels import ids_by_name, label_id
 from .sampling import guide, image_uniforms, sample
-from .transformer import CodecladeTransformer
+from .transformer import CodecladeOutput, CodecladeTransformer
 from .vq_model import VQModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "cluster")
@@ -40,8 +44,10 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-def check_weight_files(folder: Path) -> None:
+def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
     """Make sure every model component of a local pipeline folder has whole weight files.
+
+    Components that are `given` are not loaded, so they may be missing.
 
     Raises:
         OSError: naming the component without weights, or the truncated file.
@@ -49,6 +55,8 @@ def check_weight_files(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     for name, value in index.items():
         if not (isinstance(value, list) and len(value) == 2 and value[0] and value[1]):
+            continue  # a setting, or an optional component that is not there
+        if name in given:
             continue
         part = folder / name
         if not (part / "config.json").is_file():
@@ -70,15 +78,17 @@ def check_weight_files(folder: Path) -> None:
                 raise OSError(f"{file} is truncated: {size} bytes of {header_size + 8}.")
 
 
-class CodecladePipeline(DiffusionPipeline):
+class CodecladePipeline(EditingMixin, DiffusionPipeline):
     """Class-conditional image generation over clustered codes.
 
     Args:
         vq_model: the image tokenizer.
-        transformer: the generator; its `config.scheme` says whether it predicts ids or clusters.
+        transformer: the generator; its `config.scheme` says what it predicts.
         cluster_map: needed by the "cluster" scheme.
-        id2label: class names by class id (ids as strings, as JSON keeps them); several names of one class are separated by commas.
-        guidance_scale, temperature, top_k, top_p: what `__call__` uses where nothing is given.
+        id2label: class names by class id (ids as strings, as JSON keeps them); several names of one
+            class are separated by commas.
+        guidance_scale, temperature, top_k, top_p, guidance_schedule: what `__call__` uses where
+            nothing is given.
 
     Raises:
         ValueError: components that do not belong together.
@@ -98,6 +108,7 @@ class CodecladePipeline(DiffusionPipeline):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        guidance_schedule: str | dict | None = None,
     ):
         super().__init__()
         self.register_modules(vq_model=vq_model, transformer=transformer, cluster_map=cluster_map)
@@ -107,45 +118,68 @@ class CodecladePipeline(DiffusionPipeline):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            guidance_schedule=guidance_schedule,
         )
         self._check_components()
+        Schedule(guidance_schedule)
         self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample)
         self._guidance_scale = guidance_scale
         self._interrupt = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """As in diffusers; weights of a local folder are checked first, so that an error is short."""
+        """As in diffusers; weights of a local folder are checked first, for short errors."""
         folder = Path(pretrained_model_name_or_path)
         if (folder / "model_index.json").is_file():
-            check_weight_files(folder)
+            check_weight_files(folder, tuple(kwargs))
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _check_components(self) -> None:
         """Raise a ValueError unless tokenizer, map and generator speak of the same codes."""
-        codes, scheme = self.vq_model.codebook_size, self.transformer.config.scheme
-        vocabulary, cluster_map = self.transformer.config.vocab_size, self.cluster_map
-        if scheme == "cluster" and cluster_map is None:
+        config, cluster_map = self.transformer.config, self.cluster_map
+        codes, details = self.vq_model.codebook_size, self.vq_model.detail_codebook_size
+        if config.scheme == "cluster" and cluster_map is None:
             raise ValueError("a transformer of scheme 'cluster' needs a cluster_map.")
         if cluster_map is not None and not cluster_map.matches(self.vq_model.codebook):
             raise ValueError(
                 f"cluster_map was made from another codebook than vq_model's "
                 f"{tuple(self.vq_model.codebook.shape)}; cluster that codebook again."
             )
-        expected = cluster_map.num_clusters if scheme == "cluster" else codes
-        if vocabulary != expected:
+        if (details is not None) != (config.scheme == "semantic_detail"):
             raise ValueError(
-                f"transformer predicts {vocabulary} {scheme}s, but there are {expected}; "
-                "load the parts that were trained together."
+                f"a transformer of scheme {config.scheme!r} does not fit a vq_model with "
+                f"detail_codebook_size={details}; detail codes go with 'semantic_detail'."
             )
+        expected = {
+            "token": [("tokens", config.vocab_size, codes)],
+            "cluster": [("clusters", config.vocab_size, getattr(cluster_map, "num_clusters", 0))],
+            "cluster_token": [("tokens", config.vocab_size, codes)],
+            "semantic_detail": [
+                ("semantic codes", config.coarse_vocab_size, codes),
+                ("detail codes", config.vocab_size, details),
+            ],
+        }
+        for what, predicted, there in expected[config.scheme]:
+            if predicted != there:
+                raise ValueError(
+                    f"transformer predicts {predicted} {what}, but there are {there}; "
+                    "load the parts that were trained together."
+                )
+        if config.scheme == "cluster_token":
+            cluster_of = self.transformer.token_embedding.cluster_of.cpu()
+            if len(cluster_of.unique()) != config.coarse_vocab_size:
+                raise ValueError("transformer has no clusters yet; give it some by use_clusters.")
+            if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
+                raise ValueError("cluster_map has other clusters than transformer.")
 
     @property
-    def guidance_scale(self) -> float:
+    def guidance_scale(self) -> Number:
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale > 1
+        scale = self._guidance_scale
+        return (max(scale) if isinstance(scale, (tuple, list)) else scale) > 1
 
     @property
     def num_timesteps(self) -> int:
@@ -159,11 +193,7 @@ class CodecladePipeline(DiffusionPipeline):
     @property
     def labels(self) -> dict[str, list[int]]:
         """Class ids by lower-case name, synonyms included; a few names mean several classes."""
-        names: dict[str, list[int]] = {}
-        for key, value in self.config.id2label.items():
-            for name in {value, *value.split(",")}:
-                names.setdefault(name.strip().lower(), []).append(int(key))
-        return names
+        return ids_by_name(self.config.id2label)
 
     def get_label_ids(self, labels: int | str | list[int | str]) -> list[int]:
         """Class ids of class names or ids.
@@ -177,35 +207,12 @@ class CodecladePipeline(DiffusionPipeline):
             asked = labels.flatten().tolist()
         if not asked:
             raise ValueError("class_labels is empty; give at least one class name or id.")
-        return [self._label_id(label) for label in asked]
-
-    def _label_id(self, label: int | str) -> int:
-        count = self.transformer.config.num_classes
-        if isinstance(label, int) and not isinstance(label, bool):
-            if not 0 <= label < count:
-                raise ValueError(f"class id {label} is outside 0..{count - 1}.")
-            return label
-        if not isinstance(label, str):
-            raise ValueError(f"class label {label!r} must be a class name or an integer id.")
-        names = self.labels
-        found = sorted(set(names.get(label.strip().lower(), [])))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(
-                f"class name {label!r} means several classes; give one of ids {found}."
-            )
-        if not names:
-            raise ValueError(f"this pipeline has no class names; give an id 0..{count - 1}.")
-        wanted = label.strip().lower()
-        near = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
-        near += [name for name in names if wanted and wanted in name and name not in near]
-        hint = f"did you mean {', '.join(near[:5])}?" if near else f"known: {', '.join(names)}."
-        raise ValueError(f"unknown class name {label!r}; {hint}")
+        count, names = self.transformer.config.num_classes, self.labels
+        return [label_id(label, count, names) for label in asked]
 
     def check_inputs(
         self,
-        guidance_scale: float,
+        guidance_scale: Number,
         temperature: float,
         top_k: int,
         top_p: float,
@@ -213,8 +220,12 @@ class CodecladePipeline(DiffusionPipeline):
         output_type: str,
     ) -> None:
         """Raise a ValueError that names the first argument with a value it cannot have."""
+        stages = self.transformer.config.num_stages
+        scales = guidance_scale if isinstance(guidance_scale, (tuple, list)) else (guidance_scale,)
+        fits = len(scales) in (1, stages) and min(scales) >= 0
+        allowed = "0 or more" + (", or a pair of such numbers" if stages == 2 else "")
         checks = (
-            ("guidance_scale", guidance_scale, guidance_scale >= 0, "0 or more"),
+            ("guidance_scale", guidance_scale, fits, allowed),
             ("temperature", temperature, temperature >= 0, "0 (arg-max) or more"),
             ("top_k", top_k, top_k >= 0, "0 (all) or more"),
             ("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1"),
@@ -229,17 +240,22 @@ class CodecladePipeline(DiffusionPipeline):
         for name, value, good, allowed in checks:
             if not good:
                 raise ValueError(f"{name}={value!r} must be {allowed}.")
-        if output_type == "cluster" and self.cluster_map is None:
+        scheme = self.transformer.config.scheme
+        if output_type == "cluster" and scheme == "token" and self.cluster_map is None:
             raise ValueError(
                 "output_type='cluster' needs a cluster_map, which this pipeline lacks."
             )
+
+    def _filled(self, **given) -> list:
+        """The values given, the repo's defaults in place of None."""
+        return [self.config[name] if value is None else value for name, value in given.items()]
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         class_labels: int | str | list[int | str],
-        guidance_scale: float | None = None,
+        guidance_scale: Number | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -249,13 +265,19 @@ class CodecladePipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
+        guidance_schedule: str | dict | None = None,
+        init_image: Any = None,
+        mask_image: Any = None,
+        strength: float = 1.0,
+        latents: Tensor | None = None,
+        clusters: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Generate images of classes.
+        """Generate images of classes, or change given ones.
 
         Args:
             class_labels: class names or ids, one or many.
-            guidance_scale: classifier-free guidance, active above 1. None: the repo's default, as
-                for the next three.
+            guidance_scale: classifier-free guidance, active above 1; two-stage schemes also take a
+                pair, one number a stage. None: the repo's default, as for the next three.
             temperature: divides the logits; 0 takes the most likely token.
             top_k: sample among the k most likely tokens; 0 means all.
             top_p: sample among the fewest tokens that hold this share of the probability.
@@ -263,11 +285,21 @@ class CodecladePipeline(DiffusionPipeline):
             generator: one torch generator, or one for every image; same seed, same image, alone or
                 in a batch.
             output_type: "pil", "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], "latent"
-                (fine ids, (B, G, G)) or "cluster" (cluster ids, (B, G, G)).
+                (fine ids, (B, G, G)) or "cluster" (cluster ids, (B, G, G)). With a detail codebook
+                fine ids are pairs (B, G, G, 2), and clusters the semantic codes.
             return_dict: False returns a plain tuple.
             callback_on_step_end: called as `callback(pipe, step, token, kwargs)`; may return a dict
-                with changed `latents` (the tokens so far, (B, T)).
+                with changed `latents` (the tokens so far, (B, T) or (B, T, 2)).
             callback_on_step_end_tensor_inputs: names the callback is given; only "latents".
+            guidance_schedule: how the scale changes from token to token: a name, or a dict of
+                `name` and parameters; see guidance.py. None: the repo's default.
+            init_image: image or images to change, resized to the pipeline's size; tensors are in
+                [0, 1].
+            mask_image: where they change: white, or true (B, H, W); the rest of the tokens is kept.
+                The lower half white goes on from the upper half.
+            strength: share of the tokens inside the mask that change, picked at random.
+            latents: ids (B, G, G) or (B, G, G, 2) to change, instead of `init_image`.
+            clusters: (B, G, G) choices of the first stage to keep everywhere; see `redraw`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -277,31 +309,43 @@ class CodecladePipeline(DiffusionPipeline):
 
         Examples:
         """
-        defaults = self.config
-        guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        temperature = defaults.temperature if temperature is None else temperature
-        top_k = defaults.top_k if top_k is None else top_k
-        top_p = defaults.top_p if top_p is None else top_p
-        self.check_inputs(
-            guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
+        scale, *filters, schedule = self._filled(
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_schedule=guidance_schedule,
         )
+        self.check_inputs(scale, *filters, num_images_per_prompt, output_type)
+        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs={list(callback_on_step_end_tensor_inputs)!r} "
+                f"must be among {self._callback_tensor_inputs}."
+            )
+        check_edit(init_image, mask_image, strength, latents, clusters)
+        schedule = Schedule(schedule)
         label_ids = self.get_label_ids(class_labels)
-        self._guidance_scale, self._interrupt = guidance_scale, False
+        self._guidance_scale, self._interrupt = scale, False
         labels = torch.tensor(label_ids, device=self._execution_device)
         labels = labels.repeat_interleave(num_images_per_prompt)
         if isinstance(generator, list) and len(generator) != len(labels):
             raise ValueError(f"{len(generator)} generators were given for {len(labels)} images.")
-        uniforms = image_uniforms(len(labels), (2, self.num_timesteps), generator)
-        null = torch.full_like(labels, self.transformer.config.num_classes)
+        stages = self.transformer.config.num_stages
+        # Rows: one a stage, one for the member draw, one to pick what `strength` changes.
+        shape = (stages + 1 + (strength < 1), self.num_timesteps)
+        uniforms = image_uniforms(len(labels), shape, generator)
+        edit = self._edit(init_image, mask_image, strength, latents, clusters, uniforms[:, -1])
         tokens = self._sample_tokens(
             {"class_labels": labels},
-            {"class_labels": null},
-            uniforms[:, 0].to(labels.device),
-            {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+            {"class_labels": torch.full_like(labels, self.transformer.config.num_classes)},
+            uniforms[:, :stages].to(labels.device),
+            dict(zip(("temperature", "top_k", "top_p"), filters, strict=True)),
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            schedule,
+            edit,
         )
-        images = self._to_output(tokens, uniforms[:, 1], output_type)
+        images = self._to_output(tokens, uniforms[:, stages], output_type, edit)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -313,59 +357,132 @@ class CodecladePipeline(DiffusionPipeline):
         knobs: dict[str, float],
         callback: Callable | None = None,
         callback_inputs: tuple[str, ...] | list[str] = ("latents",),
+        schedule: Schedule | None = None,
+        edit: Edit | None = None,
     ) -> Tensor:
-        """Tokens (B, T) of `transformer`, one a step.
+        """Tokens (B, T), or pairs (B, T, 2), of `transformer`, one position a step.
 
         Args:
             condition: keyword arguments of the first forward call, each with B rows.
             null_condition: the same for the unconditional half of the guidance batch.
-            uniforms: (B, T) numbers in [0, 1), one a token.
+            uniforms: (B, S, T) numbers in [0, 1), one a choice; (B, T) for one stage.
             knobs: temperature, top_k, top_p.
+            schedule: of guidance; None is constant.
+            edit: what is known; steps before the first and after the last change are left out.
         """
         config = self.transformer.config
-        batch, steps = uniforms.shape
-        guided = self.do_classifier_free_guidance
+        uniforms = uniforms.unsqueeze(1) if uniforms.ndim == 2 else uniforms
+        batch, stages, steps = uniforms.shape
+        schedule, guided = schedule or Schedule(None), self.do_classifier_free_guidance
         if guided:
             condition = {
                 key: torch.cat([value, null_condition[key]]) for key, value in condition.items()
             }
+        pair = (2,) if config.scheme == "semantic_detail" else ()
+        latents = torch.zeros(batch, steps, *pair, dtype=torch.int64, device=uniforms.device)
+        start, stop, inputs = 0, steps, condition
+        if edit is not None:
+            latents, (start, stop) = edit.tokens.clone(), edit.bounds()
+            if start:
+                inputs = condition | {"input_ids": _twice(latents[:, :start], guided)}
         cache = StaticCache(config, max_cache_len=config.prefix_length + steps)
-        latents = torch.zeros(batch, steps, dtype=torch.int64, device=uniforms.device)
-        inputs = condition
-        with self.progress_bar(total=steps) as bar:
-            for step in range(steps):
+        hidden = torch.zeros((), device=latents.device)
+        with self.progress_bar(total=stop - start) as bar:
+            for step in range(start, stop):
                 if self._interrupt:
                     break
-                logits = self.transformer(**inputs, past_key_values=cache).logits[:, -1]
-                if guided:
-                    conditional, unconditional = logits.chunk(2)
-                    # A callback may change the scale; at 1 or less the condition alone speaks.
-                    logits = (
-                        guide(conditional, unconditional, self._guidance_scale)
-                        if self.do_classifier_free_guidance
-                        else conditional
-                    )
-                latents[:, step] = sample(logits, uniforms[:, step], **knobs)
+                output = self.transformer(
+                    **inputs,
+                    past_key_values=cache,
+                    return_logits=stages == 1,
+                    output_condition_attention=guided and schedule.uses_attention,
+                )
+                if stages == 2:
+                    hidden = _remember(hidden, output.hidden_states, step, steps, start)
+                choices = self._choose(output, hidden, step, uniforms, knobs, schedule, edit)
+                latents[:, step] = choices if pair else choices[:, -1]
                 if callback is not None:
                     given = dict.fromkeys(callback_inputs, latents)
                     latents = (callback(self, step, step, given) or {}).get("latents", latents)
-                token = latents[:, step : step + 1]
-                inputs = {"input_ids": torch.cat([token, token]) if guided else token}
+                inputs = {"input_ids": _twice(latents[:, step : step + 1], guided)}
                 if "attention_mask" in condition:
                     inputs["attention_mask"] = condition["attention_mask"]
                 bar.update()
         return latents
 
-    def _to_output(self, tokens: Tensor, uniforms: Tensor, output_type: str):
-        """Tokens (B, T) as ids, clusters or images; clusters become ids by a member draw."""
-        grid = self.transformer.config.grid_size
+    def _choose(
+        self,
+        output: CodecladeOutput,
+        hidden: Tensor,
+        step: int,
+        uniforms: Tensor,
+        knobs: dict[str, float],
+        schedule: Schedule,
+        edit: Edit | None,
+    ) -> Tensor:
+        """What every stage chooses at one step, (B, S)."""
+        batch, stages, steps = uniforms.shape
+        attended, cache, choices = output.condition_attention, DynamicCache(), []
+        guided = len(output.hidden_states) > batch
+        for stage in range(stages):
+            if stages == 1:
+                logits = output.logits[:, -1]
+            else:
+                chosen = _twice(choices[-1], guided) if choices else None
+                logits = self.transformer.stage_logits(hidden, step, chosen, cache)
+            if guided:
+                shares = None if attended is None else attended[:batch]
+                logits = self._guided(logits, schedule, step, steps, stage, shares)
+            choice = sample(logits, uniforms[:, stage, step], **knobs)
+            if edit is not None:
+                kept = edit.choices[:, step, stage]
+                choice = torch.where(edit.redo[:, step, stage], choice, kept)
+            choices.append(choice)
+        return torch.stack(choices, dim=-1)
+
+    def _guided(self, logits, schedule: Schedule, step, steps, stage, attended) -> Tensor:
+        """Logits (B, V) of one stage from those of both halves of the guidance batch (2B, V)."""
+        conditional, unconditional = logits.chunk(2)
+        # A callback may change the scale; at 1 or less the condition alone speaks.
+        if not self.do_classifier_free_guidance:
+            return conditional
+        scale = schedule.scale_at(self._guidance_scale, step, steps, stage, attended)
+        if not isinstance(scale, Tensor) and scale <= 1:
+            return conditional
+        return guide(conditional, unconditional, scale)
+
+    def _to_output(
+        self, tokens: Tensor, uniforms: Tensor, output_type: str, edit: Edit | None = None
+    ):
+        """Tokens (B, T, ...) as ids, clusters or images; clusters become ids by a member draw."""
         clustered = self.transformer.config.scheme == "cluster"
         if output_type == "cluster":
-            clusters = tokens if clustered else self.cluster_map.to_clusters(tokens)
-            return clusters.unflatten(1, (grid, grid))
+            grid = self.transformer.config.grid_size
+            parts = self.transformer, self.cluster_map
+            return (tokens if clustered else clusters_of(tokens, *parts)).unflatten(1, (grid, grid))
         ids = self.cluster_map.draw_members(tokens, uniforms=uniforms) if clustered else tokens
+        if clustered and edit is not None:
+            ids = torch.where(edit.redo[..., 0], ids, edit.ids)
+        return self._decode(ids, output_type)
+
+    def _decode(self, ids: Tensor, output_type: str):
+        """Fine ids (B, T, ...) as a grid ("latent") or as images."""
+        grid = self.transformer.config.grid_size
         ids = ids.unflatten(1, (grid, grid))
         if output_type == "latent":
             return ids
         pixels = self.vq_model.decode(ids).float()
         return self.image_processor.postprocess(pixels, output_type=output_type)
+
+
+def _twice(rows: Tensor, guided: bool) -> Tensor:
+    """Rows for both halves of the guidance batch."""
+    return torch.cat([rows, rows]) if guided else rows
+
+
+def _remember(hidden: Tensor, new: Tensor, step: int, steps: int, start: int) -> Tensor:
+    """Hidden states (B, T, D) of the tokens so far, the new ones (B, L, D) put up to `step`."""
+    if step == start:  # the first call brings the prefix and all known tokens
+        hidden, new = new.new_zeros(len(new), steps, new.shape[-1]), new[:, -(step + 1) :]
+    hidden[:, step + 1 - new.shape[1] : step + 1] = new
+    return hidden

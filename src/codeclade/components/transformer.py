@@ -1,10 +1,14 @@
-"""CodecladeTransformer: LlamaGen's decoder, predicting codebook ids or clusters token by token.
+"""CodecladeTransformer: LlamaGen's decoder, predicting an image's codes one position at a time.
 
-LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or text prefix.
-Must stay numerically equal to the published c2i_*.pt and t2i_*.pt (see hub/convert.py).
+LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or text prefix; IAR2:
+pairs of codes and a head with local context. Must stay numerically equal to the published
+c2i_*.pt, t2i_*.pt and IAR2-*.pth (see hub/convert.py).
+
+Schemes, by stages of one position: "token" (an id), "cluster" (a cluster), "cluster_token" (a
+cluster, then an id of it), "semantic_detail" (a semantic code, then a detail code).
 
 Shapes: B batch, P prefix positions (1 for a class), T tokens, L = P + T, D width, H heads,
-h = D / H, V vocabulary, G token grid side.
+h = D / H, V vocabulary, K coarse vocabulary, G token grid side, S keys seen so far.
 Float32 whatever the dtype: rotation, RMSNorm statistics, logits, loss.
 """
 
@@ -21,22 +25,34 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-SCHEMES = ("token", "cluster")
+from .heads import (
+    ClusterTokenEmbedding,
+    ClusterTokenHead,
+    Output,
+    SemanticDetailEmbedding,
+    SemanticDetailHead,
+    TokenHead,
+)
+
+TWO_STAGES = ("cluster_token", "semantic_detail")
+SCHEMES = ("token", "cluster", *TWO_STAGES)
 
 
 class CodecladeConfig(PreTrainedConfig):
     """Architecture of a `CodecladeTransformer`; the defaults are LlamaGen-B over 16384 ids.
 
     Raises:
-        ValueError: an unknown scheme, or a width the heads do not divide into multiples of 4.
+        ValueError: an unknown scheme, a two-stage scheme without coarse_vocab_size (or the other
+            way round), or a width the heads do not divide into multiples of 4.
     """
 
     model_type = "codeclade"
 
     def __init__(
         self,
-        vocab_size: int = 16384,  # V: number of ids N, or of clusters K
-        scheme: str = "token",  # what the vocabulary is: "token" ids or "cluster" numbers
+        vocab_size: int = 16384,  # V: number of ids N, of clusters K, or of detail codes
+        scheme: str = "token",  # what a position holds; one of SCHEMES
+        coarse_vocab_size: int | None = None,  # two stages: K clusters or semantic codes
         grid_size: int = 16,  # G
         num_classes: int = 1000,  # class-conditional models; the null class comes on top
         text_dim: int | None = None,  # width of text features; makes the model text-conditional
@@ -47,6 +63,10 @@ class CodecladeConfig(PreTrainedConfig):
         intermediate_size: int = 2048,  # SwiGLU width
         rms_norm_eps: float = 1e-5,
         rope_theta: float = 10000.0,
+        positions_per_cell: int = 1,  # 2 in the published IAR2 weights: neighbours share an angle
+        head_layers: int = 5,  # semantic_detail: blocks of the head
+        head_window: int = 2,  # semantic_detail: rows above and columns aside the head looks at
+        semantic_loss_weight: float = 1.0,  # semantic_detail: weight of the semantic stage
         token_dropout: float = 0.1,  # dropouts act in training only
         residual_dropout: float = 0.1,
         feed_forward_dropout: float = 0.1,
@@ -56,6 +76,11 @@ class CodecladeConfig(PreTrainedConfig):
     ):
         if scheme not in SCHEMES:
             raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(SCHEMES)}.")
+        if (scheme in TWO_STAGES) != (coarse_vocab_size is not None):
+            raise ValueError(
+                f"coarse_vocab_size={coarse_vocab_size} does not fit scheme {scheme!r}: "
+                f"{' and '.join(TWO_STAGES)} need a number, the other schemes have none."
+            )
         if hidden_size % (4 * num_attention_heads):
             raise ValueError(
                 f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
@@ -63,6 +88,7 @@ class CodecladeConfig(PreTrainedConfig):
             )
         self.vocab_size = vocab_size
         self.scheme = scheme
+        self.coarse_vocab_size = coarse_vocab_size
         self.grid_size = grid_size
         self.num_classes = num_classes
         self.text_dim = text_dim
@@ -73,6 +99,10 @@ class CodecladeConfig(PreTrainedConfig):
         self.intermediate_size = intermediate_size
         self.rms_norm_eps = rms_norm_eps
         self.rope_theta = rope_theta
+        self.positions_per_cell = positions_per_cell
+        self.head_layers = head_layers
+        self.head_window = head_window
+        self.semantic_loss_weight = semantic_loss_weight
         self.token_dropout = token_dropout
         self.residual_dropout = residual_dropout
         self.feed_forward_dropout = feed_forward_dropout
@@ -90,6 +120,11 @@ class CodecladeConfig(PreTrainedConfig):
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def num_stages(self) -> int:
+        """Choices made at every position."""
+        return 2 if self.scheme in TWO_STAGES else 1
+
+    @property
     def num_tokens(self) -> int:
         """T of a whole image."""
         return self.grid_size**2
@@ -99,23 +134,30 @@ class CodecladeConfig(PreTrainedConfig):
 class CodecladeOutput(ModelOutput):
     """What `CodecladeTransformer.forward` returns."""
 
-    loss: Tensor | None = None  # mean cross-entropy in nats
+    loss: Tensor | None = None  # mean cross-entropy a token (or pair) in nats
     logits: Tensor | None = None  # (B, L, V) float32; position P-1+t predicts token t
     past_key_values: Cache | None = None
+    cluster_logits: Tensor | None = None  # cluster_token: (B, L, K), positions as `logits`
+    semantic_logits: Tensor | None = None  # semantic_detail: (B, T, K); position t predicts pair t
+    detail_logits: Tensor | None = None  # (B, T, V), given the true semantic code of pair t
+    hidden_states: Tensor | None = None  # (B, L, D), what the head reads
+    condition_attention: Tensor | None = None  # (B,) last query's share on the prefix
 
 
 def rotation(positions: Tensor, config: CodecladeConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines (L, h/2) of 2-D rotary positions, float32.
 
-    Sequence position p holds grid cell p - P in raster order; the first half of the pairs turns with
-    the row, the second with the column. Prefix positions have cosine AND sine 0: their queries and
-    keys vanish, which the published weights rely on.
+    Sequence position p holds grid cell p - P in raster order; the first half of the pairs turns
+    with the row, the second with the column. Prefix positions have cosine AND sine 0: their queries
+    and keys vanish, which the published weights rely on. With `positions_per_cell` 2, as in IAR2's
+    published weights, position p takes the angles of cell (p - P) // 2.
     """
     quarter = config.head_dim // 4
     exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
     frequencies = config.rope_theta**-exponent
     cell = positions - config.prefix_length
-    row, column = cell // config.grid_size, cell % config.grid_size
+    turned = cell // config.positions_per_cell
+    row, column = turned // config.grid_size, turned % config.grid_size
     angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)
     visible = (cell >= 0).unsqueeze(-1)
     return angles.cos() * visible, angles.sin() * visible
@@ -138,14 +180,18 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention with 2-D rotary positions."""
+    """Multi-head causal self-attention with 2-D rotary positions.
+
+    `plain` keeps to `eager_attention`: the head's batch of B * T short sequences is larger than
+    fused kernels are made for.
+    """
 
     is_causal = True
     num_key_value_groups = 1
 
-    def __init__(self, config: CodecladeConfig, layer_index: int):
+    def __init__(self, config: CodecladeConfig, layer_index: int, plain: bool = False):
         super().__init__()
-        self.config, self.layer_idx = config, layer_index
+        self.config, self.layer_idx, self.plain = config, layer_index, plain
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.dropout = nn.Dropout(config.residual_dropout)
@@ -156,12 +202,27 @@ class Attention(nn.Module):
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)  # (B, H, L, h)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
+        implementation = "eager" if self.plain else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = self.config.head_dim**-0.5
         mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)
         return self.dropout(self.out(mixed.flatten(2)))
+
+    def prefix_share(self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache):
+        """Share (B,) of the last query's attention that falls on the prefix, mean over heads.
+
+        Computed beside the fused attention, from the query of x (B, L, D) and the cached keys.
+        """
+        heads = self.config.num_attention_heads
+        query = self.qkv(x[:, -1:]).unflatten(-1, (3, heads, -1))[:, :, 0].transpose(1, 2)
+        query = rotate(query, cos[-1:], sin[-1:])  # (B, H, 1, h)
+        scores = (query @ cache.layers[self.layer_idx].keys.mT).float() * self.config.head_dim**-0.5
+        if mask is not None:
+            last = mask[..., -1:, : scores.shape[-1]]
+            visible = last if last.dtype == torch.bool else last >= 0
+            scores = scores.masked_fill(~visible, -torch.inf)
+        weights = scores.softmax(-1)  # (B, H, 1, S)
+        return weights[..., : self.config.prefix_length].sum(-1).mean((1, 2))
 
 
 class FeedForward(nn.Module):
@@ -181,10 +242,10 @@ class FeedForward(nn.Module):
 class Block(GradientCheckpointingLayer):
     """Pre-norm decoder block."""
 
-    def __init__(self, config: CodecladeConfig, layer_index: int):
+    def __init__(self, config: CodecladeConfig, layer_index: int, plain: bool = False):
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, layer_index)
+        self.attention = Attention(config, layer_index, plain)
         self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.feed_forward = FeedForward(config)
 
@@ -232,7 +293,7 @@ class CodecladeTransformer(PreTrainedModel):
     base_model_prefix = "codeclade"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a list)
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -240,18 +301,31 @@ class CodecladeTransformer(PreTrainedModel):
     def __init__(self, config: CodecladeConfig):
         super().__init__(config)
         self.prefix = TextPrefix(config) if config.text_dim else ClassPrefix(config)
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.scheme == "semantic_detail":
+            self.token_embedding = SemanticDetailEmbedding(config)
+        elif config.scheme == "cluster_token":
+            self.token_embedding = ClusterTokenEmbedding(config)
+        else:
+            self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.scheme == "semantic_detail":
+            self.norm = nn.Identity()  # the head normalises after blocks of its own
+            blocks = [Block(config, i, plain=True) for i in range(config.head_layers)]
+            self.head = SemanticDetailHead(config, blocks)
+        else:
+            self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+            kind = ClusterTokenHead if config.scheme == "cluster_token" else TokenHead
+            self.head = kind(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self.head:
-            init.zeros_(module.weight)  # the first loss is exactly ln V
+        if isinstance(module, Output):
+            init.zeros_(module.weight)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
         elif isinstance(module, TextPrefix):
@@ -259,7 +333,7 @@ class CodecladeTransformer(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but strict: a missing or unexpected weight is an error, not a warning.
+        """As in transformers, but strict: a missing or unexpected weight is an error.
 
         Raises:
             ValueError: naming the weights.
@@ -275,6 +349,41 @@ class CodecladeTransformer(PreTrainedModel):
         """The null class (count,): what unconditional rows are given."""
         return torch.full((count,), self.config.num_classes, device=self.device)
 
+    def use_clusters(self, mapping: Tensor) -> None:
+        """Give a "cluster_token" model the cluster (V,) of every id, `ClusterMap.mapping`.
+
+        Raises:
+            ValueError: another scheme or length, or clusters that are not exactly 0..K-1.
+        """
+        config = self.config
+        if config.scheme != "cluster_token":
+            raise ValueError(f"scheme {config.scheme!r} has no clusters; 'cluster_token' has.")
+        if mapping.shape != (config.vocab_size,):
+            raise ValueError(
+                f"mapping has shape {tuple(mapping.shape)}, but there are {config.vocab_size} ids."
+            )
+        used = mapping.unique()
+        if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
+            raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")
+        self.token_embedding.cluster_of.copy_(mapping)
+
+    def stage_logits(
+        self, hidden: Tensor, step: int, chosen: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Logits float32 of one stage of one position, while a two-stage model samples images.
+
+        Args:
+            hidden: (B, T, D) `hidden_states` of positions P-1.. so far; later ones are not read.
+            step: which token is predicted.
+            chosen: (B,) the cluster or semantic code of this token; None asks for its logits.
+            cache: "semantic_detail" keeps the keys of its head from the first to the second stage
+                in it; give a fresh `DynamicCache` for every token.
+
+        Returns:
+            (B, K) for the first stage, (B, V) for the second. Ids outside the cluster have -1e30.
+        """
+        return self.head.stage_logits(hidden, step, chosen, cache, self.token_embedding)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -283,20 +392,27 @@ class CodecladeTransformer(PreTrainedModel):
         labels: Tensor | None = None,
         text_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        return_logits: bool = True,
+        output_condition_attention: bool = False,
     ) -> CodecladeOutput:
-        """Logits of the next token at every position.
+        """Hidden states at every position, and the logits of the next token.
 
         Args:
-            input_ids: (B, T) tokens, or None for the prefix alone.
+            input_ids: (B, T) tokens, (B, T, 2) of "semantic_detail", or None for the prefix alone.
             class_labels: (B,) class ids, `num_classes` for the null class. Give the condition
                 (labels or text) with the first call; later calls go on from the cache.
             past_key_values: a transformers cache owned by the caller, extended in place.
-            labels: (B, T) tokens to predict; `input_ids` may leave the last one out.
+            labels: tokens to predict, shaped like `input_ids`, which may leave the last one out.
             text_embeds: (B, P, text_dim) caption features of a text-conditional model.
             attention_mask: (B, positions so far) 1 where visible: hides a caption's padding.
+            return_logits: False leaves the head out; ask `stage_logits` for one position instead.
+            output_condition_attention: also return `condition_attention`; needs a cache.
 
         Returns:
             `CodecladeOutput`: logits (B, P+T, V), or (B, T, V) where the prefix is in the cache.
+            "cluster_token": `ClusterTokenHead` says what they are. "semantic_detail" has
+            semantic_logits (B, T, K) and detail_logits (B, T, V) of the pairs in labels or
+            input_ids, in calls that give the condition.
 
         Raises:
             ValueError: neither tokens nor condition given, or more tokens than the grid holds.
@@ -306,6 +422,7 @@ class CodecladeTransformer(PreTrainedModel):
             parts.append(self.prefix(class_labels))
         elif text_embeds is not None:
             parts.append(self.prefix(text_embeds.to(self.dtype)))
+        conditioned = bool(parts)
         if input_ids is not None:
             parts.append(self.token_embedding(input_ids))
         if not parts:
@@ -324,14 +441,19 @@ class CodecladeTransformer(PreTrainedModel):
         )
         cos, sin = rotation(positions, self.config)
         for layer in self.layers:
+            before = x
             x = layer(x, mask, cos, sin, past_key_values)
-        logits = self.head(self.norm(x)).float()
-        loss = None
-        if labels is not None:
-            first = self.config.prefix_length - 1
-            predicted = logits[:, first : first + labels.shape[1]]
-            loss = F.cross_entropy(predicted.flatten(0, 1), labels.flatten())
-        return CodecladeOutput(loss=loss, logits=logits, past_key_values=past_key_values)
+        output = CodecladeOutput(past_key_values=past_key_values, hidden_states=self.norm(x))
+        if output_condition_attention:
+            normed = layer.attention_norm(before)
+            output.condition_attention = layer.attention.prefix_share(
+                normed, mask, cos, sin, past_key_values
+            )
+        if return_logits and (conditioned or self.config.scheme != "semantic_detail"):
+            given = output.hidden_states, labels, input_ids, self.token_embedding
+            for name, value in self.head.teach(*given).items():
+                output[name] = value
+        return output
 
     def _check_length(self, length: int) -> None:
         longest = self.config.prefix_length + self.config.num_tokens

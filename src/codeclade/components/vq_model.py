@@ -1,10 +1,12 @@
 """VQModel: the image tokenizer, pixels to a grid of codebook ids and back.
 
-The encoder and decoder are diffusers' autoencoder blocks; the cosine quantizer is ours, because
-LlamaGen (arXiv 2406.06525) normalises the latents and the codebook rows on every use.
-Must stay numerically equal to LlamaGen's vq_ds16_c2i.pt and vq_ds8_c2i.pt (see hub/convert.py).
+The encoder and decoder are diffusers' autoencoder blocks; the quantizers are ours, because LlamaGen
+(arXiv 2406.06525) normalises the latents and the codebook rows on every use, and IAR2 adds a second
+codebook for what the first leaves. Must stay numerically equal to LlamaGen's vq_ds16_c2i.pt and
+vq_ds8_c2i.pt and to IAR2's 0485000.pt (see hub/convert.py).
 
-Shapes: B batch, H W image sides, G = H / downsample token grid side, N codebook size, d code width.
+Shapes: B batch, H W image sides, G = H / downsample token grid side, N codebook size, d code width,
+M detail codebook size. `ids` are (B, G, G), or (B, G, G, 2) with a detail codebook.
 """
 
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 class VQEncoderOutput(NamedTuple):
     """What `VQModel.encode` returns."""
 
-    ids: Tensor  # (B, G, G) int64, 0..N-1
+    ids: Tensor  # (B, G, G) int64, 0..N-1; or (B, G, G, 2), semantic and detail
     latents: Tensor  # (B, d, G, G) encoder output before quantization
 
 
@@ -52,6 +54,31 @@ class CosineQuantizer(nn.Module):
         return F.normalize(self.embedding(ids).float(), dim=-1).permute(0, 3, 1, 2)
 
 
+class DetailQuantizer(CosineQuantizer):
+    """IAR2's two codebooks: the nearest semantic row by cosine, then the nearest detail row to what
+    is left of the unit latent. Codes are their sum; the detail rows are not normalised on use.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int, detail_codebook_size: int):
+        super().__init__(codebook_size, codebook_dim)
+        rows = torch.randn(detail_codebook_size, codebook_dim)
+        self.detail = nn.Parameter(F.normalize(rows, dim=-1))
+
+    def search(self, latents: Tensor) -> Tensor:
+        """Ids (B, G, G, 2), semantic and detail, of latents (B, d, G, G)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            semantic = super().search(latents)
+            rest = F.normalize(latents.float(), dim=1) - super().lookup(semantic)
+            rows = self.detail.float()
+            nearness = torch.einsum("bdhw,nd->bhwn", rest, rows) - rows.square().sum(-1) / 2
+            return torch.stack([semantic, nearness.argmax(-1)], dim=-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Codes (B, d, G, G) float32 of ids (B, G, G, 2)."""
+        semantic, detail = ids.unbind(-1)
+        return super().lookup(semantic) + F.embedding(detail, self.detail.float()).movedim(-1, 1)
+
+
 class VQModel(ModelMixin, ConfigMixin):
     """LlamaGen-shaped VQ tokenizer (arXiv 2406.06525, section 3.1).
 
@@ -63,6 +90,7 @@ class VQModel(ModelMixin, ConfigMixin):
         codebook_dim: width d of one code.
         norm_num_groups: groups of every GroupNorm; must divide every channel count.
         sample_size: side in pixels of the images the model was trained on.
+        detail_codebook_size: codes M of a second codebook (IAR2); ids then are pairs.
 
     Raises:
         ValueError: a channel count that `norm_num_groups` does not divide.
@@ -78,6 +106,7 @@ class VQModel(ModelMixin, ConfigMixin):
         codebook_dim: int = 8,
         norm_num_groups: int = 32,
         sample_size: int = 256,
+        detail_codebook_size: int | None = None,
     ):
         super().__init__()
         for channels in block_out_channels:
@@ -98,7 +127,10 @@ class VQModel(ModelMixin, ConfigMixin):
             double_z=False,
         )
         self.quant_conv = nn.Conv2d(latent_channels, codebook_dim, 1)
-        self.quantize = CosineQuantizer(codebook_size, codebook_dim)
+        if detail_codebook_size is None:
+            self.quantize = CosineQuantizer(codebook_size, codebook_dim)
+        else:
+            self.quantize = DetailQuantizer(codebook_size, codebook_dim, detail_codebook_size)
         self.post_quant_conv = nn.Conv2d(codebook_dim, latent_channels, 1)
         self.decoder = Decoder(
             in_channels=latent_channels,
@@ -109,6 +141,20 @@ class VQModel(ModelMixin, ConfigMixin):
             norm_num_groups=norm_num_groups,
         )
 
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in diffusers, but strict: a missing or unexpected weight is an error.
+
+        Raises:
+            ValueError: naming the weights.
+        """
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
+                raise ValueError(f"{args[0]} has {problem.replace('_', ' ')}: {names}.")
+        return (model, report) if output_loading_info else model
+
     @property
     def codebook(self) -> Tensor:
         """The stored codebook (N, d), not normalised: what clustering works on."""
@@ -118,6 +164,10 @@ class VQModel(ModelMixin, ConfigMixin):
     def codebook_size(self) -> int:
         return self.config.codebook_size
 
+    @property
+    def detail_codebook_size(self) -> int | None:
+        return self.config.detail_codebook_size
+
     def encode(self, pixels: Tensor) -> VQEncoderOutput:
         """Tokenize images.
 
@@ -125,7 +175,8 @@ class VQModel(ModelMixin, ConfigMixin):
             pixels: (B, 3, H, W) in [-1, 1]; H and W multiples of the downsampling factor.
 
         Returns:
-            `VQEncoderOutput(ids, latents)`: ids (B, H/f, W/f), latents (B, d, H/f, W/f).
+            `VQEncoderOutput(ids, latents)`: ids (B, H/f, W/f), or (B, H/f, W/f, 2) with a detail
+            codebook, latents (B, d, H/f, W/f).
 
         Raises:
             ValueError: pixels of another shape.
@@ -142,22 +193,31 @@ class VQModel(ModelMixin, ConfigMixin):
         return VQEncoderOutput(self.quantize.search(latents), latents)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of ids (B, G, G).
+        """Images (B, 3, H, W), about [-1, 1], of ids (B, G, G), with details (B, G, G, 2).
 
-        Flat ids (B, G*G) are taken as a square grid in raster order.
+        Flat ids (B, G*G) or (B, G*G, 2) are taken as a square grid in raster order.
 
         Raises:
             ValueError: a flat length that is no square, or ids outside 0..N-1.
         """
-        if ids.ndim == 2:
+        pair = () if self.detail_codebook_size is None else (2,)
+        fits = ids.shape[ids.ndim - len(pair) :] == pair
+        if ids.ndim == 2 + len(pair) and fits:
             grid = int(ids.shape[1] ** 0.5)
             if grid * grid != ids.shape[1]:
                 raise ValueError(
-                    f"{ids.shape[1]} flat ids form no square grid; pass ids of shape (B, rows, columns)."
+                    f"{ids.shape[1]} flat ids form no square grid; "
+                    "pass ids of shape (B, rows, columns)."
                 )
-            ids = ids.view(-1, grid, grid)
-        if ids.ndim != 3:
-            raise ValueError(f"ids must have shape (B, rows, columns), got {tuple(ids.shape)}.")
+            ids = ids.unflatten(1, (grid, grid))
+        if ids.ndim != 3 + len(pair) or not fits:
+            wanted = "(B, rows, columns, 2)" if pair else "(B, rows, columns)"
+            raise ValueError(f"ids must have shape {wanted}, got {tuple(ids.shape)}.")
+        sizes = [self.codebook_size, self.detail_codebook_size][: 1 + len(pair)]
+        for values, size in zip(ids.unbind(-1) if pair else [ids], sizes, strict=True):
+            outside = values[(values < 0) | (values >= size)]
+            if outside.numel():
+                raise ValueError(f"id {int(outside[0])} is outside 0..{size - 1}.")
         return self.decode_codes(self.quantize.lookup(ids))
 
     def decode_codes(self, codes: Tensor) -> Tensor:

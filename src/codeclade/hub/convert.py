@@ -1,6 +1,8 @@
 """Published checkpoints to codeclade models and back, by literal name maps.
 
-LlamaGen (arXiv 2406.06525): tokenizers vq_ds16_c2i.pt, vq_ds8_c2i.pt; generators c2i_*.pt, t2i_*.pt.
+LlamaGen (arXiv 2406.06525): tokenizers vq_ds{16,8}_c2i.pt, generators c2i_*.pt, t2i_*.pt.
+IAR: LlamaGen's layout on a permuted codebook, and the permutation's own file (`load_mapping`).
+IAR2: tokenizer 0485000.pt, generators IAR2-*.
 Strict in both directions: every missing or unexpected weight is named. Pickles are read with
 `weights_only=True`, so nothing in a checkpoint is ever executed.
 """
@@ -44,6 +46,27 @@ GPT_NAMES = {
     "output": "head",
 }
 
+IAR2_NAMES = {
+    **{
+        theirs: ours
+        for theirs, ours in GPT_NAMES.items()
+        if theirs.startswith(("layers.", "cls_embedding.embedding_table"))
+    },
+    **{
+        theirs.replace("layers", "factorized_blocks"): ours.replace("layers", "head.blocks")
+        for theirs, ours in GPT_NAMES.items()
+        if theirs.startswith("layers.")
+    },
+    "norm": "head.norm",
+    "tok_embeddings1": "token_embedding.semantic",
+    "tok_embeddings2": "token_embedding.detail",
+    "aggregation_layer.{}": "token_embedding.mix.{}",
+    "output1.{}": "head.semantic.{}",
+    "output2.{}": "head.detail.{}",
+    "mlp1.{}": "head.compress.{}",
+    "mlp2.{}": "head.combine.{}",
+}
+
 _RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
 _RESIDUAL["nin_shortcut"] = "conv_shortcut"
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -78,6 +101,7 @@ VQ_NAMES = {
     "post_quant_conv": "post_quant_conv",
     "quantize.embedding": "quantize.embedding",
 }
+IAR2_VQ_NAMES = {**VQ_NAMES, "quantize.embedding_second": "quantize.detail"}
 
 # Heads follow from the width in all published sizes.
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
@@ -91,23 +115,7 @@ def load_checkpoint(path: str | Path) -> StateDict:
     Raises:
         ValueError: a file that is missing, damaged, holds anything but tensors, or no weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or damaged ({str(error).splitlines()[0]})."
-        ) from None
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path} holds Python objects beside tensors; refused, since loading it could run code."
-        ) from None
+    content = _read(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
     for name in CONTAINERS:
@@ -124,6 +132,45 @@ def load_checkpoint(path: str | Path) -> StateDict:
     return weights
 
 
+def load_mapping(path: str | Path) -> Tensor:
+    """Integers (N,) of a published mapping file: IAR's old id to new id, DCPE's id to cluster.
+
+    Such a file is one bare tensor, which may be a view into a larger storage.
+
+    Raises:
+        ValueError: a file that is missing, damaged, or holds anything but one row of integers >= 0.
+    """
+    content = _read(path)
+    if isinstance(content, dict) and len(content) == 1:
+        content = next(iter(content.values()))
+    if not isinstance(content, Tensor) or content.ndim != 1 or content.is_floating_point():
+        what = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
+        raise ValueError(f"{path} holds {what}, not one row of integers.")
+    if len(content) == 0 or content.min() < 0:
+        raise ValueError(f"{path} holds no ids, or negative ones; a mapping has numbers from 0.")
+    return content.to(torch.int64).clone()  # without the rest of a larger storage
+
+
+def _read(path: str | Path):
+    """Whatever a checkpoint file holds, as long as it is tensors and plain containers."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or damaged ({str(error).splitlines()[0]})."
+        ) from None
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds Python objects beside tensors; refused, since loading it could run code."
+        ) from None
+
+
 def _plain_key(key: str) -> str:
     while key.startswith(PREFIXES):
         key = key.split(".", 1)[1]
@@ -131,7 +178,7 @@ def _plain_key(key: str) -> str:
 
 
 def _rename(state_dict: StateDict, names: dict[str, str]) -> StateDict:
-    """Keys renamed by a stem map; keys the map does not know are kept for the strict load to name."""
+    """Keys renamed by a stem map; unknown keys are kept for the strict load to name."""
     patterns = [
         (re.compile(re.escape(source).replace(r"\{\}", r"(\d+)") + r"(\.weight|\.bias)?"), target)
         for source, target in names.items()
@@ -192,13 +239,37 @@ def vq_model_from_llamagen(state_dict: StateDict) -> VQModel:
     Raises:
         ValueError: weights missing, unexpected or of a wrong shape.
     """
-    what = "LlamaGen tokenizer"
+    return _vq_model(state_dict, VQ_NAMES, "LlamaGen tokenizer")
+
+
+def vq_model_to_llamagen(model: VQModel) -> StateDict:
+    """Inverse of `vq_model_from_llamagen`: LlamaGen's key names and shapes."""
+    return _vq_state_dict(model, VQ_NAMES)
+
+
+def vq_model_from_iar2(state_dict: StateDict) -> VQModel:
+    """IAR2's tokenizer as a `VQModel` in eval mode: two codebooks, or one after its first stage.
+
+    Raises:
+        ValueError: weights missing, unexpected or of a wrong shape.
+    """
+    return _vq_model(state_dict, IAR2_VQ_NAMES, "IAR2 tokenizer")
+
+
+def vq_model_to_iar2(model: VQModel) -> StateDict:
+    """Inverse of `vq_model_from_iar2`: IAR2's key names and shapes."""
+    return _vq_state_dict(model, IAR2_VQ_NAMES)
+
+
+def _vq_model(state_dict: StateDict, names: dict[str, str], what: str) -> VQModel:
     state_dict = {key: value for key, value in state_dict.items() if not IGNORED.match(key)}
     _require(state_dict, ["quantize.embedding.weight", "quant_conv.weight"], what)
     levels = _count(state_dict, r"encoder\.conv_blocks\.(\d+)\.")
     widths = [f"encoder.conv_blocks.{i}.res.0.conv1.weight" for i in range(levels)]
     _require(state_dict, widths or ["encoder.conv_blocks.0.res.0.conv1.weight"], what)
     size, dim = state_dict["quantize.embedding.weight"].shape
+    weights = _rename(state_dict, names)
+    detail = weights.get("quantize.detail")
     with torch.device("meta"):
         model = VQModel(
             block_out_channels=tuple(state_dict[key].shape[0] for key in widths),
@@ -206,8 +277,8 @@ def vq_model_from_llamagen(state_dict: StateDict) -> VQModel:
             latent_channels=state_dict["quant_conv.weight"].shape[1],
             codebook_size=size,
             codebook_dim=dim,
+            detail_codebook_size=None if detail is None else len(detail),
         )
-    weights = _rename(state_dict, VQ_NAMES)
     for key, value in weights.items():
         if ".attentions." in key and value.ndim == 4:
             weights[key] = value.flatten(1)  # a 1x1 convolution is a linear layer
@@ -215,9 +286,8 @@ def vq_model_from_llamagen(state_dict: StateDict) -> VQModel:
     return model.eval()
 
 
-def vq_model_to_llamagen(model: VQModel) -> StateDict:
-    """Inverse of `vq_model_from_llamagen`: LlamaGen's key names and shapes."""
-    weights = _rename(model.state_dict(), _reverse(VQ_NAMES))
+def _vq_state_dict(model: VQModel, names: dict[str, str]) -> StateDict:
+    weights = _rename(model.state_dict(), _reverse(names))
     attention = re.compile(r".*\.(attn\.\d+|mid\.1)\.(q|k|v|proj_out)\.weight")
     return {
         key: value[:, :, None, None] if attention.fullmatch(key) else value
@@ -247,13 +317,6 @@ def transformer_from_llamagen(
         state_dict, ["tok_embeddings.weight", feed_forward, f"cls_embedding.{condition}"], what
     )
     vocab_size, width = state_dict["tok_embeddings.weight"].shape
-    if num_attention_heads is None:
-        if width not in HEADS:
-            raise ValueError(
-                f"width {width} is no published size ({', '.join(map(str, HEADS))}); "
-                "give num_attention_heads."
-            )
-        num_attention_heads = HEADS[width]
     rows = state_dict[f"cls_embedding.{condition}"]
     config = CodecladeConfig(
         vocab_size=vocab_size,
@@ -263,7 +326,7 @@ def transformer_from_llamagen(
         prefix_length=rows.shape[0] if text else 1,
         hidden_size=width,
         num_hidden_layers=_count(state_dict, r"layers\.(\d+)\."),
-        num_attention_heads=num_attention_heads,
+        num_attention_heads=num_attention_heads or _published_heads(width),
         intermediate_size=state_dict[feed_forward].shape[0],
     )
     with torch.device("meta"):
@@ -272,6 +335,61 @@ def transformer_from_llamagen(
     return model.eval()
 
 
+def _published_heads(width: int) -> int:
+    if width not in HEADS:
+        raise ValueError(
+            f"width {width} is no published size ({', '.join(map(str, HEADS))}); "
+            "give num_attention_heads."
+        )
+    return HEADS[width]
+
+
 def transformer_to_llamagen(model: CodecladeTransformer) -> StateDict:
     """Inverse of `transformer_from_llamagen`: LlamaGen's key names."""
     return _rename(model.state_dict(), _reverse(GPT_NAMES))
+
+
+def transformer_from_iar2(
+    state_dict: StateDict, *, grid_size: int, num_attention_heads: int | None = None
+) -> CodecladeTransformer:
+    """An IAR2 generator as a `CodecladeTransformer` of scheme "semantic_detail", in eval mode.
+
+    Args:
+        state_dict: IAR2's key names, as `load_checkpoint` gives them.
+        grid_size: token grid side (24 for the published 384 px models); not in the file.
+        num_attention_heads: taken from the width where it is one of the published sizes.
+
+    Raises:
+        ValueError: weights missing, unexpected or of a wrong shape, or heads that cannot be known.
+    """
+    what = "IAR2 generator"
+    state_dict = {key: value for key, value in state_dict.items() if not IGNORED.match(key)}
+    feed_forward, classes = (
+        "layers.0.feed_forward.w1.weight",
+        "cls_embedding.embedding_table.weight",
+    )
+    tables = ["tok_embeddings1.weight", "tok_embeddings2.weight"]
+    _require(state_dict, [*tables, feed_forward, classes], what)
+    width = state_dict[classes].shape[1]
+    config = CodecladeConfig(
+        vocab_size=len(state_dict[tables[1]]),
+        scheme="semantic_detail",
+        coarse_vocab_size=len(state_dict[tables[0]]),
+        grid_size=grid_size,
+        num_classes=len(state_dict[classes]) - 1,
+        hidden_size=width,
+        num_hidden_layers=_count(state_dict, r"layers\.(\d+)\."),
+        num_attention_heads=num_attention_heads or _published_heads(width),
+        intermediate_size=state_dict[feed_forward].shape[0],
+        positions_per_cell=2,
+        head_layers=_count(state_dict, r"factorized_blocks\.(\d+)\."),
+    )
+    with torch.device("meta"):
+        model = CodecladeTransformer(config)
+    _load_strictly(model, _rename(state_dict, IAR2_NAMES), what)
+    return model.eval()
+
+
+def transformer_to_iar2(model: CodecladeTransformer) -> StateDict:
+    """Inverse of `transformer_from_iar2`: IAR2's key names."""
+    return _rename(model.state_dict(), _reverse(IAR2_NAMES))

@@ -1,11 +1,13 @@
 """Training losses, one small function per idea.
 
-Shapes: B batch, d code width, G token grid side.
+Shapes: B batch, d code width, G token grid side, V vocabulary, K clusters.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..components.heads import cluster_logsumexp
 
 
 def codebook_loss(latents: Tensor, codes: Tensor) -> Tensor:
@@ -37,8 +39,41 @@ def perceptual_loss(features: nn.Module, reconstruction: Tensor, pixels: Tensor)
     return torch.stack(terms).mean()
 
 
+def cluster_loss(
+    logits: Tensor, tokens: Tensor, clusters: Tensor | int, beta: float = 0.0
+) -> Tensor:
+    """Cross-entropy of the right cluster, -log softmax(a)_{c(y)} (IAR's cluster loss):
+
+        a_c = log sum_{i in c} exp(l_i) - beta log |c|
+
+    IAR adds it, with weight 1, to the cross-entropy of the token. For beta = 0 exp(a_c) is the
+    cluster's exact probability up to normalisation; beta = 1 removes the advantage of large
+    clusters, so that equal logits give every cluster the same probability.
+
+    Args:
+        logits: (..., V) of the next token.
+        tokens: (...) the right tokens y.
+        clusters: (V,) cluster of every token, of any sizes; or m, for IAR's blocks of m tokens.
+
+    Raises:
+        ValueError: blocks that do not divide the vocabulary, or a mapping of another length.
+    """
+    vocab_size = logits.shape[-1]
+    if isinstance(clusters, int):
+        if vocab_size % clusters:
+            raise ValueError(f"clusters of {clusters} tokens do not divide {vocab_size} tokens.")
+        clusters = torch.arange(vocab_size, device=logits.device) // clusters
+    if clusters.shape != (vocab_size,):
+        raise ValueError(
+            f"clusters has shape {tuple(clusters.shape)}, but there are {vocab_size} tokens."
+        )
+    sizes = clusters.bincount()
+    scores = cluster_logsumexp(logits.float(), clusters, len(sizes)) - beta * sizes.log()
+    return F.cross_entropy(scores.flatten(0, -2), clusters[tokens].flatten())
+
+
 class EfficientNetFeatures(nn.Module):
-    """Feature maps of EfficientNet-Lite0 at strides 2, 4, 8 and 16 (extra `eval`; ImageNet weights).
+    """EfficientNet-Lite0 feature maps at strides 2, 4, 8 and 16 (extra `eval`; ImageNet weights).
 
     Frozen, always in evaluation mode. Used as a training signal and for metrics, never shipped.
     """

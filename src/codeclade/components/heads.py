@@ -1,0 +1,207 @@
+"""Heads: how a position's code becomes an input vector and how its logits come out.
+
+One class a scheme: `TokenHead` (LlamaGen, arXiv 2406.06525), `SemanticDetailHead` (IAR2) and
+`ClusterTokenHead` (our own). `teach` is teacher-forced, over all positions at once; `stage_logits`
+is one stage of one position while images are sampled. Must stay numerically equal to the published
+IAR2-*.pth (see hub/convert.py).
+
+Shapes: B batch, T tokens, L prefix and tokens, D width, V vocabulary, K coarse vocabulary
+(clusters or semantic codes), G token grid side. Logits are float32 whatever the dtype.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+
+class Output(nn.Linear):
+    """Last layer of a head; starts at zero, so that the first loss is exactly ln V."""
+
+    def __init__(self, width: int, vocab_size: int):
+        super().__init__(width, vocab_size, bias=False)
+
+
+class TokenHead(Output):
+    """Logits of the ids or clusters: one linear layer."""
+
+    def __init__(self, config):
+        super().__init__(config.hidden_size, config.vocab_size)
+        self.first = config.prefix_length - 1
+
+    def teach(self, hidden: Tensor, labels: Tensor | None, _, embedding: nn.Module) -> dict:
+        logits = self(hidden).float()
+        if labels is None:
+            return {"logits": logits}
+        predicted = logits[:, self.first : self.first + labels.shape[1]]
+        return {
+            "logits": logits,
+            "loss": F.cross_entropy(predicted.flatten(0, 1), labels.flatten()),
+        }
+
+
+def cluster_logsumexp(logits: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
+    """log sum_{i in c} exp(l_i) for every cluster c: (..., K) from logits (..., V).
+
+    Args:
+        clusters: (V,) cluster of every entry; sizes may differ, an empty cluster has -inf.
+    """
+    index = clusters.expand_as(logits)
+    empty = logits.new_zeros(*logits.shape[:-1], num_clusters)
+    peak = torch.full_like(empty, -torch.inf).scatter_reduce(-1, index, logits.detach(), "amax")
+    return peak + empty.scatter_add(-1, index, (logits - peak[..., clusters]).exp()).log()
+
+
+class ClusterTokenEmbedding(nn.Module):
+    """Ids to vectors: u_i = E_token[i] + E_cluster[c(i)], so members of a cluster share a part.
+
+    Buffer `cluster_of` (V,): c(i), saved with the weights.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.token = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.cluster = nn.Embedding(config.coarse_vocab_size, config.hidden_size)
+        self.register_buffer("cluster_of", torch.zeros(config.vocab_size, dtype=torch.int64))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token(ids) + self.cluster(self.cluster_of[ids])
+
+
+class ClusterTokenHead(nn.Module):
+    """A cluster, then one of its ids, with an exact likelihood.
+
+        p(i | h) = p(c | h) p(i | h, c)                       with c = c(i), the cluster of id i
+        p(c | h) = exp(a_c) / sum_k exp(a_k)                                   a = A h, (K,)
+        p(i | h, c) = [c(i) = c] exp(l_i) / sum_{j in c} exp(l_j)              l = W h, (V,)
+
+    h is the normalised last hidden state. Loss: -log p(i | h), the joint likelihood; a fresh model
+    has ln K + mean ln|c(i)|. `logits` of a whole forward pass are log p(i | h) of every id i, so
+    their softmax is the model's distribution; `cluster_logits` are a.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.clusters = Output(config.hidden_size, config.coarse_vocab_size)
+        self.tokens = Output(config.hidden_size, config.vocab_size)
+        self.first = config.prefix_length - 1
+
+    def teach(self, hidden: Tensor, labels: Tensor | None, _, embedding: nn.Module) -> dict:
+        cluster_of, coarse = embedding.cluster_of, self.clusters(hidden).float()
+        fine = self.tokens(hidden).float()
+        shift = coarse.log_softmax(-1) - cluster_logsumexp(fine, cluster_of, coarse.shape[-1])
+        logits = fine + shift[..., cluster_of]
+        output = {"logits": logits, "cluster_logits": coarse}
+        if labels is not None:
+            predicted = logits[:, self.first : self.first + labels.shape[1]]
+            output["loss"] = -predicted.gather(-1, labels.unsqueeze(-1)).mean()
+        return output
+
+    def stage_logits(self, hidden, step: int, chosen: Tensor | None, cache, embedding) -> Tensor:
+        if chosen is None:
+            return self.clusters(hidden[:, step]).float()
+        outside = embedding.cluster_of != chosen.unsqueeze(-1)  # (B, V)
+        # Finite, so that guidance between two masked rows stays a number.
+        return self.tokens(hidden[:, step]).float().masked_fill(outside, -1e30)
+
+
+class SemanticDetailEmbedding(nn.Module):
+    """Pairs (B, T, 2) of a semantic and a detail code to one vector each (IAR2's fusion)."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.hidden_size
+        self.semantic = nn.Embedding(config.coarse_vocab_size, width)
+        self.detail = nn.Embedding(config.vocab_size, width)
+        self.mix = nn.Sequential(
+            nn.Linear(2 * width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        semantic, detail = pairs.unbind(-1)
+        return self.mix(torch.cat([self.semantic(semantic), self.detail(detail)], dim=-1))
+
+
+def neighbours(cells: Tensor, grid_size: int, window: int) -> Tensor:
+    """Raster cells (n, m) that come before `cells` (n,) in a window, -1 where outside the grid.
+
+    In order: `window` rows above with 2 * window + 1 columns each, then `window` cells to the left.
+    """
+    span = torch.arange(-window, window + 1, device=cells.device)
+    row, column = (grid.flatten() for grid in torch.meshgrid(span, span, indexing="ij"))
+    earlier = window * (2 * window + 1) + window
+    row = (cells // grid_size).unsqueeze(-1) + row[:earlier]
+    column = (cells % grid_size).unsqueeze(-1) + column[:earlier]
+    inside = (row >= 0) & (column >= 0) & (column < grid_size)
+    return torch.where(inside, row * grid_size + column, -1)
+
+
+class SemanticDetailHead(nn.Module):
+    """IAR2's head: blocks over [local context g, hidden state h, semantic code E1(k)], causal.
+
+    g joins the compressed hidden states of the 12 cells around; the second token gives the semantic
+    logits, the third, which has seen the semantic code, the detail logits.
+    """
+
+    def __init__(self, config, blocks: list[nn.Module]):
+        super().__init__()
+        self.config, width = config, config.hidden_size
+        count = 2 * config.head_window * (config.head_window + 1)
+        self.compress = nn.Sequential(
+            nn.Linear(width, width // 4),
+            nn.GELU(),
+            nn.Linear(width // 4, width // count, bias=False),
+        )
+        self.combine = nn.Sequential(
+            nn.Linear(count * (width // count), 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width, bias=False),
+        )
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.RMSNorm(width, config.rms_norm_eps)
+        for name, size in (("semantic", config.coarse_vocab_size), ("detail", config.vocab_size)):
+            layers = nn.Linear(width, 2 * width), nn.GELU(), Output(2 * width, size)
+            self.add_module(name, nn.Sequential(*layers))
+
+    def run(self, x: Tensor, start: int, cache: Cache | None) -> Tensor:
+        """Blocks and norm on tokens start.. of the three, x (B, n, D)."""
+        count = x.shape[1]
+        # The first token has no rotation at all (q = k = 0), the other two an angle of zero.
+        cos = (torch.arange(start, start + count, device=x.device) > 0).float().unsqueeze(-1)
+        mask = torch.full((count, start + count), -torch.inf, dtype=x.dtype, device=x.device)
+        mask = mask.triu(start + 1)
+        for block in self.blocks:
+            x = block(x, mask, cos, torch.zeros_like(cos), cache)
+        return self.norm(x)
+
+    def teach(self, hidden, labels: Tensor | None, pairs: Tensor | None, embedding) -> dict:
+        known = pairs if labels is None else labels
+        if known is None:
+            return {}
+        first, count = self.config.prefix_length - 1, known.shape[1]
+        hidden = hidden[:, first : first + count]
+        cells = torch.arange(count, device=hidden.device)
+        index = neighbours(cells, self.config.grid_size, self.config.head_window)
+        around = self.compress(F.pad(hidden, (0, 0, 0, 1)))[:, index]  # index -1 is the zero row
+        local = self.combine(around.flatten(-2))
+        x = torch.stack([local, hidden, embedding.semantic(known[..., 0])], dim=2)  # (B, T, 3, D)
+        x = self.run(x.flatten(0, 1), 0, None).unflatten(0, (-1, count))
+        semantic, detail = self.semantic(x[:, :, 1]).float(), self.detail(x[:, :, 2]).float()
+        output = {"semantic_logits": semantic, "detail_logits": detail}
+        if labels is not None:
+            coarse = F.cross_entropy(semantic.flatten(0, 1), labels[..., 0].flatten())
+            fine = F.cross_entropy(detail.flatten(0, 1), labels[..., 1].flatten())
+            output["loss"] = self.config.semantic_loss_weight * coarse + fine
+        return output
+
+    def stage_logits(self, hidden, step: int, chosen: Tensor | None, cache, embedding) -> Tensor:
+        if chosen is not None:
+            return self.detail(
+                self.run(embedding.semantic(chosen)[:, None], 2, cache)[:, 0]
+            ).float()
+        cell = torch.tensor([step], device=hidden.device)
+        index = neighbours(cell, self.config.grid_size, self.config.head_window)[0]
+        around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, 12, D)
+        local = self.combine(self.compress(around).flatten(-2))
+        x = self.run(torch.stack([local, hidden[:, step]], dim=1), 0, cache)
+        return self.semantic(x[:, 1]).float()

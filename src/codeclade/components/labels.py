@@ -1,0 +1,40 @@
+"""Class names: from what a user types to class ids, with errors that suggest the nearest names."""
+
+import difflib
+from collections.abc import Mapping
+
+
+def ids_by_name(id2label: Mapping[str, str]) -> dict[str, list[int]]:
+    """Class ids by lower-case name, synonyms included; a few names mean several classes."""
+    names: dict[str, list[int]] = {}
+    for key, value in id2label.items():
+        for name in {value, *value.split(",")}:
+            names.setdefault(name.strip().lower(), []).append(int(key))
+    return names
+
+
+def label_id(label: int | str, count: int, names: dict[str, list[int]]) -> int:
+    """Class id below `count` of a class id or of one of `names` (as `ids_by_name` gives them).
+
+    Raises:
+        ValueError: an id out of range, or a name that is unknown (the nearest ones are given) or
+            means several classes.
+    """
+    if isinstance(label, int) and not isinstance(label, bool):
+        if not 0 <= label < count:
+            raise ValueError(f"class id {label} is outside 0..{count - 1}.")
+        return label
+    if not isinstance(label, str):
+        raise ValueError(f"class label {label!r} must be a class name or an integer id.")
+    wanted = label.strip().lower()
+    found = sorted(set(names.get(wanted, [])))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"class name {label!r} means several classes; give one of ids {found}.")
+    if not names:
+        raise ValueError(f"this pipeline has no class names; give an id 0..{count - 1}.")
+    near = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
+    near += [name for name in names if wanted and wanted in name and name not in near]
+    hint = f"did you mean {', '.join(near[:5])}?" if near else f"known: {', '.join(names)}."
+    raise ValueError(f"unknown class name {label!r}; {hint}")
