@@ -151,6 +151,8 @@ def test_does_not_match_another_codebook(rows, seed):
     assert not cluster_map.matches(vectors.roll(1, 0))
     assert not cluster_map.matches(vectors.flip(1))
     assert not cluster_map.matches(-vectors)
+    trained_on = vectors + 0.1 * torch.randn(vectors.shape, generator=generator)
+    assert not cluster_map.matches(trained_on)
 
 
 def test_does_not_match_a_codebook_of_another_shape(small):

@@ -22,6 +22,7 @@ FORBIDDEN = {
 }
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
+COMPONENT_LIBRARIES |= {"PIL", "numpy"}  # diffusers itself needs them
 HEAVY = ("torch", "transformers", "diffusers", "accelerate", "datasets", "scipy", "numba")
 
 
