@@ -327,12 +327,5 @@ def generator_states(
     Args:
         condition: `class_labels`, or `text_embeds` and `attention_mask`.
     """
-    kept = []
-    hook = transformer.norm.register_forward_hook(
-        lambda module, inputs, output: kept.append(output)
-    )
-    try:
-        transformer(input_ids=clusters[:, :-1], **condition)
-    finally:
-        hook.remove()
-    return kept[-1][:, -clusters.shape[1] :]
+    output = transformer(input_ids=clusters[:, :-1], return_logits=False, **condition)
+    return output.hidden_states[:, -clusters.shape[1] :]
