@@ -18,12 +18,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..components.vq_model import VQModel
-from .convert import load_checkpoint, vq_model_from_llamagen
+from .convert import load_checkpoint, vq_model_from_iar2, vq_model_from_llamagen
 
 Fetch = Callable[[str], Path]
 TRANSPORT_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, or the fork this huggingface_hub uses
 
-TABLES = {"semantic": "quantize.embedding.weight", "detail": "quantize.embedding_second"}
+TABLES = {
+    "semantic": ("quantize.embedding.weight",),
+    "detail": ("quantize.embedding_second", "quantize.detail"),  # IAR2's file, our VQModel
+}
 FOLDERS = ("", "vq_model/", "vqvae/", "vqmodel/", "movq/")  # the model itself, or in a pipeline
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+?))?/?")
@@ -54,7 +57,7 @@ def load_codebook(source: str | Path, table: str | None = None) -> Tensor:
 
 
 def load_tokenizer(source: str | Path) -> VQModel:
-    """The tokenizer of a VQModel or pipeline folder, Hub id or LlamaGen .pt, to encode and decode.
+    """The tokenizer of a VQModel or pipeline folder, Hub id or .pt, to encode and decode.
 
     Raises:
         ValueError: a source that is no such tokenizer.
@@ -62,7 +65,9 @@ def load_tokenizer(source: str | Path) -> VQModel:
     found = _resolve(str(source))
     if isinstance(found, Path):
         if found.suffix in PICKLES:
-            return vq_model_from_llamagen(load_checkpoint(found))
+            weights = load_checkpoint(found)
+            iar2 = "quantize.embedding_second" in weights
+            return vq_model_from_iar2(weights) if iar2 else vq_model_from_llamagen(weights)
         found = [], None
     names, fetch = found
     for folder in ("", "vq_model/"):
@@ -70,11 +75,11 @@ def load_tokenizer(source: str | Path) -> VQModel:
             config = fetch(f"{folder}config.json")
             settings = json.loads(config.read_text())
             if settings.get("_class_name") == "VQModel" and "codebook_size" in settings:
-                _weight_file(names, fetch, None, str(source))
+                _weight_file(names, fetch, "semantic", str(source))
                 return VQModel.from_pretrained(config.parent).eval()
     raise ValueError(
         f"{source} holds no codeclade tokenizer to decode with: give a VQModel folder, a pipeline "
-        "folder, the Hub id of one, or a LlamaGen tokenizer .pt."
+        "folder, the Hub id of one, or a tokenizer .pt of LlamaGen or IAR2."
     )
 
 
@@ -183,7 +188,7 @@ def _pick(
 ) -> str:
     """Name of the codebook among tensor `names`; without a known name, the only matrix there is."""
     names = list(names)
-    wanted = [TABLES.get(table, table)] if table else list(TABLES.values())
+    wanted = TABLES.get(table, (table,)) if table else sum(TABLES.values(), ())
     found = [n for n in names if n in wanted or n.endswith(tuple(f".{w}" for w in wanted))]
     if not found and not table and matrices is not None and len(matrices) == 1:
         return matrices[0]

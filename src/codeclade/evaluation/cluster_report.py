@@ -1,0 +1,195 @@
+"""The page of `codeclade cluster --report`: tree, sizes, tables, images, each with protocol."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..components.cluster_map import ClusterMap
+from ..components.vq_model import VQModel
+from ..hub.codebooks import load_tokenizer
+from ..training.codes import Codes
+from . import figures
+from .comparison import Comparison, Settings, compare
+from .document import Document, Table, check_ending
+from .replacement import photographs
+from .sheet import contact_sheet
+
+NONE = "·"  # a cell without a number
+NAMES = {
+    "masc": "MASC",
+    "dcpe": "DCPE",
+    "kmeans": "k-means",
+    "balanced": "Balanced k-means",
+    "random": "Random partition",
+}
+
+
+def prepare_report(
+    settings: Settings, path: str | Path
+) -> Callable[[ClusterMap, Tensor, np.ndarray], None]:
+    """Read all inputs; what comes back takes (cluster map, codebook, rows) and writes the page.
+
+    Raises:
+        ValueError: a bad ending or folder, or images without a tokenizer to decode them.
+    """
+    path = Path(path)
+    check_ending(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to save {path.name} in.")
+    vq_model = pixels = None
+    if settings.images:
+        vq_model = load_tokenizer(settings.source)
+        pixels = photographs(settings.images, settings.num_images, vq_model.config.sample_size)
+    shards = Codes(settings.codes) if settings.codes else None
+    if shards is not None and vq_model is not None:
+        shards.check_tokenizer(vq_model)
+
+    def write(cluster_map: ClusterMap, codebook: Tensor, rows: np.ndarray) -> None:
+        result = compare(settings, cluster_map, codebook, rows, vq_model, pixels, shards)
+        write_report(result, path, vq_model)
+
+    return write
+
+
+def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None) -> None:
+    """Write one self-contained .html or .png file, under a temporary name first."""
+    settings, (codes, width) = result.settings, result.rows.shape
+    kind = "rows of unit length" if settings.normalized else "stored rows"
+    document = Document(
+        title=f"{NAMES[settings.method]}: {codes:,} codes in {result.clusters:,} clusters",
+        subtitle=f"{settings.source} · {codes:,} codes of width {width} · {kind} · "
+        f"seed {settings.seed}",
+        facts=_facts(result),
+    )
+    tiled = vq_model if result.level is None else None  # half of a pair cannot be decoded
+    if codes > 1:
+        document.add(
+            "The top of the tree",
+            "Average linkage of the codebook; every leaf is a branch, its number of codes below it."
+            + (" The tiles show the branch's middle code, decoded alone." if tiled else ""),
+            picture=figures.dendrogram(result, tiled),
+        )
+    document.add(
+        f"Cluster sizes at K = {result.clusters:,}",
+        "Number of clusters of every size, method by method.",
+        picture=figures.sizes(result),
+    )
+    document.add(
+        "Quality over K",
+        "Distance inside clusters against a random partition of the same sizes: lower is better."
+        + (" Replacement test: higher is better." if result.image_count else ""),
+        picture=figures.curves(result),
+    )
+    document.add("The partitions", _partition_protocol(result), table=_partition_table(result))
+    if result.image_count:
+        document.add(
+            "Semantic replacement test", _image_protocol(result), table=_image_table(result)
+        )
+        document.add(
+            f"The same images, codes replaced inside their clusters, K = {result.clusters:,}",
+            f"First {len(result.photographs)} of the {result.image_count} photographs.",
+            picture=_sheet(result),
+            pixelated=True,
+        )
+    document.write(path)
+
+
+def _facts(result: Comparison) -> list[tuple[str, str]]:
+    main = result.at(result.clusters)[0].numbers
+    facts = [
+        (
+            "smallest · median · largest",
+            f"{main['smallest']} · {main['median']:g} · {main['largest']}",
+        ),
+        ("codes alone", f"{main['alone']:,}"),
+        ("distance / random", f"{main['against_random']:.2f}"),
+    ]
+    if result.cophenetic is not None:
+        facts.append(("cophenetic correlation", f"{result.cophenetic:.3f}"))
+    if "entropy" in main:
+        facts.append(("entropy of a token", f"{main['entropy']:.2f} bits"))
+    if result.image_count:
+        loss = result.reconstruction_numbers["psnr"] - main["photograph_psnr"]
+        facts.append(("PSNR lost", f"{loss:.2f} dB"))
+    return facts
+
+
+def _partition_protocol(result: Comparison) -> str:
+    text = (
+        "Distance: mean Euclidean distance from a code to up to 64 other members of its cluster, "
+        "over codes that are not alone; against random: divided by the same in a random partition "
+        f"of the same cluster sizes (one draw, seed {result.settings.seed}). k-means: one start."
+    )
+    if result.cophenetic is not None:
+        text += " Cophenetic correlation: over all pairs of codes, or 200,000 drawn at random."
+    if result.tokens:
+        text += (
+            f" Entropy: of the clusters of {result.tokens}, in bits, and its share of log2 K; "
+            "ids themselves would be K = N."
+        )
+    return " ".join([text, *dict.fromkeys(result.notes)])
+
+
+def _partition_table(result: Comparison) -> Table:
+    head = ["K", "method", "smallest", "median", "largest", "alone", "distance", "against random"]
+    entropy = bool(result.tokens)
+    rows = []
+    for part in result.partitions:
+        n = part.numbers
+        row = [f"{part.clusters:,}", part.method, f"{n['smallest']:,}", f"{n['median']:g}"]
+        row += [f"{n['largest']:,}", f"{n['alone']:,}", _number(n["distance"], 3)]
+        row += [_number(n["against_random"], 3)]
+        if entropy:
+            share = n["entropy"] / np.log2(part.clusters) if part.clusters > 1 else float("nan")
+            row += [_number(n["entropy"], 2), _number(100 * share, 1)]
+        rows.append(row)
+    head += ["entropy, bits", "% of log2 K"] if entropy else []
+    return Table(head, rows, (f"{result.clusters:,}", result.settings.method))
+
+
+def _image_protocol(result: Comparison) -> str:
+    side = result.photographs.shape[-1]
+    return (
+        f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, centre "
+        f"crops; one random draw of members (seed {result.settings.seed}); means over images. PSNR "
+        "in dB over [-1, 1]; SSIM with the Gaussian window of 11; "
+        "features: mean squared distance of normalised EfficientNet-Lite0 features "
+        "(strides 2 to 16). First against the photographs, then against the tokenizer's own "
+        "reconstruction of them, which K = N would reach."
+    )
+
+
+def _image_table(result: Comparison) -> Table:
+    metrics = [("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("features", "features", 3)]
+    metrics = [m for m in metrics if m[0] in result.reconstruction_numbers]
+    targets = ("photograph", "reconstruction")
+    head = ["K", "method", *(name for _ in targets for _, name, _ in metrics)]
+    over = [("", 2), *((f"to the {target}s", len(metrics)) for target in targets)]
+    best = [_number(result.reconstruction_numbers[key], digits) for key, _, digits in metrics]
+    rows = [[NONE, "no replacement", *best, *[NONE] * len(metrics)]]
+    for part in result.partitions:
+        values = [
+            _number(part.numbers[f"{target}_{key}"], digits)
+            for target in targets
+            for key, _, digits in metrics
+        ]
+        rows.append([f"{part.clusters:,}", part.method, *values])
+    return Table(head, rows, (f"{result.clusters:,}", result.settings.method), over)
+
+
+def _number(value: float, digits: int) -> str:
+    if np.isnan(value):
+        return NONE
+    return "∞" if np.isinf(value) else f"{value:.{digits}f}"
+
+
+def _sheet(result: Comparison):
+    rows = {"photograph": result.photographs, "no replacement": result.reconstructions}
+    rows |= {part.method: part.images for part in result.at(result.clusters)}
+    side = result.photographs.shape[-1]
+    return contact_sheet(
+        {name: [figures.to_image(image) for image in images] for name, images in rows.items()},
+        scale=max(1, 216 // side),
+    )

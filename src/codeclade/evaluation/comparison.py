@@ -1,0 +1,192 @@
+"""One partition of a codebook beside other methods at several K, measured.
+
+Without a tokenizer and photographs only the codebook is measured.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..clustering import cut, make
+from ..components.cluster_map import ClusterMap
+from ..components.vq_model import VQModel
+from ..hub.cluster_maps import torch_threads_kept
+from ..training.codes import Codes
+from .clusters import (
+    cluster_entropy,
+    cophenetic_correlation,
+    in_cluster_distance,
+    random_like,
+    size_spread,
+)
+from .images import feature_network
+from .replacement import Seen, decode_all, encode_all, image_distances, replace_codes
+
+OTHERS = ("masc", "kmeans", "balanced", "random")  # what every report compares
+SHEET = 8  # images on the sheet
+TREES = ("masc", "dcpe")  # the same tree
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and on what images and codes."""
+
+    source: str
+    method: str
+    table: str | None = None  # which codebook of the source
+    normalized: bool = False
+    counts: list[int] | None = None  # K to compare at; None for `cluster_counts`
+    images: str | None = None  # folder of photographs
+    num_images: int = 64
+    codes: str | None = None  # folder of code shards
+    seed: int = 0
+
+
+@dataclass
+class Partition:
+    """One method at one K, and what was measured of it."""
+
+    method: str
+    clusters: int
+    labels: np.ndarray
+    numbers: dict[str, float] = field(default_factory=dict)
+    images: Tensor | None = None  # the sheet's images after replacement
+
+
+@dataclass
+class Comparison:
+    """All that a report shows."""
+
+    settings: Settings
+    clusters: int  # K of the map in question
+    rows: np.ndarray  # (N, d) what was clustered
+    tree: tuple[np.ndarray, np.ndarray]  # children and heights of average linkage of the rows
+    partitions: list[Partition] = field(default_factory=list)
+    level: int | None = None  # which of the ids is clustered where the tokenizer makes pairs
+    cophenetic: float | None = None
+    tokens: str = ""  # where the code frequencies come from
+    photographs: Tensor | None = None  # the sheet's
+    reconstructions: Tensor | None = None
+    reconstruction_numbers: dict[str, float] = field(default_factory=dict)
+    image_count: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def at(self, clusters: int) -> list[Partition]:
+        """The partitions at one K."""
+        return [part for part in self.partitions if part.clusters == clusters]
+
+
+def cluster_counts(codes: int, clusters: int) -> list[int]:
+    """The K a report compares unless told: the one asked for and N/2, N/4, N/8."""
+    return sorted({clusters, *(max(1, codes // part) for part in (2, 4, 8))}, reverse=True)
+
+
+def compare(
+    settings: Settings,
+    cluster_map: ClusterMap,
+    codebook: Tensor,
+    rows: np.ndarray,
+    vq_model: VQModel | None = None,
+    pixels: Tensor | None = None,
+    shards: Codes | None = None,
+) -> Comparison:
+    """Measure a cluster map beside every other method at several K.
+
+    Args:
+        codebook: (N, d) stored rows.
+        rows: (N, d) what was clustered: stored or normalised rows.
+        vq_model, pixels: tokenizer and photographs (B, 3, S, S) of the replacement test.
+        shards: codes to take frequencies from; None for those of the photographs.
+    """
+    children, heights = cluster_map.merges.numpy(), cluster_map.heights.double().numpy()
+    if len(children) < len(rows) - 1:
+        with torch_threads_kept():
+            found = make("masc", n_clusters=1).fit(rows)
+        children, heights = found.children_, found.distances_
+    result = Comparison(settings, cluster_map.num_clusters, rows, (children, heights))
+    counts = {result.clusters, *(settings.counts or cluster_counts(len(rows), result.clusters))}
+    with torch_threads_kept():
+        for count in tqdm(sorted(counts, reverse=True), desc="clustering", unit="K"):
+            result.partitions += _partitions(result, cluster_map.mapping.numpy(), count)
+    for part in tqdm(result.partitions, desc="distances", unit="partition"):
+        part.numbers |= size_spread(part.labels)
+        inside = in_cluster_distance(rows, part.labels, settings.seed)
+        random = random_like(part.labels, settings.seed)
+        outside = in_cluster_distance(rows, random, settings.seed)
+        part.numbers |= {"distance": inside, "against_random": inside / outside}
+    if len(rows) > 2:
+        result.cophenetic = cophenetic_correlation(rows, children, heights, settings.seed)
+    ids = None
+    if vq_model is not None and pixels is not None:
+        if vq_model.detail_codebook_size is not None:
+            result.level = int(not str(settings.table).endswith(("semantic", "embedding.weight")))
+        ids = encode_all(vq_model, pixels)
+        _replacement_test(result, codebook, vq_model, pixels, ids)
+        ids = ids if result.level is None else ids[..., result.level]
+    _entropies(result, ids, shards)
+    return result
+
+
+def _entropies(result: Comparison, ids: Tensor | None, shards: Codes | None) -> None:
+    if shards is not None:
+        ids = shards.ids.long()
+        split = shards.header["split"]
+        result.tokens = f"the {ids.numel():,} codes of {len(ids):,} images ({split} shards)"
+    elif ids is not None:
+        result.tokens = f"the {ids.numel():,} codes of {len(ids):,} photographs"
+    else:
+        return
+    if ids.max() >= len(result.rows):
+        raise ValueError(
+            f"{result.settings.codes} holds code {ids.max()}, but the codebook has only "
+            f"{len(result.rows)} rows."
+        )
+    counts = ids.flatten().bincount(minlength=len(result.rows)).numpy()
+    for part in result.partitions:
+        part.numbers["entropy"] = cluster_entropy(counts, part.labels)
+
+
+def _partitions(result: Comparison, labels: np.ndarray, count: int) -> list[Partition]:
+    """Every method at one K; the tree is cut and the given labels are used, not made again."""
+    parts = []
+    for name in dict.fromkeys((result.settings.method, *OTHERS)):
+        if name == "masc" and result.settings.method == "dcpe":
+            continue  # the same partition
+        if name == result.settings.method and count == result.clusters:
+            found = labels
+        elif name in TREES:
+            found = cut(result.tree[0], count)
+        elif name == "balanced" and len(result.rows) % count:
+            result.notes.append(f"Balanced has no K = {count}: it does not divide N.")
+            continue
+        else:
+            options = {"n_init": 1} if name == "kmeans" else {}
+            found = make(name, n_clusters=count, random_state=result.settings.seed, **options)
+            found = found.fit(result.rows).labels_
+        parts.append(Partition(name, count, np.asarray(found)))
+    return parts
+
+
+def _replacement_test(
+    result: Comparison, codebook: Tensor, vq_model: VQModel, pixels: Tensor, ids: Tensor
+) -> None:
+    settings, features = result.settings, feature_network()
+    if features is None:
+        result.notes.append("Feature distances were skipped: install codeclade[eval] for them.")
+    photographs = Seen.by(features, pixels)
+    reconstructions = Seen.by(features, decode_all(vq_model, ids))
+    result.image_count = len(pixels)
+    result.photographs = pixels[:SHEET]
+    result.reconstructions = reconstructions.pixels[:SHEET]
+    result.reconstruction_numbers = image_distances(reconstructions, photographs)
+    for part in tqdm(result.partitions, desc="replacement", unit="partition"):
+        cluster_map = ClusterMap.from_labels(part.labels, codebook, method=part.method)
+        drawn = replace_codes(ids, cluster_map, settings.seed, result.level)
+        images = Seen.by(features, decode_all(vq_model, drawn))
+        part.images = images.pixels[:SHEET]
+        for name, value in image_distances(images, photographs).items():
+            part.numbers[f"photograph_{name}"] = value
+        for name, value in image_distances(images, reconstructions).items():
+            part.numbers[f"reconstruction_{name}"] = value

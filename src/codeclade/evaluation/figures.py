@@ -1,0 +1,195 @@
+"""Figures of the cluster report, each a picture of the same width (extra `eval`: matplotlib)."""
+
+from io import BytesIO
+
+import numpy as np
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from PIL import Image
+from torch import Tensor
+
+from .clusters import leaf_order
+
+COLOURS = {
+    "masc": "#0f766e",
+    "dcpe": "#0f766e",
+    "kmeans": "#c2670a",
+    "balanced": "#6d4bc3",
+    "random": "#94a0ae",
+}
+INK, FAINT = "#1f2933", "#cbd2d9"
+BRANCHES = ("#0f766e", "#c2670a", "#6d4bc3", "#2563a8", "#b83280", "#5c7c1f", "#a4553a", "#52667a")
+WIDTH, DPI = 11.0, 180  # inches, dots an inch: the width of the .png page without its margins
+LEAVES = 36  # branches shown of the tree
+TILE_GRID = 4  # codes a side of a branch's tile
+
+
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
+
+
+def _picture(figure: Figure) -> Image.Image:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def _plain(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """One image (3, H, W) in [-1, 1] as a picture."""
+    array = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).byte()
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+class _Top:
+    """The last merges of a tree, laid out: branches side by side in order, links above them."""
+
+    def __init__(self, children: np.ndarray, heights: np.ndarray, shown: int):
+        n = len(children) + 1
+        self.children, self.heights, self.n = children, heights, n
+        self.first = 2 * n - shown  # nodes from here on are drawn as links, others as branches
+        sizes = np.ones(2 * n - 1, dtype=np.int64)
+        for i, (a, b) in enumerate(children):
+            sizes[n + i] = sizes[a] + sizes[b]
+        self.sizes: list[int] = []  # of the branches, left to right
+        self.floor = self._floor()
+        self.lines: list[list[tuple[float, float]]] = []
+        self.colours: list[str] = []
+        self._group = 0
+        self._place(2 * n - 2, sizes, INK)
+
+    def _floor(self) -> float:
+        drawn = self.heights[self.first - self.n :]
+        return float(drawn[0] - 0.1 * (drawn[-1] - drawn[0] or 1))
+
+    def _place(self, node: int, sizes: np.ndarray, colour: str) -> float:
+        """Draw what is below a node; its place on the x axis."""
+        groups = 2 * self.n - 1 - len(BRANCHES)  # nodes above are the trunk
+        if colour == INK and (node <= groups or node < self.first):
+            colour = BRANCHES[self._group % len(BRANCHES)]
+            self._group += 1
+        if node < self.first:
+            self.sizes.append(int(sizes[node]))
+            return len(self.sizes) - 0.5
+        pair = self.children[node - self.n]
+        height = float(self.heights[node - self.n])
+        left, right = (self._place(int(child), sizes, colour) for child in pair)
+        low, other = (self._top_of(int(child)) for child in pair)
+        self.lines.append([(left, low), (left, height), (right, height), (right, other)])
+        self.colours.append(colour)
+        return (left + right) / 2
+
+    def _top_of(self, node: int) -> float:
+        return self.floor if node < self.first else float(self.heights[node - self.n])
+
+
+def dendrogram(result, vq_model=None) -> Image.Image:
+    """The last merges of the tree; with a tokenizer, how the middle code of every branch looks."""
+    children, heights = result.tree
+    top = _Top(children, heights, min(LEAVES, len(children) + 1))
+    shown = len(top.sizes)
+    figure = _figure(4.4 if vq_model is not None else 3.9)
+    axes = figure.subplots()
+    _plain(axes)
+    axes.add_collection(
+        LineCollection(top.lines, colors=top.colours, linewidths=1.7, capstyle="round")
+    )
+    axes.set_xlim(0, shown)
+    axes.set_ylim(top.floor, heights[-1] + 0.04 * (heights[-1] - top.floor))
+    axes.set_ylabel("mean distance of what merges", color=INK, fontsize=9.5)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks(np.arange(shown) + 0.5, [f"{size:,}" for size in top.sizes], fontsize=8)
+    crowded = max(top.sizes) > 999
+    axes.tick_params(axis="x", length=0, pad=30 if vq_model else 3, rotation=90 * crowded)
+    if vq_model is not None:
+        order, _ = leaf_order(children, heights)
+        branches = np.split(order, np.cumsum(top.sizes)[:-1])
+        for place, tile in enumerate(_tiles(result.rows, branches, vq_model)):
+            box = axes.inset_axes([(place + 0.06) / shown, -0.095, 0.88 / shown, 0.088])
+            box.imshow(tile, aspect="auto", interpolation="nearest")
+            box.set_axis_off()
+    axes.set_xlabel("codes in the branch", color=INK, fontsize=9.5)
+    return _picture(figure)
+
+
+@torch.no_grad()
+def _tiles(rows: np.ndarray, branches: list[np.ndarray], vq_model) -> list[Image.Image]:
+    """The code nearest to the mean of every branch, decoded on a small grid of itself."""
+    middle = []
+    for branch in branches:
+        offset = np.linalg.norm(rows[branch] - rows[branch].mean(0), axis=1)
+        middle.append(int(branch[offset.argmin()]))
+    ids = torch.tensor(middle).view(-1, 1, 1).expand(-1, TILE_GRID, TILE_GRID)
+    return [to_image(image) for image in vq_model.decode(ids).clamp(-1, 1)]
+
+
+def sizes(result) -> Image.Image:
+    """A histogram of cluster sizes for every method at the report's K."""
+    parts = result.at(result.clusters)
+    counts = [np.bincount(part.labels) for part in parts]
+    largest = max(int(count.max()) for count in counts)
+    step = max(1, -(-largest // 32))  # sizes a bar
+    edges = np.arange(0.5, largest + step + 0.5, step)
+    figure = _figure(2.9)
+    for axes, part, count in zip(
+        figure.subplots(1, len(parts), sharex=True, sharey=True), parts, counts, strict=True
+    ):
+        _plain(axes)
+        axes.hist(count, bins=edges, color=COLOURS[part.method], rwidth=0.86)
+        axes.set_yscale("log")
+        axes.set_ylim(0.7, None)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_title(part.method, color=INK, fontsize=11, loc="left", fontweight="bold")
+        axes.axvline(len(part.labels) / part.clusters, color=INK, linewidth=1, linestyle=":")
+        axes.set_xlabel("codes in a cluster", color=INK, fontsize=9.5)
+        if step == 1 and largest <= 12:
+            axes.xaxis.set_major_locator(FixedLocator(range(1, largest + 1)))
+    figure.axes[0].set_ylabel("clusters (dotted: mean size)", color=INK, fontsize=9.5)
+    return _picture(figure)
+
+
+def curves(result) -> Image.Image:
+    """Distance inside clusters and, where measured, the replacement test over K."""
+    panels = [("against_random", "distance inside / random", None)]
+    if result.image_count:
+        for key, label in (("psnr", "PSNR to the photographs, dB"), ("ssim", "SSIM")):
+            panels.append((f"photograph_{key}", label, result.reconstruction_numbers[key]))
+    figure = _figure(3.3)
+    for axes, (key, label, ceiling) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
+    ):
+        _plain(axes)
+        ks = sorted({part.clusters for part in result.partitions})
+        if ceiling is not None:
+            axes.axhline(ceiling, color=INK, linewidth=1, linestyle=":")
+            axes.annotate(
+                "no replacement", (0.02, ceiling), xycoords=("axes fraction", "data"),
+                xytext=(0, 3), textcoords="offset points", fontsize=8, color=INK,
+            )  # fmt: skip
+        for method in dict.fromkeys(part.method for part in result.partitions):
+            points = sorted(
+                (part.clusters, part.numbers[key])
+                for part in result.partitions
+                if part.method == method and np.isfinite(part.numbers[key])
+            )
+            axes.plot(
+                *np.array(points).reshape(-1, 2).T, marker="o", markersize=5, linewidth=1.8,
+                color=COLOURS[method], label=method,
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(ks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("clusters K", color=INK, fontsize=9.5)
+        axes.set_title(label, color=INK, fontsize=11, loc="left", fontweight="bold")
+    figure.axes[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    return _picture(figure)

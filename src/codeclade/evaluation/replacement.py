@@ -1,0 +1,112 @@
+"""The semantic replacement test (MASC, arXiv 2510.04220): every code of an image is replaced by a
+random member of its cluster and the image decoded. The less it changes, the better the clusters.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..components.cluster_map import ClusterMap
+from ..components.vq_model import VQModel
+from ..training.data import LabelledImages, load_images, to_pixels
+from ..training.losses import perceptual_loss
+from .images import psnr, ssim
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class _Files:
+    """Image files as rows of a dataset, opened when asked for."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __getitem__(self, index: int) -> dict[str, Image.Image]:
+        return {"image": Image.open(self.paths[index])}
+
+
+def photographs(folder: str | Path, count: int, image_size: int) -> Tensor:
+    """Pixels (B, 3, S, S) of up to `count` centre-cropped photographs, spread evenly over a folder.
+
+    Args:
+        folder: image files at any depth, or parquet files, of which the validation images are used.
+
+    Raises:
+        ValueError: a folder without images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} of images.")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    if paths:
+        labels = torch.zeros(len(paths), dtype=torch.int64)
+        images = LabelledImages(_Files(paths), labels, ["image"], image_size, 1.0)
+    elif any(folder.glob("*.parquet")):
+        images = load_images(str(folder), "validation", image_size)
+    else:
+        raise ValueError(f"{folder} holds no images ({', '.join(ENDINGS)} or .parquet).")
+    count = min(count, len(images))
+    chosen = [i * len(images) // count for i in range(count)]
+    return to_pixels(torch.stack([images[i, None][0] for i in chosen]))
+
+
+def replace_codes(
+    ids: Tensor, cluster_map: ClusterMap, seed: int = 0, table: int | None = None
+) -> Tensor:
+    """Every id replaced by a uniform random member of its cluster (itself included).
+
+    Args:
+        ids: (B, G, G), or pairs (B, G, G, 2) of a tokenizer with two codebooks, of which
+        table: 0 or 1 is the clustered one; the other keeps its ids.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if table is None:
+        return cluster_map.draw_members(cluster_map.to_clusters(ids), generator)
+    ids = ids.clone()
+    ids[..., table] = replace_codes(ids[..., table], cluster_map, seed)
+    return ids
+
+
+@torch.no_grad()
+def encode_all(vq_model: VQModel, pixels: Tensor, batch_size: int = 16) -> Tensor:
+    """Ids (B, G, G) or (B, G, G, 2) of pixels (B, 3, S, S)."""
+    return torch.cat([vq_model.encode(part).ids for part in pixels.split(batch_size)])
+
+
+@torch.no_grad()
+def decode_all(vq_model: VQModel, ids: Tensor, batch_size: int = 16) -> Tensor:
+    """Pixels (B, 3, S, S) of ids from `encode_all`."""
+    return torch.cat([vq_model.decode(part) for part in ids.split(batch_size)]).clamp(-1, 1)
+
+
+@dataclass
+class Seen:
+    """Images and, given a feature network, their feature maps, so that none is computed twice."""
+
+    pixels: Tensor
+    maps: list[list[Tensor]]  # a batch of images each
+
+    @classmethod
+    @torch.no_grad()
+    def by(cls, features, pixels: Tensor) -> "Seen":
+        """Pixels (B, 3, S, S) seen by a feature network, or by none."""
+        batches = [] if features is None else pixels.split(16)
+        return cls(pixels, [features(part) for part in batches])
+
+
+def image_distances(images: Seen, reference: Seen) -> dict[str, float]:
+    """Mean PSNR, SSIM and, where there are feature maps, feature distance to a reference."""
+    values = {
+        "psnr": psnr(images.pixels, reference.pixels).mean().item(),
+        "ssim": ssim(images.pixels, reference.pixels).mean().item(),
+    }
+    if images.maps:
+        total = sum(
+            len(a[0]) * perceptual_loss(lambda maps: maps, a, b).item()
+            for a, b in zip(images.maps, reference.maps, strict=True)
+        )
+        values["features"] = total / len(images.pixels)
+    return values
