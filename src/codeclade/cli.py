@@ -182,12 +182,15 @@ def _add_cluster(verbs) -> None:
 def _cluster(arguments: argparse.Namespace) -> None:
     if not arguments.report and (arguments.images or arguments.codes or arguments.report_clusters):
         raise ValueError("--images, --codes and --report-clusters are for --report FILE.")
+    from .clustering.codebook import check_clusters
     from .hub.cluster_maps import check_out, make_cluster_map, save
     from .hub.codebooks import load_codebook
 
     check_out(arguments.out)
     report = _prepared_report(arguments) if arguments.report else None
     codebook = load_codebook(arguments.source, arguments.table)
+    for count in arguments.report_clusters or ():
+        check_clusters(count, len(codebook))
     cluster_map, rows = make_cluster_map(
         codebook,
         arguments.method,

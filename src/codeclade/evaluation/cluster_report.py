@@ -100,7 +100,7 @@ def _facts(result: Comparison) -> list[tuple[str, str]]:
     main = result.at(result.clusters)[0].numbers
     facts = [
         (
-            "smallest · median · largest",
+            "sizes: min · median · max",
             f"{main['smallest']} · {main['median']:g} · {main['largest']}",
         ),
         ("codes alone", f"{main['alone']:,}"),

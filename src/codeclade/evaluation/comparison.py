@@ -27,6 +27,7 @@ from .replacement import Seen, decode_all, encode_all, image_distances, replace_
 OTHERS = ("masc", "kmeans", "balanced", "random")  # what every report compares
 SHEET = 8  # images on the sheet
 TREES = ("masc", "dcpe")  # the same tree
+ENOUGH = 2**28  # N * K up to which k-means is worth waiting for
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,11 @@ def _partitions(result: Comparison, labels: np.ndarray, count: int) -> list[Part
             found = labels
         elif name in TREES:
             found = cut(result.tree[0], count)
+        elif name in ("kmeans", "balanced") and len(result.rows) * count > ENOUGH:
+            result.notes.append(f"{name} was left out at K = {count:,}: it would take hours.")
+            continue
         elif name == "balanced" and len(result.rows) % count:
-            result.notes.append(f"Balanced has no K = {count}: it does not divide N.")
+            result.notes.append(f"balanced has no K = {count:,}: it does not divide N.")
             continue
         else:
             options = {"n_init": 1} if name == "kmeans" else {}

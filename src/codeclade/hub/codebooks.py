@@ -160,6 +160,8 @@ def _weight_file(names: list[str], fetch: Fetch, table: str | None, source: str)
 def _read(file: Path, table: str | None, source: str) -> Tensor:
     """The codebook tensor of one file."""
     if file.suffix == ".npy":
+        if table:
+            raise ValueError(f"{source} holds one array, so there is no --table {table} to choose.")
         try:
             return torch.from_numpy(np.load(file, allow_pickle=False))
         except (ValueError, EOFError, TypeError) as error:

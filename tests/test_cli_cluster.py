@@ -1,0 +1,165 @@
+"""`codeclade cluster`: what it writes, what it replaces, and one sentence for everything wrong."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from codeclade import ClusterMap
+from codeclade.cli import main
+from codeclade.clustering import codebook as checks
+from codeclade.training.codes import EncodeRecipe, encode
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(48, 4, generator=torch.Generator().manual_seed(2)).numpy()
+
+
+@pytest.fixture
+def source(tmp_path, rows):
+    np.save(tmp_path / "rows.npy", rows)
+    return tmp_path / "rows.npy"
+
+
+def run(*arguments) -> int:
+    return main(["cluster", *map(str, arguments)])
+
+
+def test_map_is_scipys_average_linkage(source, rows, tmp_path, capsys, relabelled):
+    assert run(source, "--clusters", 12, "--out", tmp_path / "deep" / "map") == 0
+    printed = capsys.readouterr().out
+    cluster_map = ClusterMap.from_pretrained(tmp_path / "deep" / "map")
+    tree = linkage(rows.astype(np.float64), "average")
+    for k in (12, 5):  # the tree is saved with the map
+        wanted = relabelled(fcluster(tree, k, "maxclust"))
+        assert torch.equal(cluster_map.cut(k).mapping, wanted)
+    assert cluster_map.config.method == "masc" and cluster_map.matches(torch.from_numpy(rows))
+    sizes = cluster_map.sizes
+    assert printed.startswith(f"48 codes in 12 clusters of {sizes.min()} to {sizes.max()} (median")
+    assert len(printed.splitlines()) == 1
+
+
+def test_normalize_clusters_directions_of_the_stored_rows(source, rows, tmp_path, relabelled):
+    run(source, "--clusters", 8, "--normalize", "--out", tmp_path / "map")
+    cluster_map = ClusterMap.from_pretrained(tmp_path / "map")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    wanted = relabelled(fcluster(linkage(unit.astype(np.float64), "average"), 8, "maxclust"))
+    assert torch.equal(cluster_map.mapping, wanted)
+    assert cluster_map.config.method == "masc-normalized"
+    assert cluster_map.matches(torch.from_numpy(rows))
+
+
+@pytest.mark.parametrize("method", ["dcpe", "kmeans", "balanced", "random"])
+def test_every_method_and_its_seed(source, tmp_path, method):
+    def mapping(name: str, seed: int) -> torch.Tensor:
+        run(source, "--method", method, "--clusters", 8, "--seed", seed, "--out", tmp_path / name)
+        return ClusterMap.from_pretrained(tmp_path / name).mapping
+
+    first = mapping("a", 1)
+    assert torch.equal(first, mapping("b", 1)) and len(first.unique()) == 8
+    assert torch.equal(first, mapping("c", 2)) == (method == "dcpe")
+    if method == "balanced":
+        assert (first.bincount() == 6).all()
+
+
+def test_a_map_is_replaced_and_nothing_else(source, tmp_path, capsys):
+    out = tmp_path / "map"
+    run(source, "--clusters", 8, "--out", out)
+    run(source, "--clusters", 6, "--out", out)
+    assert ClusterMap.from_pretrained(out).num_clusters == 6
+    assert run(source, "--clusters", 49, "--out", out) == 2
+    assert ClusterMap.from_pretrained(out).num_clusters == 6  # as it was
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    assert run(source, "--clusters", 6, "--out", tmp_path / "photos") == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map", "photos", "rows.npy"]
+
+
+def with_value(value):
+    def change(rows):
+        rows[3, 1] = value
+        return rows
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (with_value(np.nan), [], "1 hold NaN or infinity (first: row 3)"),
+        (with_value(np.inf), [], "1 hold NaN or infinity (first: row 3)"),
+        (lambda rows: rows[0], [], "two dimensions"),
+        (lambda rows: rows[:0], [], "at least one row"),
+        (lambda rows: rows.astype(np.int64), [], "floating-point"),
+        (lambda rows: rows * 0, ["--normalize"], "zero rows"),
+        (None, ["--clusters", "0"], "from 1 to the 48 rows"),
+        (None, ["--clusters", "49"], "from 1 to the 48 rows"),
+        (None, ["--method", "balanced", "--clusters", "7"], "7"),
+        (None, ["--method", "ward"], "method must be one of balanced, dcpe, kmeans, masc, random"),
+        (None, ["--images", "photos"], "are for --report FILE"),
+        (None, ["--report", "page.pdf"], "must end in .html or .png"),
+        (None, ["--report", "nowhere/page.html"], "there is no folder nowhere"),
+        (None, ["--report", "page.html", "--images", "."], "no codeclade tokenizer to decode"),
+        (None, ["--report", "page.html", "--codes", "."], "holds no code shards"),
+        (None, ["--report", "page.html", "--report-clusters", "99"], "from 1 to the 48 rows"),
+        (None, ["--table", "detail"], "holds one array, so there is no --table detail"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    source, rows, tmp_path, capsys, monkeypatch, change, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    if change:
+        np.save(source, change(rows))
+    assert run(source, "--clusters", 8, "--out", "map", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_too_little_memory_is_said_before_the_work(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "available_memory", lambda: 1000)
+    assert run(source, "--clusters", 8, "--out", tmp_path / "map") == 2
+    assert "of memory are available" in capsys.readouterr().err
+
+
+def test_table_of_an_iar2_file(rows, tmp_path):
+    rows = torch.from_numpy(rows)
+    weights = {"quantize.embedding.weight": rows[:16].clone(), "quantize.embedding_second": rows}
+    save_file(weights, tmp_path / "iar2.safetensors")
+    for table, size in (("semantic", 16), ("detail", 48)):
+        out = tmp_path / table
+        run(tmp_path / "iar2.safetensors", "--table", table, "--clusters", 4, "--out", out)
+        assert ClusterMap.from_pretrained(out).codebook_size == size
+
+
+def test_report_with_images_and_codes(tmp_path, tiny_vq, capsys):
+    vq_model = tiny_vq()
+    vq_model.save_pretrained(tmp_path / "vq_model")
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            image = Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+            image.save(tmp_path / "photos" / name / f"{i}.png")
+    encode(EncodeRecipe(data=str(tmp_path / "photos"), image_size=16), vq_model, tmp_path / "codes")
+    options = ["--report", tmp_path / "page.html", "--images", tmp_path / "photos"]
+    options += ["--num-images", 3, "--codes", tmp_path / "codes" / "train"]
+    options += ["--report-clusters", 8]
+    out = tmp_path / "map"
+    assert run(tmp_path / "vq_model", "--clusters", 16, "--out", out, *options) == 0
+    text = (tmp_path / "page.html").read_text()
+    for part in ("3 photographs", "(train shards)", "Semantic replacement test", "<td>kmeans</td>"):
+        assert part in text
+    assert capsys.readouterr().out.splitlines()[-1] == f"report in {tmp_path / 'page.html'}"
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["cluster", "--help"])
+    text = capsys.readouterr().out
+    assert "--report report.html --images photos/" in text and "Janus" in text
