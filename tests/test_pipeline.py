@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chisquare
 
 from codeclade import CodecladePipeline
 from codeclade.components.sampling import guide, image_uniforms, sample
@@ -101,6 +102,19 @@ def test_cluster_output_holds_the_clusters_of_the_ids(clustered, tiny_pipeline):
     ids = with_map(**call, generator=seeded(), output_type="latent").images
     clusters = with_map(**call, generator=seeded(), output_type="cluster").images
     assert torch.equal(clusters, clustered.cluster_map.to_clusters(ids))
+
+
+def test_members_are_drawn_uniformly_and_independently_of_the_clusters(clustered):
+    call = {"num_images_per_prompt": 2000, "guidance_scale": 1.0, "temperature": 2.0}
+    ids = clustered(0, generator=seeded(), output_type="latent", **call).images[:, 0, 0]
+    tested = 0
+    for cluster in range(12):
+        members = clustered.cluster_map.members(cluster)
+        counts = ids.bincount(minlength=32)[members]
+        if len(members) > 1 and counts.sum() > 100:
+            assert chisquare(counts).pvalue > 1e-3, cluster
+            tested += 1
+    assert tested > 2
 
 
 def test_plain_tuple_on_request(pipe):
