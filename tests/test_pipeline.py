@@ -289,17 +289,3 @@ def test_arguments_out_of_range_are_refused(clustered, arguments, message):
 def test_cluster_output_needs_a_map(tiny_pipeline):
     with pytest.raises(ValueError, match="output_type='cluster' needs a cluster_map"):
         tiny_pipeline("token")(0, output_type="cluster")
-
-
-def test_parts_that_do_not_belong_together_are_refused(
-    clustered, tiny_vq, tiny_map, tiny_transformer
-):
-    vq_model, transformer = clustered.vq_model, clustered.transformer
-    with pytest.raises(ValueError, match="scheme 'cluster' needs a cluster_map"):
-        CodecladePipeline(vq_model, transformer)
-    with pytest.raises(ValueError, match="cluster_map was made from another codebook"):
-        CodecladePipeline(tiny_vq(seed=1), transformer, clustered.cluster_map)
-    with pytest.raises(ValueError, match="predicts 12 clusters, but there are 11"):
-        CodecladePipeline(vq_model, transformer, tiny_map(vq_model.codebook, 11))
-    with pytest.raises(ValueError, match="predicts 31 tokens, but there are 32"):
-        CodecladePipeline(vq_model, tiny_transformer(vocab_size=31))

@@ -1,4 +1,4 @@
-"""A saved pipeline comes back the same; a damaged one is answered with one sentence."""
+"""A saved pipeline comes back the same; a damaged or mixed-up one is answered with one sentence."""
 
 import json
 import shutil
@@ -84,6 +84,21 @@ def test_a_component_can_be_given_instead_of_loaded(saved, tiny_pipeline):
     loaded = CodecladePipeline.from_pretrained(saved, transformer=other)
     assert loaded.transformer is other
     assert torch.equal(ids_of(loaded), ids_of(tiny_pipeline("cluster", **SETTINGS)))
+
+
+def test_parts_that_do_not_belong_together_are_refused(
+    tiny_pipeline, tiny_vq, tiny_map, tiny_transformer
+):
+    clustered = tiny_pipeline("cluster")
+    vq_model, transformer = clustered.vq_model, clustered.transformer
+    with pytest.raises(ValueError, match="scheme 'cluster' needs a cluster_map"):
+        CodecladePipeline(vq_model, transformer)
+    with pytest.raises(ValueError, match="cluster_map was made from another codebook"):
+        CodecladePipeline(tiny_vq(seed=1), transformer, clustered.cluster_map)
+    with pytest.raises(ValueError, match="predicts 12 clusters, but there are 11"):
+        CodecladePipeline(vq_model, transformer, tiny_map(vq_model.codebook, 11))
+    with pytest.raises(ValueError, match="predicts 31 tokens, but there are 32"):
+        CodecladePipeline(vq_model, tiny_transformer(vocab_size=31))
 
 
 def test_a_map_of_another_codebook_is_refused(saved, tiny_vq):
