@@ -16,6 +16,7 @@ from torch import Tensor
 from .cluster_map import ClusterMap
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
+from .vq_model import check_range
 
 
 class Edit(NamedTuple):
@@ -174,6 +175,9 @@ class EditingMixin:
                 clusters=clusters.unflatten(1, (config.grid_size, config.grid_size)),
                 **settings,
             )
+        if settings:
+            raise ValueError(f"redraw of scheme {config.scheme!r} takes no {', '.join(settings)}.")
+        self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
         clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
         uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)
         ids = self.cluster_map.draw_members(clusters, uniforms=uniforms)
@@ -187,6 +191,9 @@ class EditingMixin:
         """What a call keeps of images, ids or clusters; `uniforms` (B, T) go with strength."""
         count, grid = len(uniforms), self.transformer.config.grid_size
         if clusters is not None:
+            if self.transformer.config.num_stages == 1:
+                scheme = self.transformer.config.scheme
+                raise ValueError(f"scheme {scheme!r} has one stage; clusters are for two.")
             clusters = spread(self._raster(clusters, "clusters"), count, "clusters")
             return edit_of_clusters(clusters, self.transformer)
         if images is None and ids is None:
@@ -203,16 +210,21 @@ class EditingMixin:
         """Ids ("latents") or clusters (n, G, G, ...) as (n, T, ...) on the execution device.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, or entries out of range.
         """
-        grid = self.transformer.config.grid_size
-        pair = name == "latents" and self.vq_model.detail_codebook_size is not None
-        wanted = (grid, grid, 2) if pair else (grid, grid)
-        if tuple(grids.shape[1:]) != wanted:
-            raise ValueError(
-                f"{name} must have shape (B, {', '.join(map(str, wanted))}), "
-                f"got {tuple(grids.shape)}."
-            )
+        config, vq_model = self.transformer.config, self.vq_model
+        shape, what = (config.grid_size, config.grid_size), "cluster"
+        sizes = [config.coarse_vocab_size or getattr(self.cluster_map, "num_clusters", None)]
+        if name == "latents":
+            sizes, what = [vq_model.codebook_size, vq_model.detail_codebook_size], "id"
+            shape += () if sizes[1] is None else (2,)
+        if tuple(grids.shape[1:]) != shape:
+            wanted = ", ".join(map(str, shape))
+            raise ValueError(f"{name} must have shape (B, {wanted}), got {tuple(grids.shape)}.")
+        for values, size in zip(
+            grids.unbind(-1) if len(shape) == 3 else [grids], sizes, strict=False
+        ):
+            check_range(values, size, what)
         return grids.flatten(1, 2).to(self._execution_device)
 
     def _encode(self, images: Any) -> Tensor:

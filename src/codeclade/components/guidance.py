@@ -113,7 +113,8 @@ class Schedule:
                     f"guidance_schedule {self.name!r} has no parameter {key!r}; "
                     f"it has {', '.join(known) or 'none'}."
                 )
-            if not all(isinstance(number, (int, float)) for number in _pair(value)):
+            numbers = _pair(value)
+            if len(numbers) != 2 or not all(isinstance(n, (int, float)) for n in numbers):
                 raise ValueError(f"guidance_schedule {key}={value!r} must be a number or two.")
         for key, default in known.items():
             if default is inspect.Parameter.empty and key not in parameters:

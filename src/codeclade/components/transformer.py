@@ -217,10 +217,12 @@ class Attention(nn.Module):
         query = self.qkv(x[:, -1:]).unflatten(-1, (3, heads, -1))[:, :, 0].transpose(1, 2)
         query = rotate(query, cos[-1:], sin[-1:])  # (B, H, 1, h)
         scores = (query @ cache.layers[self.layer_idx].keys.mT).float() * self.config.head_dim**-0.5
+        # No mask means causal; places of a static cache that are not filled yet are hidden as well.
+        visible = torch.arange(scores.shape[-1], device=x.device) < cache.get_seq_length()
         if mask is not None:
             last = mask[..., -1:, : scores.shape[-1]]
-            visible = last if last.dtype == torch.bool else last >= 0
-            scores = scores.masked_fill(~visible, -torch.inf)
+            visible = visible & (last if last.dtype == torch.bool else last >= 0)
+        scores = scores.masked_fill(~visible, -torch.inf)
         weights = scores.softmax(-1)  # (B, H, 1, S)
         return weights[..., : self.config.prefix_length].sum(-1).mean((1, 2))
 

@@ -26,6 +26,13 @@ class VQEncoderOutput(NamedTuple):
     latents: Tensor  # (B, d, G, G) encoder output before quantization
 
 
+def check_range(values: Tensor, size: int, what: str) -> None:
+    """Raise a ValueError that names the first of `values` outside 0..size - 1."""
+    outside = values[(values < 0) | (values >= size)]
+    if outside.numel():
+        raise ValueError(f"{what} {int(outside[0])} is outside 0..{size - 1}.")
+
+
 class CosineQuantizer(nn.Module):
     """Nearest codebook row by cosine; both sides are normalised on use (LlamaGen's quantizer).
 
@@ -215,9 +222,7 @@ class VQModel(ModelMixin, ConfigMixin):
             raise ValueError(f"ids must have shape {wanted}, got {tuple(ids.shape)}.")
         sizes = [self.codebook_size, self.detail_codebook_size][: 1 + len(pair)]
         for values, size in zip(ids.unbind(-1) if pair else [ids], sizes, strict=True):
-            outside = values[(values < 0) | (values >= size)]
-            if outside.numel():
-                raise ValueError(f"id {int(outside[0])} is outside 0..{size - 1}.")
+            check_range(values, size, "id")
         return self.decode_codes(self.quantize.lookup(ids))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
