@@ -180,12 +180,17 @@ def test_dcpe_with_its_index_and_refine_net(files, tmp_path):
     assert torch.equal(pipe.cluster_map.mapping, index)
     ids = pipe("otter", output_type="latent").images
     assert ids.max() >= CLUSTERS  # ids, not clusters
-    refiner = Refiner.from_pretrained(out / "refiner")
-    assert_same(refiner_to_dcpe(refiner), torch.load(files["refine"])["model"])
+    assert_same(refiner_to_dcpe(pipe.refiner), torch.load(files["refine"])["model"])
+    assert main(dcpe(files, tmp_path / "plain")) == 0
+    assert load(tmp_path / "plain").refiner is None
 
 
 def test_dcpe_parts_must_fit(files, tmp_path, capsys):
     out = tmp_path / "pipe"
+    net = torch.load(files["refine"])["model"] | {"tok_embeddings.weight": torch.zeros(25, 32)}
+    torch.save(net, files["refine"])
+    more = "--refiner", files["refine"]
+    assert "refiner turns 25 clusters into 64 ids" in refused(dcpe(files, out, *more), out, capsys)
     torch.save(torch.arange(CODES) % 7, files["idx"])
     assert "predicts 24" in refused(dcpe(files, out), out, capsys)
     torch.save(torch.arange(10), files["idx"])

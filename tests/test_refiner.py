@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from torch import nn
 
+from codeclade import CodecladePipeline
 from codeclade.components.cluster_map import codebook_sketch
 from codeclade.components.refiner import Refiner, RefinerConfig, generator_states
 from codeclade.hub.dcpe import cluster_map_from_dcpe, refiner_from_dcpe, refiner_to_dcpe
@@ -17,6 +18,8 @@ from codeclade.training.refiner import RefinerRecipe, train_refiner
 
 CODES, CLUSTERS, CLASSES, TOKENS = 32, 12, 5, 16
 CTF = {"causal": False, "mask_to_members": True, "null_class": True, "sampling_temperature": 1.0}
+
+MASC = {"causal": False, "mask_to_members": True, "num_classes": 0, "context_dim": 32}
 
 
 def tiny_refiner(seed: int = 0, **changes) -> Refiner:
@@ -320,6 +323,62 @@ def test_gradient_checkpointing_changes_no_gradient():
         refiner(clusters, labels, labels=clusters).loss.backward()
         gradients.append(refiner.layers[0].attention.qkv.weight.grad)
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def refining_pipeline(tiny_pipeline):
+    """Build a pipeline over clusters with a refiner of some kind."""
+
+    def build(**changes) -> CodecladePipeline:
+        pipe = tiny_pipeline()
+        parts = {key: value for key, value in pipe.components.items() if key != "refiner"}
+        pipe = CodecladePipeline(**parts, refiner=tiny_refiner(**changes))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return build
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("kind", [CTF, {}, MASC], ids=["CTF", "DCPE", "MASC"])
+def test_the_pipeline_uses_its_refiner_unless_told_otherwise(kind, refining_pipeline, tmp_path):
+    pipe = refining_pipeline(**kind)
+    labels = [0, 3]
+    ids, same, member = (
+        pipe(labels, refine=way, output_type="latent", generator=seeded()).images
+        for way in (None, "refiner", "member")
+    )
+    assert torch.equal(ids, same) and not torch.equal(ids, member)
+    clusters = pipe(labels, output_type="cluster", generator=seeded()).images
+    assert torch.equal(pipe.cluster_map.to_clusters(member), clusters)
+    if pipe.refiner.config.mask_to_members:
+        assert torch.equal(pipe.cluster_map.to_clusters(ids), clusters)
+    given = {"class_labels": torch.tensor(labels)} if pipe.refiner.config.num_classes else {}
+    if pipe.refiner.config.context_dim:
+        states = generator_states(
+            pipe.transformer, clusters.flatten(1), class_labels=torch.tensor(labels)
+        )
+        given["context"] = states
+    greedy = pipe.refiner(clusters.flatten(1), mapping=pipe.cluster_map.mapping, **given)
+    if pipe.refiner.config.sampling_temperature == 0:
+        assert torch.equal(ids.flatten(1), greedy.logits.argmax(-1))
+    pipe.save_pretrained(tmp_path)
+    loaded = CodecladePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    again = loaded(labels, output_type="latent", generator=seeded()).images
+    assert torch.equal(again, ids)
+
+
+def test_refiners_of_a_pipeline_are_checked(refining_pipeline, tiny_pipeline):
+    with pytest.raises(ValueError, match="refiner turns 12 clusters into 33 ids"):
+        refining_pipeline(codebook_size=33)
+    with pytest.raises(ValueError, match=r"refine='refiner' must be .* none is loaded"):
+        tiny_pipeline()(0, refine="refiner")
+    with pytest.raises(ValueError, match=r"refine='always' must be .* one is loaded"):
+        refining_pipeline()(0, refine="always")
 
 
 def write_codes(folder, vq_model, cluster_map) -> None:

@@ -2,8 +2,8 @@
 
 The generator samples clusters (MASC arXiv 2510.04220, DCPE arXiv 2508.10719), ids (LlamaGen arXiv
 2406.06525), or in two stages a cluster and an id, or a semantic and a detail code (IAR2), in raster
-order; clusters become ids by a uniform member draw; the tokenizer decodes the ids. Filters are
-LlamaGen's; guidance follows a schedule; known tokens may be kept.
+order; clusters become ids by a uniform member draw or a refiner; the tokenizer decodes the ids.
+Filters are LlamaGen's; guidance follows a schedule; known tokens may be kept.
 
 Shapes: B images, P prefix positions, T = G * G tokens, S stages, V vocabulary, D width.
 """
@@ -25,6 +25,7 @@ from .cluster_map import ClusterMap
 from .editing import Edit, EditingMixin, check_edit, clusters_of
 from .guidance import Number, Schedule
 from .labels import ids_by_name, label_id
+from .refiner import Refiner, clusters_to_ids
 from .sampling import guide, image_uniforms, sample
 from .transformer import CodecladeOutput, CodecladeTransformer
 from .vq_model import VQModel
@@ -85,6 +86,7 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         vq_model: the image tokenizer.
         transformer: the generator; its `config.scheme` says what it predicts.
         cluster_map: needed by the "cluster" scheme.
+        refiner: turns clusters into ids; none: uniform random members.
         id2label: class names by class id (ids as strings, as JSON keeps them); several names of one
             class are separated by commas.
         guidance_scale, temperature, top_k, top_p, guidance_schedule: what `__call__` uses where
@@ -94,8 +96,8 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         ValueError: components that do not belong together.
     """
 
-    model_cpu_offload_seq = "transformer->cluster_map->vq_model"
-    _optional_components = ["cluster_map"]  # noqa: RUF012 (diffusers reads a list)
+    model_cpu_offload_seq = "transformer->cluster_map->refiner->vq_model"
+    _optional_components = ["cluster_map", "refiner"]  # noqa: RUF012 (diffusers reads a list)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
     def __init__(
@@ -109,9 +111,11 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         top_k: int = 0,
         top_p: float = 1.0,
         guidance_schedule: str | dict | None = None,
+        refiner: Refiner | None = None,
     ):
         super().__init__()
-        self.register_modules(vq_model=vq_model, transformer=transformer, cluster_map=cluster_map)
+        parts = {"vq_model": vq_model, "transformer": transformer, "cluster_map": cluster_map}
+        self.register_modules(**parts, refiner=refiner)
         self.register_to_config(
             id2label={str(key): name for key, name in (id2label or {}).items()},
             guidance_scale=guidance_scale,
@@ -171,6 +175,8 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
                 raise ValueError("transformer has no clusters yet; give it some by use_clusters.")
             if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
                 raise ValueError("cluster_map has other clusters than transformer.")
+        if self.refiner is not None:
+            self.refiner.check_cluster_map(cluster_map)
 
     @property
     def guidance_scale(self) -> Number:
@@ -271,6 +277,7 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         strength: float = 1.0,
         latents: Tensor | None = None,
         clusters: Tensor | None = None,
+        refine: str | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of classes, or change given ones.
 
@@ -300,6 +307,7 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
             strength: share of the tokens inside the mask that change, picked at random.
             latents: ids (B, G, G) or (B, G, G, 2) to change, instead of `init_image`.
             clusters: (B, G, G) choices of the first stage to keep everywhere; see `redraw`.
+            refine: how clusters become ids: "refiner" (the default where there is one) or "member".
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -335,8 +343,9 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         shape = (stages + 1 + (strength < 1), self.num_timesteps)
         uniforms = image_uniforms(len(labels), shape, generator)
         edit = self._edit(init_image, mask_image, strength, latents, clusters, uniforms[:, -1])
+        condition = {"class_labels": labels}
         tokens = self._sample_tokens(
-            {"class_labels": labels},
+            condition,
             {"class_labels": torch.full_like(labels, self.transformer.config.num_classes)},
             uniforms[:, :stages].to(labels.device),
             dict(zip(("temperature", "top_k", "top_p"), filters, strict=True)),
@@ -345,7 +354,7 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
             schedule,
             edit,
         )
-        images = self._to_output(tokens, uniforms[:, stages], output_type, edit)
+        images = self._to_output(tokens, uniforms[:, stages], output_type, edit, refine, condition)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -452,18 +461,20 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         return guide(conditional, unconditional, scale)
 
     def _to_output(
-        self, tokens: Tensor, uniforms: Tensor, output_type: str, edit: Edit | None = None
+        self, tokens: Tensor, uniforms: Tensor, output_type: str, edit: Edit | None = None, *given
     ):
-        """Tokens (B, T, ...) as ids, clusters or images; clusters become ids by a member draw."""
+        """Tokens (B, T, ...) as ids, clusters or images; `given` is for `clusters_to_ids`."""
         clustered = self.transformer.config.scheme == "cluster"
         if output_type == "cluster":
-            grid = self.transformer.config.grid_size
-            parts = self.transformer, self.cluster_map
-            return (tokens if clustered else clusters_of(tokens, *parts)).unflatten(1, (grid, grid))
-        ids = self.cluster_map.draw_members(tokens, uniforms=uniforms) if clustered else tokens
-        if clustered and edit is not None:
-            ids = torch.where(edit.redo[..., 0], ids, edit.ids)
-        return self._decode(ids, output_type)
+            if not clustered:
+                tokens = clusters_of(tokens, self.transformer, self.cluster_map)
+            return tokens.unflatten(1, (self.transformer.config.grid_size,) * 2)
+        if clustered:
+            parts = self.transformer, self.cluster_map, self.refiner
+            tokens = clusters_to_ids(tokens, uniforms, *parts, *given)
+            if edit is not None:
+                tokens = torch.where(edit.redo[..., 0], tokens, edit.ids)
+        return self._decode(tokens, output_type)
 
     def _decode(self, ids: Tensor, output_type: str):
         """Fine ids (B, T, ...) as a grid ("latent") or as images."""

@@ -24,6 +24,8 @@ from .cluster_map import ClusterMap
 from .sampling import guide, sample
 from .transformer import Block, CodecladeTransformer, rotation
 
+WAYS = ("refiner", "member")  # how clusters become ids
+
 
 class RefinerConfig(PreTrainedConfig):
     """Architecture of a `Refiner`; the defaults are DCPE's refine net.
@@ -187,6 +189,16 @@ class Refiner(PreTrainedModel):
                 raise ValueError(f"{args[0]} has {problem.replace('_', ' ')}: {names}.")
         return (model, report) if output_loading_info else model
 
+    def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
+        """Raise a ValueError unless this refiner speaks of the map's clusters and ids."""
+        config = self.config
+        there = getattr(cluster_map, "num_clusters", 0), getattr(cluster_map, "codebook_size", 0)
+        if (config.num_clusters, config.codebook_size) != there:
+            raise ValueError(
+                f"refiner turns {config.num_clusters} clusters into {config.codebook_size} ids, "
+                f"but cluster_map has {there[0]} clusters of {there[1]} ids."
+            )
+
     def _check_inputs(self, clusters: Tensor, class_labels, context, mapping) -> None:
         config = self.config
         if clusters.ndim != 2 or clusters.shape[1] > config.num_tokens:
@@ -327,5 +339,40 @@ def generator_states(
     Args:
         condition: `class_labels`, or `text_embeds` and `attention_mask`.
     """
+    if "attention_mask" in condition:
+        length = transformer.config.prefix_length + clusters.shape[1] - 1
+        condition["attention_mask"] = condition["attention_mask"][:, :length]
     output = transformer(input_ids=clusters[:, :-1], return_logits=False, **condition)
     return output.hidden_states[:, -clusters.shape[1] :]
+
+
+def clusters_to_ids(
+    clusters: Tensor,
+    uniforms: Tensor,
+    transformer: CodecladeTransformer,
+    cluster_map: ClusterMap,
+    refiner: Refiner | None = None,
+    way: str | None = None,
+    condition: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Ids (B, T) of clusters (B, T), by a refiner or by a uniform member draw.
+
+    Args:
+        uniforms: (B, T) numbers in [0, 1).
+        transformer: the generator that made the clusters, for a refiner that reads its states.
+        way: "refiner" or "member"; None: the refiner, if there is one.
+        condition: what the generator was given: class_labels, or text_embeds and attention_mask.
+
+    Raises:
+        ValueError: an unknown way, or "refiner" without a refiner.
+    """
+    if way not in (None, *WAYS) or (way == "refiner" and refiner is None):
+        there = "one is loaded" if refiner is not None else "none is loaded"
+        raise ValueError(f"refine={way!r} must be one of {WAYS}; as to refiners, {there}.")
+    if refiner is None or way == "member":
+        return cluster_map.draw_members(clusters, uniforms=uniforms)
+    condition, context = condition or {}, None
+    if refiner.config.context_dim:
+        context = generator_states(transformer, clusters, **condition)
+    labels = condition.get("class_labels")
+    return refiner.refine(clusters, labels, cluster_map, context, uniforms=uniforms)

@@ -18,7 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from .cluster_map import ClusterMap
+from .guidance import Number, Schedule
 from .pipeline import CodecladePipeline
+from .refiner import Refiner
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
@@ -65,14 +67,16 @@ class CodecladeTextPipeline(CodecladePipeline):
         transformer: a generator whose config has a `text_dim`.
         tokenizer, text_encoder: T5's; without them the pipeline takes `prompt_embeds` only.
         cluster_map: needed by the "cluster" scheme.
-        guidance_scale, temperature, top_k, top_p: what `__call__` uses where nothing is given.
+        refiner: turns clusters into ids; none: uniform random members.
+        guidance_scale, temperature, top_k, top_p, guidance_schedule: what `__call__` uses where
+            nothing is given.
 
     Raises:
         ValueError: components that do not belong together.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->cluster_map->vq_model"
-    _optional_components = ["tokenizer", "text_encoder", "cluster_map"]  # noqa: RUF012
+    model_cpu_offload_seq = "text_encoder->transformer->cluster_map->refiner->vq_model"
+    _optional_components = ["tokenizer", "text_encoder", "cluster_map", "refiner"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -85,6 +89,8 @@ class CodecladeTextPipeline(CodecladePipeline):
         temperature: float = 1.0,
         top_k: int = 1000,
         top_p: float = 1.0,
+        guidance_schedule: str | dict | None = None,
+        refiner: Refiner | None = None,
     ):
         DiffusionPipeline.__init__(self)  # the parent's registers class names
         self.register_modules(
@@ -93,11 +99,17 @@ class CodecladeTextPipeline(CodecladePipeline):
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             cluster_map=cluster_map,
+            refiner=refiner,
         )
         self.register_to_config(
-            guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_schedule=guidance_schedule,
         )
         self._check_components()
+        Schedule(guidance_schedule)
         self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample)
         self._guidance_scale = guidance_scale
         self._interrupt = False
@@ -181,7 +193,7 @@ class CodecladeTextPipeline(CodecladePipeline):
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: Number | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -195,6 +207,8 @@ class CodecladeTextPipeline(CodecladePipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
+        guidance_schedule: str | dict | None = None,
+        refine: str | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of captions.
 
@@ -215,7 +229,8 @@ class CodecladeTextPipeline(CodecladePipeline):
             negative_prompt_embeds, negative_prompt_attention_mask: the same of the negative prompt.
             output_type: as for `CodecladePipeline`.
             return_dict: False returns a plain tuple.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: as for `CodecladePipeline`.
+            callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
+                for `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -225,15 +240,15 @@ class CodecladeTextPipeline(CodecladePipeline):
 
         Examples:
         """
-        defaults = self.config
-        guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        temperature = defaults.temperature if temperature is None else temperature
-        top_k = defaults.top_k if top_k is None else top_k
-        top_p = defaults.top_p if top_p is None else top_p
-        self.check_inputs(
-            guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
+        scale, *filters, schedule = self._filled(
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_schedule=guidance_schedule,
         )
-        self._guidance_scale, self._interrupt = guidance_scale, False
+        self.check_inputs(scale, *filters, num_images_per_prompt, output_type)
+        self._guidance_scale, self._interrupt = scale, False
         prompt = [prompt] if isinstance(prompt, str) else prompt
         condition = self._condition("prompt", prompt, prompt_embeds, prompt_attention_mask)
         rows = len(condition["text_embeds"])
@@ -259,16 +274,18 @@ class CodecladeTextPipeline(CodecladePipeline):
         count = rows * num_images_per_prompt
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"{len(generator)} generators were given for {count} images.")
-        uniforms = image_uniforms(count, (2, self.num_timesteps), generator)
+        stages = self.transformer.config.num_stages
+        uniforms = image_uniforms(count, (stages + 1, self.num_timesteps), generator)
         tokens = self._sample_tokens(
             condition,
             against,
-            uniforms[:, 0].to(self._execution_device),
-            {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+            uniforms[:, :stages].to(self._execution_device),
+            dict(zip(("temperature", "top_k", "top_p"), filters, strict=True)),
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            Schedule(schedule),
         )
-        images = self._to_output(tokens, uniforms[:, 1], output_type)
+        images = self._to_output(tokens, uniforms[:, stages], output_type, None, refine, condition)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -75,11 +75,14 @@ def refiner_to_dcpe(model: Refiner) -> StateDict:
     """Inverse of `refiner_from_dcpe`: DCPE's key names.
 
     Raises:
-        ValueError: a refiner with an input DCPE's refine net does not have.
+        ValueError: a refiner that is not of DCPE's kind.
     """
-    if model.config.context_dim or not model.config.num_classes:
+    config = model.config
+    same = config.causal and config.num_classes and not (config.context_dim or config.null_class)
+    if not same or config.mask_to_members:
         raise ValueError(
-            "DCPE's refine net has a class prefix and no context; this refiner differs."
+            "this refiner is not of DCPE's kind, which is causal and unmasked with a class prefix, "
+            "no null class and no context."
         )
     return _rename(model.state_dict(), _reverse(REFINER_NAMES))
 

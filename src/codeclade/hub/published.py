@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
 from ..components.pipeline import CodecladePipeline
-from ..components.refiner import Refiner
 from ..components.vq_model import VQModel
 from . import convert
 from .dcpe import cluster_map_from_dcpe, refiner_from_dcpe, refiner_to_dcpe
@@ -44,7 +43,6 @@ class Conversion:
     pipeline: CodecladePipeline
     method: str  # LlamaGen, DCPE, IAR or IAR2
     sources: list[Path]
-    refiner: Refiner | None = None
 
 
 def _build(path: str | Path, build: Callable, **settings: Any):
@@ -138,29 +136,19 @@ def convert_dcpe(
         cluster_map = cluster_map_from_dcpe(index, vq_model.codebook)
     except ValueError as error:
         raise ValueError(f"{idx_to_cluster}: {error}") from None
+    sources, net = [Path(vq), Path(gpt), Path(idx_to_cluster)], None
+    if refiner is not None:
+        net = _build(refiner, refiner_from_dcpe, grid_size=grid_size, num_attention_heads=heads)
+        sources.append(Path(refiner))
     pipeline = CodecladePipeline(
         vq_model,
         transformer,
         cluster_map,
         id2label=_labels(transformer.config.num_classes),
         guidance_scale=DCPE_GUIDANCE.get(transformer.config.hidden_size, OTHER_GUIDANCE),
+        refiner=net,
     )
-    sources, net = [Path(vq), Path(gpt), Path(idx_to_cluster)], None
-    if refiner is not None:
-        net = _build(refiner, refiner_from_dcpe, grid_size=grid_size, num_attention_heads=heads)
-        _check_refiner(net, cluster_map, refiner)
-        sources.append(Path(refiner))
-    return Conversion(pipeline, "DCPE", sources, net)
-
-
-def _check_refiner(refiner: Refiner, cluster_map: ClusterMap, path: str | Path) -> None:
-    theirs = refiner.config.num_clusters, refiner.config.codebook_size
-    ours = cluster_map.num_clusters, cluster_map.codebook_size
-    if theirs != ours:
-        raise ValueError(
-            f"{path}: the refine net turns {theirs[0]} clusters into {theirs[1]} ids, but the "
-            f"index has {ours[0]} clusters of {ours[1]} ids."
-        )
+    return Conversion(pipeline, "DCPE", sources)
 
 
 def convert_iar(
@@ -263,8 +251,6 @@ def convert_iar2(
 def save_repository(conversion: Conversion, folder: Path) -> None:
     """Write a loadable pipeline repository with its card into an existing folder."""
     conversion.pipeline.save_pretrained(folder)
-    if conversion.refiner is not None and not hasattr(conversion.pipeline, "refiner"):
-        conversion.refiner.save_pretrained(folder / "refiner")
     (folder / "README.md").write_text(card(conversion, folder.name))
 
 
@@ -362,7 +348,7 @@ image = {call}.images[0]
 Sources:
 {files}
 
-{sentence} The training data were ImageNet-1k or image-text pairs of the authors; their terms apply.
+{sentence} Trained on {"the authors' image-text pairs" if text else "ImageNet-1k"}; its terms apply.
 """
 
 
@@ -390,8 +376,8 @@ def to_published(source: str | Path, folder: Path, pickled: bool = False) -> lis
     parts = {"vq": to_vq(pipeline.vq_model), "gpt": to_gpt(pipeline.transformer)}
     if pipeline.cluster_map is not None:
         parts["idx_to_cluster"] = {"idx_to_cluster": pipeline.cluster_map.mapping}
-    if (source / "refiner" / "config.json").is_file():
-        parts["refiner"] = refiner_to_dcpe(Refiner.from_pretrained(source / "refiner"))
+    if pipeline.refiner is not None:
+        parts["refiner"] = refiner_to_dcpe(pipeline.refiner)
     return [_save(folder / name, weights, pickled) for name, weights in parts.items()]
 
 
