@@ -120,8 +120,10 @@ def _partition_protocol(result: Comparison) -> str:
     text = (
         "Distance: mean Euclidean distance from a code to up to 64 other members of its cluster, "
         "over codes that are not alone; against random: divided by the same in a random partition "
-        f"of the same cluster sizes (one draw, seed {result.settings.seed}). k-means: one start."
+        f"of the same cluster sizes (one draw, seed {result.settings.seed})."
     )
+    itself = " (ten for the map itself)" if result.settings.method == "kmeans" else ""
+    text += f" k-means: one start{itself}."
     if result.cophenetic is not None:
         text += " Cophenetic correlation: over all pairs of codes, or 200,000 drawn at random."
     if result.tokens:

@@ -180,7 +180,8 @@ def _html_table(table: Table) -> str:
         f"<th class='over' colspan='{columns}'>{html.escape(words)}</th>"
         for words, columns in table.over
     )
-    return f"<div class='wide'><table><tr>{over}</tr><tr>{head}</tr>{body}</table></div>"
+    over = f"<tr>{over}</tr>" if over else ""
+    return f"<div class='wide'><table>{over}<tr>{head}</tr>{body}</table></div>"
 
 
 # --- the same on a picture

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -149,8 +149,8 @@ def sizes(result) -> Image.Image:
         axes.set_title(part.method, color=INK, fontsize=11, loc="left", fontweight="bold")
         axes.axvline(len(part.labels) / part.clusters, color=INK, linewidth=1, linestyle=":")
         axes.set_xlabel("codes in a cluster", color=INK, fontsize=9.5)
-        if step == 1 and largest <= 12:
-            axes.xaxis.set_major_locator(FixedLocator(range(1, largest + 1)))
+        axes.set_xlim(0.3, largest + step + 0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     figure.axes[0].set_ylabel("clusters (dotted: mean size)", color=INK, fontsize=9.5)
     return _picture(figure)
 
