@@ -176,6 +176,21 @@ def test_two_stage_models_learn(scheme):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("scheme", ["cluster_token", "semantic_detail"])
+def test_every_weight_has_a_gradient_also_in_mixed_precision(scheme):
+    model = build_scheme(scheme).transformer
+    known = tokens(2, 16, 24)
+    known = torch.stack([known, known], dim=-1) if scheme == "semantic_detail" else known
+    exact = model(known[:, :-1], CLASSES[:2], labels=known).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(known[:, :-1], CLASSES[:2], labels=known).loss
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.01)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
 def test_gradient_checkpointing_of_the_head_gives_equal_gradients():
     model = build_scheme("semantic_detail").transformer.train()

@@ -96,7 +96,7 @@ def clusters_of(
     if transformer.config.scheme == "semantic_detail":
         return ids[..., 0]
     if transformer.config.scheme == "cluster_token":
-        return transformer.token_embedding.cluster_of[ids]
+        return transformer.token_embedding.cluster_of.to(ids.device)[ids]
     return cluster_map.to_clusters(ids)
 
 
