@@ -46,6 +46,8 @@ class ClusterMap(ModelMixin, ConfigMixin):
     int64 and `heights` (M,) float32 as in scipy's linkage matrix.
     """
 
+    _keep_in_fp32_modules = ["heights"]  # noqa: RUF012 (diffusers reads a list)
+
     @register_to_config
     def __init__(
         self,
@@ -61,6 +63,20 @@ class ClusterMap(ModelMixin, ConfigMixin):
         self.register_buffer("merges", torch.zeros(num_merges, 2, dtype=torch.int64))
         self.register_buffer("heights", torch.zeros(num_merges))
         self._members = None
+
+    @classmethod
+    def from_pretrained(cls, path, output_loading_info: bool = False, **kwargs):
+        """As in diffusers, but strict: a missing or unexpected weight is an error.
+
+        Raises:
+            ValueError: naming the weights.
+        """
+        model, report = super().from_pretrained(path, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
+                raise ValueError(f"{path} has {problem.replace('_', ' ')}: {names}.")
+        return (model, report) if output_loading_info else model
 
     @classmethod
     def from_labels(
@@ -132,11 +148,12 @@ class ClusterMap(ModelMixin, ConfigMixin):
 
     def _member_table(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ids sorted by cluster (N,), first position (K,) and size (K,) of every cluster."""
-        if self._members is None:
+        if self._members is None or self._members[3] != self.mapping._version:
             sizes = self.mapping.bincount(minlength=self.num_clusters)
             order = self.mapping.argsort(stable=True)
-            self._members = order, sizes.cumsum(0) - sizes, sizes
-        return self._members
+            first = sizes.cumsum(0) - sizes
+            self._members = order, first, sizes, self.mapping._version
+        return self._members[:3]
 
     @property
     def sizes(self) -> Tensor:

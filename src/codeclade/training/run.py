@@ -31,7 +31,7 @@ def load_recipe(
     if path:
         if not Path(path).is_file():
             raise ValueError(f"there is no recipe file {path}.")
-        values.update((yaml.safe_load(Path(path).read_text()) or {}).get(section, {}))
+        values.update((yaml.safe_load(Path(path).read_text()) or {}).get(section) or {})
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -75,7 +75,7 @@ class Run:
     Args:
         accelerator: after `prepare`; its state is what checkpoints hold.
         out: folder of the run.
-        recipe: dataclass, written to recipe.json; a resumed run must have the same one.
+        recipe: dataclass, kept in every checkpoint; a resumed run must have the same one.
         total: number of optimizer steps.
         keep: checkpoints kept.
     """
