@@ -19,7 +19,13 @@ from codeclade.training.refiner import RefinerRecipe, train_refiner
 CODES, CLUSTERS, CLASSES, TOKENS = 32, 12, 5, 16
 CTF = {"causal": False, "mask_to_members": True, "null_class": True, "sampling_temperature": 1.0}
 
-MASC = {"causal": False, "mask_to_members": True, "num_classes": 0, "context_dim": 32}
+MASC = {
+    "causal": False,
+    "mask_to_members": True,
+    "num_classes": 0,
+    "context_dim": 32,
+    "sampling_temperature": 1.0,
+}
 
 
 def tiny_refiner(seed: int = 0, **changes) -> Refiner:
@@ -370,6 +376,27 @@ def test_the_pipeline_uses_its_refiner_unless_told_otherwise(kind, refining_pipe
     loaded.set_progress_bar_config(disable=True)
     again = loaded(labels, output_type="latent", generator=seeded()).images
     assert torch.equal(again, ids)
+
+
+@pytest.mark.parametrize("kind", [CTF, {}, MASC], ids=["CTF", "DCPE", "MASC"])
+def test_redraw_asks_the_refiner(kind, refining_pipeline):
+    pipe = refining_pipeline(**kind)
+    clusters = pipe([0, 3], output_type="cluster", generator=seeded()).images
+    knobs = {"refine": "refiner", "output_type": "latent", "generator": seeded()}
+    ids = pipe.redraw(clusters, class_labels=[0, 3], **knobs, num_images_per_prompt=2).images
+    assert ids.shape == (4, 4, 4)
+    if pipe.refiner.config.mask_to_members:
+        expected = clusters.repeat_interleave(2, dim=0)
+        assert torch.equal(pipe.cluster_map.to_clusters(ids), expected)
+        assert not torch.equal(ids[0], ids[1])
+    else:  # arg-max
+        from_start = pipe([0, 3], output_type="latent", generator=seeded()).images
+        assert torch.equal(ids, from_start.repeat_interleave(2, dim=0))
+    with pytest.raises(ValueError, match="class_labels"):
+        pipe.redraw(clusters, **knobs)
+    assert torch.equal(
+        pipe.cluster_map.to_clusters(pipe.redraw(clusters, output_type="latent").images), clusters
+    )
 
 
 def test_refiners_of_a_pipeline_are_checked(refining_pipeline, tiny_pipeline):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .cluster_map import ClusterMap
+from .refiner import clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import check_range
@@ -134,16 +135,19 @@ class EditingMixin:
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        refine: str = "member",
         **settings,
     ) -> ImagePipelineOutput | tuple:
         """Same clusters, new details: draw new ids of given clusters.
 
-        One-stage models draw uniform random members of the cluster_map; two-stage models hold the
-        first stage and sample the second, which needs `class_labels` (one, or one an image).
+        One-stage models draw uniform random members of the cluster_map, or ask the refiner;
+        two-stage models hold the first stage and sample the second. Refiners with a class prefix or
+        a context and two-stage models need `class_labels` (one, or one an image).
 
         Args:
             clusters: (B, G, G) clusters or semantic codes, as `output_type="cluster"` gives them.
             latents: or ids (B, G, G), (B, G, G, 2), whose clusters are kept.
+            refine: "member", or "refiner" for a one-stage pipeline that has one.
             settings: what else `__call__` takes, for two-stage models (guidance_scale, top_k, ...).
 
         The other arguments are those of `__call__`, an image being a label there.
@@ -161,13 +165,15 @@ class EditingMixin:
             clusters = clusters_of(ids, self.transformer, self.cluster_map)
         else:
             clusters = self._raster(clusters, "clusters")
+        condition = {}
+        if class_labels is not None:
+            labels = torch.tensor(self.get_label_ids(class_labels), device=clusters.device)
+            condition["class_labels"] = spread(labels, len(clusters), "labels")
         if config.num_stages == 2:
-            if class_labels is None:
+            if not condition:
                 raise ValueError(f"redraw of scheme {config.scheme!r} needs class_labels.")
-            label_ids = self.get_label_ids(class_labels)
-            label_ids = spread(torch.tensor(label_ids), len(clusters), "labels").tolist()
             return self(
-                label_ids,
+                condition["class_labels"].tolist(),
                 num_images_per_prompt=num_images_per_prompt,
                 generator=generator,
                 output_type=output_type,
@@ -178,9 +184,14 @@ class EditingMixin:
         if settings:
             raise ValueError(f"redraw of scheme {config.scheme!r} takes no {', '.join(settings)}.")
         self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
-        clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
+        clusters, *labels = (
+            rows.repeat_interleave(num_images_per_prompt, dim=0)
+            for rows in (clusters, *condition.values())
+        )
         uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)
-        ids = self.cluster_map.draw_members(clusters, uniforms=uniforms)
+        parts = self.transformer, self.cluster_map, self.refiner
+        condition = dict(zip(condition, labels, strict=True))
+        ids = clusters_to_ids(clusters, uniforms, *parts, refine, condition)
         images = self._decode(ids, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -186,7 +186,7 @@ class Refiner(PreTrainedModel):
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 names = ", ".join(sorted(str(key) for key in report[problem])[:5])
-                raise ValueError(f"{args[0]} has {problem.replace('_', ' ')}: {names}.")
+                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
         return (model, report) if output_loading_info else model
 
     def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
@@ -373,6 +373,8 @@ def clusters_to_ids(
         return cluster_map.draw_members(clusters, uniforms=uniforms)
     condition, context = condition or {}, None
     if refiner.config.context_dim:
+        if not condition:
+            raise ValueError("this refiner reads the generator's states; give class_labels.")
         context = generator_states(transformer, clusters, **condition)
     labels = condition.get("class_labels")
     return refiner.refine(clusters, labels, cluster_map, context, uniforms=uniforms)
