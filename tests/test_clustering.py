@@ -69,7 +69,7 @@ def greedy(rows: np.ndarray, n_clusters: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "n", "d"),
     [
-        ("sphere", 1200, 8),
+        ("sphere", 1000, 8),
         ("gaussian", 900, 3),
         ("clustered", 1000, 8),
         ("repeated", 800, 8),

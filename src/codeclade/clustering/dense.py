@@ -7,10 +7,11 @@ it exact, and the chain (Benzecri 1982) finds the merges in quadratic time whate
 import numpy as np
 from numba import njit, prange
 
-from .forest import WIDE, add_squares, coarse
+from .forest import WIDE, coarse
 
 SIDE = 64  # of the tiles in which the matrix is mirrored
-MEMBERS = 8  # of a cluster whose distances to a tile are summed together
+BUNDLE = 8  # clusters whose rows of the matrix are made together
+MEMBERS = 8  # points whose distances to a tile are summed together
 TILE = 512  # points per inner loop: what it touches stays in the first-level cache
 
 
@@ -37,19 +38,37 @@ def _tile_of_eight(columns, start, first, last, weight, out):
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def _tile(columns, start, first, last, weight, gaps, out):
-    """`_tile_of_eight` for any multiple of WIDE columns."""
-    length = out.shape[0]
-    for low in range(first, last, gaps.shape[0]):
-        count = min(gaps.shape[0], last - low)
-        gaps[:count] = 0.0
-        for k in range(0, columns.shape[0], WIDE):
-            eight = columns[k : k + WIDE, start : start + length]
-            add_squares(eight, columns[k : k + WIDE, low : low + count], gaps[:count, :length])
-        for i in range(count):
-            part, share = gaps[i], weight[low + i]
-            for j in range(length):
-                out[j] += share * np.sqrt(part[j])
+def _add_squares(columns, k, start, end, first, count, gaps):
+    """gaps[i, j] += squared distance of points start + j and first + i over columns k..k + WIDE."""
+    c0, c1 = columns[k, start:end], columns[k + 1, start:end]
+    c2, c3 = columns[k + 2, start:end], columns[k + 3, start:end]
+    c4, c5 = columns[k + 4, start:end], columns[k + 5, start:end]
+    c6, c7 = columns[k + 6, start:end], columns[k + 7, start:end]
+    for i in range(count):
+        point = columns[k : k + WIDE, first + i]
+        p0, p1, p2, p3 = point[0], point[1], point[2], point[3]
+        p4, p5, p6, p7 = point[4], point[5], point[6], point[7]
+        line = gaps[i]
+        for j in range(end - start):
+            a, b, c, d = c0[j] - p0, c1[j] - p1, c2[j] - p2, c3[j] - p3
+            e, f, g, h = c4[j] - p4, c5[j] - p5, c6[j] - p6, c7[j] - p7
+            line[j] += (a * a + b * b) + (c * c + d * d) + (e * e + f * f) + (g * g + h * h)
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def _tile(columns, start, end, first, owners, weight, gaps, out):
+    """out[owners[i], j] += weight[first + i] |columns[:, start + j] - columns[:, first + i]|.
+
+    For any multiple of WIDE columns; `out` begins at the point `start`.
+    """
+    count = owners.shape[0]
+    gaps[:] = 0.0
+    for k in range(0, columns.shape[0], WIDE):
+        _add_squares(columns, k, start, end, first, count, gaps)
+    for i in range(count):
+        part, share, line = gaps[i], weight[first + i], out[owners[i]]
+        for j in range(end - start):
+            line[j] += share * np.sqrt(part[j])
 
 
 @njit(cache=True)
@@ -63,34 +82,69 @@ def _sum_over(weight, values, starts, out):
 
 
 @njit(cache=True)
-def _average_row(columns, weight, starts, size, i, out):
-    """Mean distances (M,) from cluster i to the clusters after it; the others are left alone."""
-    offset = starts[i]
-    sums, gaps = np.zeros(columns.shape[1] - offset), np.empty((MEMBERS, TILE))
-    for low in range(0, sums.shape[0], TILE):
-        part = sums[low : low + TILE]
+def _average_row(columns, weight, starts, size, i, sums, out):
+    """Mean distances from cluster i to the clusters after it, from sums over points after it."""
+    line = out[i, i + 1 : size.shape[0]]
+    _sum_over(weight, sums, starts[i + 1 :], line)
+    out[i, i] = np.inf
+    for j in range(line.shape[0]):
+        line[j] /= size[i] * size[i + 1 + j]
+
+
+@njit(cache=True)
+def _average_bundle(columns, weight, starts, size, low, high, sums, gaps, out):
+    """Mean distances from each of the clusters low..high to the clusters after it."""
+    first, last, count = starts[low], starts[high], columns.shape[1]
+    sums[:, first:] = 0.0
+    owners = np.empty(last - first, np.int64)
+    for i in range(low, high):
+        owners[starts[i] - first : starts[i + 1] - first] = i - low
+    for left in range(first, count, TILE):
+        right = min(left + TILE, count)
         if columns.shape[0] == WIDE:
-            _tile_of_eight(columns, offset + low, offset, starts[i + 1], weight, part)
-        else:
-            _tile(columns, offset + low, offset, starts[i + 1], weight, gaps, part)
-    _sum_over(weight[offset:], sums, starts[i + 1 :] - offset, out[i + 1 :])
-    out[i] = np.inf
-    for j in range(i + 1, out.shape[0]):
-        out[j] /= size[i] * size[j]
+            for i in range(low, high):
+                line = sums[i - low, left:right]
+                _tile_of_eight(columns, left, starts[i], starts[i + 1], weight, line)
+            continue
+        for begin in range(first, last, MEMBERS):
+            some = owners[begin - first : begin - first + MEMBERS]
+            _tile(columns, left, right, begin, some, weight, gaps, sums[:, left:right])
+    for i in range(low, high):
+        _average_row(columns, weight, starts, size, i, sums[i - low], out)
+
+
+@njit(cache=True)
+def _average_bundles(columns, weight, starts, size, bundle, top, step, out):
+    """Bundles top, top + step, ... of rows, for one thread."""
+    sums, gaps = np.empty((bundle, columns.shape[1])), np.empty((MEMBERS, TILE))
+    for low in range(bundle * top, size.shape[0], bundle * step):
+        high = min(low + bundle, size.shape[0])
+        _average_bundle(columns, weight, starts, size, low, high, sums, gaps, out)
+
+
+def empty_matrix(count: int) -> np.ndarray:
+    """Room for a count x count matrix; infinite columns keep its rows off powers of two apart,
+    where walking down a column would use a single set of the cache."""
+    width = -(-count // 8) * 8
+    width += 8 if width % 64 == 0 else 0
+    matrix = np.empty((count, width))
+    matrix[:, count:] = np.inf
+    return matrix
 
 
 @njit(parallel=True, cache=True)
-def average_rows(columns, weight, starts, size, top, step, out):
-    """Rows top, top + step, ... of the matrix of mean Euclidean distances, right of the diagonal.
+def average_rows(columns, weight, starts, size, threads, top, step, out):
+    """Mean Euclidean distances, right of the diagonal, of bundles top, top + step, ... of rows.
 
     Args:
         columns: (d, C) points sorted by cluster, d a multiple of WIDE; weight: (C,).
         starts: (M + 1,) first point of each cluster; size: (M,) its weight.
-        out: (M, M).
+        out: (M, M or wider).
     """
-    for part in prange((out.shape[0] - top + step - 1) // step):
-        i = top + step * np.int64(part)  # prange counts unsigned, and mixing signs makes floats
-        _average_row(columns, weight, starts, size, i, out[i])
+    bundle = 1 if columns.shape[0] == WIDE else BUNDLE  # one row at a time stays in the cache
+    for part in prange(threads):
+        mine = top + step * np.int64(part)  # prange counts unsigned, and mixing signs makes floats
+        _average_bundles(columns, weight, starts, size, bundle, mine, step * threads, out)
 
 
 @njit(parallel=True, cache=True)
@@ -99,7 +153,7 @@ def mirror(matrix):
     m = matrix.shape[0]
     for part in prange((m + SIDE - 1) // SIDE):
         low = np.int64(part) * SIDE
-        for left in range(0, low + SIDE, SIDE):
+        for left in range(0, low + 1, SIDE):
             for i in range(low, min(low + SIDE, m)):
                 for j in range(left, min(left + SIDE, i)):
                     matrix[i, j] = matrix[j, i]
@@ -143,7 +197,7 @@ def _absorb(matrix, size, a, b, living):
     """Lance-Williams: cluster a takes in cluster b."""
     total = size[a] + size[b]
     share_a, share_b = size[a] / total, size[b] / total
-    for j in range(matrix.shape[0]):
+    for j in range(matrix.shape[1]):
         matrix[a, j] = share_a * matrix[a, j] + share_b * matrix[b, j]
     for j in living:
         if j >= 0 and j != a and j != b:
@@ -158,7 +212,7 @@ def chain(matrix, size, living, links, heights, steps):
     """Merge `steps` pairs by the nearest-neighbour chain.
 
     Args:
-        matrix: (M, M) mean distances, infinite on the diagonal; changed in place.
+        matrix: (M, M or wider) mean distances, infinite elsewhere; changed in place.
         size: (M,) weights; living: (M,) int64 row numbers, -1 where merged; both changed.
         links: (M + 1,) int64, the chain and at the end its length; changed.
         heights: (steps, 3) filled with lower row, higher row, height.

@@ -66,21 +66,6 @@ def coarse(distance):
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def add_squares(columns, points, out):
-    """out[i, j] += |columns[:, j] - points[:, i]|^2 over WIDE rows, unrolled for speed."""
-    c0, c1, c2, c3 = columns[0], columns[1], columns[2], columns[3]
-    c4, c5, c6, c7 = columns[4], columns[5], columns[6], columns[7]
-    for i in range(out.shape[0]):
-        p0, p1, p2, p3 = points[0, i], points[1, i], points[2, i], points[3, i]
-        p4, p5, p6, p7 = points[4, i], points[5, i], points[6, i], points[7, i]
-        line = out[i]
-        for j in range(out.shape[1]):
-            a, b, c, d = c0[j] - p0, c1[j] - p1, c2[j] - p2, c3[j] - p3
-            e, f, g, h = c4[j] - p4, c5[j] - p5, c6[j] - p6, c7[j] - p7
-            line[j] += (a * a + b * b) + (c * c + d * d) + (e * e + f * f) + (g * g + h * h)
-
-
-@njit(cache=True, fastmath={"reassoc", "contract"})
 def squared(a, b):
     """Squared distance of two vectors."""
     total = 0.0

@@ -5,15 +5,24 @@ The tree of MASC (arXiv 2510.04220, eq. 3 and algorithm 1) and of DCPE. Equal to
 """
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit
 from tqdm import tqdm
 
 from . import dense, rounds, space_tree
-from .codebook import as_codebook, check_clusters, check_memory, choose, normalized
+from .codebook import (
+    as_codebook,
+    available_memory,
+    check_clusters,
+    check_memory,
+    choose,
+    normalized,
+)
 from .forest import Forest, coarse, plant
 
 METRICS = ("cosine", "euclidean", "sqeuclidean")
-DENSE = 4096  # clusters left at which the matrix takes over
+DENSE = 4096  # clusters left, at most, at which the matrix takes over
+DENSE_DEEP = 16384  # the same where the search prunes badly, in many dimensions
+DEEP = 12  # effective dimensions from which it does
 LONG = 50_000  # rows from which a progress bar is worth showing
 
 
@@ -152,18 +161,33 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Forest]:
     return repeats, plant(distinct[order], count[order].astype(np.float64), first[order])
 
 
+def effective_dimension(rows: np.ndarray) -> float:
+    """Directions the rows spread over: (sum of variances)^2 / sum of squared variances."""
+    covariance = np.cov(rows[:: max(1, len(rows) // 1024)], rowvar=False)
+    return float(np.trace(covariance) ** 2 / (covariance**2).sum())
+
+
+def _side(forest: Forest) -> int:
+    """Clusters left at which the dense matrix takes over."""
+    count = len(forest.rows)
+    side = min(DENSE, max(1024, count // 8))
+    if count > side and effective_dimension(forest.rows) > DEEP:
+        side = max(side, min(DENSE_DEEP, DENSE * 4, int((available_memory() / 16) ** 0.5)))
+    return min(side, count)
+
+
 def _grow(forest: Forest, wanted: int, euclidean: bool, advance) -> np.ndarray:
     """The `wanted` lowest merges of the forest, sorted by height and then by members."""
-    distinct, d = forest.rows.shape
-    final = distinct - wanted
-    until = DENSE if final < DENSE else final
-    corner = min(until, distinct) if final < DENSE else 0
-    check_memory(8 * (corner**2 + distinct * (6 * d + 24)), f"average linkage of {distinct} rows")
-    merges = rounds.run(forest, DENSE if final < DENSE else 1, wanted, euclidean, advance)
-    if final < DENSE and forest.alive.sum() > 1:
+    count, d = forest.rows.shape
+    side = _side(forest)
+    if side < min(count, count - wanted + 1):
+        side = 1  # the cut lies below: the rounds find it alone
+    check_memory(8 * (side**2 + count * (6 * d + 24)), f"average linkage of {count} rows")
+    merges = rounds.run(forest, side, wanted, euclidean, advance)
+    if side > 1:
         merges = np.concatenate([merges, _finish(forest, euclidean, advance)])
-    keys = np.array([0.0]) if len(merges) == 0 else _coarse_all(merges[:, 2])
-    return merges[np.lexsort((merges[:, 1], merges[:, 0], keys))[:wanted]]
+    heights = _coarse_all(merges[:, 2])
+    return merges[np.lexsort((merges[:, 1], merges[:, 0], heights))[:wanted]]
 
 
 @njit(cache=True)
@@ -179,13 +203,15 @@ def _finish(forest: Forest, euclidean: bool, advance) -> np.ndarray:
     slots = np.flatnonzero(forest.alive)
     slots = slots[np.argsort(forest.first[slots])]
     size, count = forest.size[slots], len(slots)
-    matrix = np.empty((count, count))
+    matrix = dense.empty_matrix(count)
     if euclidean:
         members, starts = _gather(forest.head, forest.after, slots)
         columns, weight = np.ascontiguousarray(forest.rows[members].T), forest.weight[members]
         step = -(-len(members) // 2048)
         for top in range(step):  # slices of even work, so that an interrupt is heard
-            dense.average_rows(columns, weight, starts, size, top, step, matrix)
+            dense.average_rows(
+                columns, weight, starts, size, 4 * get_num_threads(), top, step, matrix
+            )
         dense.mirror(matrix)
     else:
         dense.squared_rows(forest.mean[slots], forest.variance[slots], matrix)
