@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -227,6 +228,50 @@ def test_generator_learns_and_makes_a_pipeline(codes, parts, tmp_path, clustered
     loaded.set_progress_bar_config(disable=True)
     assert loaded.get_label_ids(["red", "blue"]) == [1, 0]
     assert loaded("red").images[0].size == (16, 16)
+
+
+def test_generator_learns_cluster_then_token(codes, parts, tmp_path):
+    recipe = replace(GENERATOR, scheme="cluster_token")
+    pipeline = train_generator(recipe, codes, *parts, tmp_path)
+    losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(8) + math.log(2), abs=1e-5)  # 8 clusters of 2
+    assert losses[-1] < losses[0]
+    assert torch.equal(pipeline.transformer.token_embedding.cluster_of, parts[1].mapping)
+
+
+def test_cluster_loss_is_added_to_the_token_loss(codes, parts, tmp_path):
+    recipe = replace(GENERATOR, scheme="token", cluster_loss_weight=0.5)
+    train_generator(recipe, codes, *parts, tmp_path)
+    first = next(line["loss"] for line in read_log(tmp_path) if "loss" in line)
+    assert first == pytest.approx(math.log(16) + 0.5 * math.log(8), abs=1e-5)
+
+
+def test_generator_learns_pairs_of_a_two_codebook_tokenizer(photos, tmp_path):
+    torch.manual_seed(0)
+    vq_model = VQModel((32, 32), 1, 32, 16, 4, detail_codebook_size=6).eval()
+    encode(EncodeRecipe(data=str(photos), image_size=16, views=1), vq_model, tmp_path / "codes")
+    assert Codes(tmp_path / "codes" / "train").ids.shape == (57, 1, 64, 2)
+    pipeline = train_generator(GENERATOR, tmp_path / "codes", vq_model, None, tmp_path / "run")
+    assert pipeline.transformer.config.scheme == "semantic_detail"
+    log = read_log(tmp_path / "run")
+    assert log[0]["uniform_baseline"] == pytest.approx(math.log(16) + math.log(6), abs=1e-5)
+    losses = [line["loss"] for line in log if "loss" in line]
+    assert losses[0] == pytest.approx(log[0]["uniform_baseline"], abs=1e-5)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "clustered", "words"),
+    [
+        ("cluster", False, "needs a cluster map"),
+        ("token", True, "takes no cluster map"),
+        ("semantic_detail", False, "no detail codes"),
+    ],
+)
+def test_scheme_that_does_not_fit_is_refused(codes, parts, tmp_path, scheme, clustered, words):
+    recipe = replace(GENERATOR, scheme=scheme)
+    with pytest.raises(ValueError, match=words):
+        train_generator(recipe, codes, parts[0], parts[1] if clustered else None, tmp_path)
 
 
 def test_stopped_generator_run_ends_with_the_same_weights(codes, parts, tmp_path, monkeypatch):

@@ -344,7 +344,7 @@ class CodecladeTransformer(PreTrainedModel):
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 names = ", ".join(sorted(str(key) for key in report[problem])[:5])
-                raise ValueError(f"{args[0]} has {problem.replace('_', ' ')}: {names}.")
+                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
         return (model, report) if output_loading_info else model
 
     def null_labels(self, count: int) -> Tensor:

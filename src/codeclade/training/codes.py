@@ -1,7 +1,8 @@
 """Code shards: a dataset tokenized once, so that generators train on ids alone.
 
 A folder holds codes.json (what made it) and codes-00000.safetensors, ... with `ids` (n, V, T) and
-`labels` (n,): V random views (crop and flip) of every image, T tokens in raster order.
+`labels` (n,): V random views (crop and flip) of every image, T tokens in raster order. Tokenizers
+with a detail codebook give pairs, `ids` (n, V, T, 2).
 """
 
 import json
@@ -97,6 +98,7 @@ def _encode_split(
         "views": views,
         "grid_size": recipe.image_size // vq_model.downsample,
         "codebook_size": vq_model.codebook_size,
+        "detail_codebook_size": vq_model.detail_codebook_size,
         "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
         "class_names": images.class_names,
         "recipe": asdict(recipe),
@@ -105,7 +107,8 @@ def _encode_split(
     begun = folder / "codes.partial.json"
     keep = begun.is_file() and json.loads(begun.read_text()) == header
     begun.write_text(json.dumps(header, indent=1))
-    dtype = torch.uint16 if vq_model.codebook_size <= 2**16 else torch.int32
+    largest = max(vq_model.codebook_size, vq_model.detail_codebook_size or 0)
+    dtype = torch.uint16 if largest <= 2**16 else torch.int32
     with tqdm(total=len(images), desc=f"encode {split}", unit="image") as bar:
         for start, name in zip(starts, header["shards"], strict=True):
             indices = range(start, min(start + recipe.shard_size, len(images)))
@@ -137,7 +140,7 @@ def _encode_shard(
             [images[i, seed][0] for i, seed in zip(_repeat(batch, views), seeds, strict=True)]
         )
         ids = vq_model.encode(to_pixels(pixels).to(vq_model.device, vq_model.dtype)).ids
-        rows.append(ids.flatten(1).unflatten(0, (-1, views)).cpu())
+        rows.append(ids.flatten(1, 2).unflatten(0, (-1, views)).cpu())
         bar.update(len(batch))
     return torch.cat(rows)
 

@@ -1,7 +1,9 @@
-"""Train a CodecladeTransformer on code shards: over clusters (MASC, DCPE) or over ids (LlamaGen).
+"""Train a CodecladeTransformer on code shards, in any scheme of the family.
 
 MASC eq. 5 (arXiv 2510.04220): ids become clusters for input and target alike, cross-entropy over K
-classes, everything else as LlamaGen (arXiv 2406.06525): AdamW, class dropout, EMA.
+classes, everything else as LlamaGen (arXiv 2406.06525): AdamW, class dropout, EMA. `cluster_token`
+and `semantic_detail` (IAR2, arXiv 2510.06928) have their losses in components/heads.py; IAR
+(arXiv 2504.05599) adds a cluster loss to plain ids.
 """
 
 import math
@@ -20,6 +22,7 @@ from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
 from .codes import Codes
 from .data import StepSampler, step_loader
+from .losses import cluster_loss
 from .run import Run, learning_rate
 
 
@@ -27,6 +30,10 @@ from .run import Run, learning_rate
 class GeneratorRecipe:
     """Settings of `codeclade train-generator`."""
 
+    scheme: str = (
+        ""  # empty: "cluster" with a cluster map, "semantic_detail" with pairs, else "token"
+    )
+    cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -74,11 +81,14 @@ def train_generator(
     train.check_tokenizer(vq_model)
     if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
         raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
-    mapping = None if cluster_map is None else cluster_map.mapping
+    config = generator_config(recipe, train, cluster_map)
+    mapping = cluster_map.mapping if config.scheme == "cluster" else None
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     set_seed(recipe.seed, device_specific=True)
     torch.manual_seed(recipe.seed)
-    model = CodecladeTransformer(generator_config(recipe, train, cluster_map))
+    model = CodecladeTransformer(config)
+    if config.scheme == "cluster_token":
+        model.use_clusters(cluster_map.mapping)
     ema = EMAModel(model.parameters(), decay=recipe.ema_decay)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
     ema.to(accelerator.device)
@@ -86,7 +96,8 @@ def train_generator(
     run = Run(accelerator, out, recipe, recipe.steps)
     start = run.resume()
     run.log(start, baselines(train, mapping))
-    _optimize(run, recipe, train, held_out, mapping, model, optimizer, ema, start)
+    clusters = cluster_map.mapping if recipe.cluster_loss_weight else None
+    _optimize(run, recipe, train, held_out, mapping, clusters, model, optimizer, ema, start)
     model = accelerator.unwrap_model(model).float().eval()
     ema.copy_to(model.parameters())
     pipeline = CodecladePipeline(
@@ -107,12 +118,31 @@ def train_generator(
 def generator_config(
     recipe: GeneratorRecipe, codes: Codes, cluster_map: ClusterMap | None
 ) -> CodecladeConfig:
-    """Architecture for the codes of one tokenizer, over the map's clusters or over all ids."""
+    """Architecture for the codes of one tokenizer in the recipe's scheme.
+
+    Raises:
+        ValueError: a scheme that the codes or the presence of a map do not fit.
+    """
+    size, details = codes.header["codebook_size"], codes.header["detail_codebook_size"]
+    default = "semantic_detail" if details else "token" if cluster_map is None else "cluster"
+    scheme = recipe.scheme or default
+    if (scheme == "semantic_detail") != bool(details):
+        raise ValueError(
+            f"scheme {scheme!r} does not fit codes with {details or 'no'} detail codes."
+        )
+    wants_map = scheme in ("cluster", "cluster_token") or recipe.cluster_loss_weight > 0
+    if wants_map != (cluster_map is not None):
+        raise ValueError(
+            f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
+            f"{'needs a' if wants_map else 'takes no'} cluster map."
+        )
+    clusters = cluster_map.num_clusters if cluster_map is not None else None
+    vocabulary = {"cluster": (clusters, None), "cluster_token": (size, clusters)}
+    vocab_size, coarse = vocabulary.get(scheme, (details, size) if details else (size, None))
     return CodecladeConfig(
-        vocab_size=codes.header["codebook_size"]
-        if cluster_map is None
-        else cluster_map.num_clusters,
-        scheme="token" if cluster_map is None else "cluster",
+        vocab_size=vocab_size,
+        coarse_vocab_size=coarse,
+        scheme=scheme,
         grid_size=codes.header["grid_size"],
         num_classes=len(codes.header["class_names"]),
         hidden_size=recipe.hidden_size,
@@ -137,7 +167,9 @@ def build_optimizer(model: torch.nn.Module, recipe: GeneratorRecipe) -> torch.op
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
 
 
-def _optimize(run, recipe, train, held_out, mapping, model, optimizer, ema, start) -> None:
+def _optimize(
+    run, recipe, train, held_out, mapping, clusters, model, optimizer, ema, start
+) -> None:
     accelerator = run.accelerator
     sampler = StepSampler(
         len(train),
@@ -160,7 +192,11 @@ def _optimize(run, recipe, train, held_out, mapping, model, optimizer, ema, star
         for group in optimizer.param_groups:
             group["lr"] = rate
         tokens = (ids if mapping is None else mapping[ids]).to(accelerator.device)
-        loss = model(tokens[:, :-1], labels.to(accelerator.device), labels=tokens).loss
+        output = model(tokens[:, :-1], labels.to(accelerator.device), labels=tokens)
+        loss = output.loss
+        if clusters is not None:
+            extra = cluster_loss(output.logits, tokens, clusters.to(tokens.device))
+            loss = loss + recipe.cluster_loss_weight * extra
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
         optimizer.step()
@@ -203,12 +239,18 @@ def validation_loss(
 
 
 def baselines(codes: Codes, mapping: Tensor | None) -> dict[str, float]:
-    """What a generator must beat, nats per token: ln V and the entropy of the frequencies."""
-    ids = codes.ids.flatten().long()
-    tokens = ids if mapping is None else mapping[ids]
-    vocabulary = codes.header["codebook_size"] if mapping is None else int(mapping.max()) + 1
-    p = tokens.bincount(minlength=vocabulary).double() / len(tokens)
-    return {
-        "uniform_baseline": math.log(vocabulary),
-        "unigram_entropy": -(p[p > 0] * p[p > 0].log()).sum().item(),
-    }
+    """What a generator must beat, nats per token: ln V and the entropy of the frequencies.
+
+    Pairs of semantic and detail codes count as the sum of both.
+    """
+    ids = codes.ids.long()
+    sizes = [codes.header["codebook_size"], codes.header["detail_codebook_size"]]
+    streams = ids.flatten(0, -2).unbind(-1) if sizes[1] else [ids.flatten()]
+    uniform = entropy = 0.0
+    for stream, size in zip(streams, sizes, strict=False):
+        tokens = stream if mapping is None else mapping[stream]
+        vocabulary = size if mapping is None else int(mapping.max()) + 1
+        p = tokens.bincount(minlength=vocabulary).double() / len(tokens)
+        uniform += math.log(vocabulary)
+        entropy -= (p[p > 0] * p[p > 0].log()).sum().item()
+    return {"uniform_baseline": uniform, "unigram_entropy": entropy}
