@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError, ImportError) as error:
         if os.environ.get("CODECLADE_TRACEBACK"):
             raise
-        print(f"codeclade {arguments.verb}: {error}", file=sys.stderr)
+        print(f"codeclade {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"codeclade {arguments.verb}: stopped.", file=sys.stderr)
@@ -126,7 +126,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     ).to(device)
     labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
     count = arguments.images or (1 if labels else 8)
-    label_ids = pipeline.get_label_ids(labels or list(range(min(8, len(pipeline.config.id2label)))))
+    known = pipeline.transformer.config.num_classes
+    label_ids = pipeline.get_label_ids(labels or list(range(0, known, max(1, known // 8)))[:8])
     images = pipeline(
         label_ids,
         guidance_scale=arguments.guidance_scale,
