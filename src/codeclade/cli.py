@@ -8,10 +8,12 @@ from pathlib import Path
 EXAMPLES = """examples:
   codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
   codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/
-  codeclade encode --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model --out runs/codes data=photos/
+  codeclade encode --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model --out runs/codes
   codeclade cluster runs/tokenizer/vq_model --method masc --clusters 512 --out runs/cluster_map
   codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model \\
       --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
+  codeclade convert llamagen --vq vq_ds16_c2i.pt --gpt c2i_L_384.pt --image-size 384 \\
+      --out llamagen-l-384
 """
 
 CLUSTER_EXAMPLES = """codeclade cluster runs/tokenizer --clusters 512 --out runs/cluster_map
@@ -254,7 +256,7 @@ def _add_encode(verbs) -> None:
         "encode",
         _encode,
         "tokenize photographs into code shards",
-        "codeclade encode --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model --out runs/codes",
+        "codeclade encode --recipe recipe.yaml --tokenizer runs/vq_model --out runs/codes data=photos/",
     )
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
     _recipe_arguments(parser)

@@ -11,6 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from .loading import StrictLoading
+
 SKETCH_SIZE = 16
 SKETCH_TOLERANCE = 0.02  # bfloat16 storage moves a sketch by under 0.007, another codebook by ~0.7
 
@@ -30,7 +32,7 @@ def codebook_sketch(codebook: Tensor) -> Tensor:
     return (torch.stack(sketch) / flat.norm().clamp_min(1e-30)).float()
 
 
-class ClusterMap(ModelMixin, ConfigMixin):
+class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
     """Ids to clusters and back.
 
     Build one with `ClusterMap.from_labels`; the constructor only allocates.
@@ -65,20 +67,6 @@ class ClusterMap(ModelMixin, ConfigMixin):
         self._members = None
 
     @classmethod
-    def from_pretrained(cls, path, output_loading_info: bool = False, **kwargs):
-        """As in diffusers, but strict: a missing or unexpected weight is an error.
-
-        Raises:
-            ValueError: naming the weights.
-        """
-        model, report = super().from_pretrained(path, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[problem]:
-                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
-                raise ValueError(f"{path} has {problem.replace('_', ' ')}: {names}.")
-        return (model, report) if output_loading_info else model
-
-    @classmethod
     def from_labels(
         cls,
         labels,
@@ -101,7 +89,7 @@ class ClusterMap(ModelMixin, ConfigMixin):
         codebook = torch.as_tensor(codebook).detach().float().cpu()
         if labels.shape != codebook.shape[:1]:
             raise ValueError(
-                f"labels has shape {tuple(labels.shape)}, but the codebook has {len(codebook)} rows."
+                f"labels has shape {tuple(labels.shape)}, but there are {len(codebook)} codes."
             )
         num_clusters = int(labels.max()) + 1
         if labels.min() < 0 or len(labels.unique()) != num_clusters:

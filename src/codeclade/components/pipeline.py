@@ -8,7 +8,6 @@ Filters are LlamaGen's; guidance follows a schedule; known tokens may be kept.
 Shapes: B images, P prefix positions, T = G * G tokens, S stages, V vocabulary, D width.
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from .cluster_map import ClusterMap
 from .editing import Edit, EditingMixin, check_edit, clusters_of
 from .guidance import Number, Schedule
 from .labels import ids_by_name, label_id
+from .loading import check_weight_files
 from .refiner import Refiner, clusters_to_ids
 from .sampling import guide, image_uniforms, sample
 from .transformer import CodecladeOutput, CodecladeTransformer
@@ -43,40 +43,6 @@ EXAMPLE_DOC_STRING = """
         >>> image = pipe("golden retriever", guidance_scale=2.0, generator=generator).images[0]
         ```
 """
-
-
-def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
-    """Make sure every model component of a local pipeline folder has whole weight files.
-
-    Components that are `given` are not loaded, so they may be missing.
-
-    Raises:
-        OSError: naming the component without weights, or the truncated file.
-    """
-    index = json.loads((folder / "model_index.json").read_text())
-    for name, value in index.items():
-        if not (isinstance(value, list) and len(value) == 2 and value[0] and value[1]):
-            continue  # a setting, or an optional component that is not there
-        if name in given:
-            continue
-        part = folder / name
-        if not (part / "config.json").is_file():
-            raise OSError(
-                f"{part} is missing: model_index.json names it, so config.json must be there."
-            )
-        files = sorted(part.glob("*.safetensors"))
-        if not files:
-            raise OSError(f"{part} holds no weights; a .safetensors file must be there.")
-        for file in files:
-            size = file.stat().st_size
-            with file.open("rb") as stream:
-                header_size = int.from_bytes(stream.read(8), "little")
-                if header_size + 8 <= size:
-                    header = json.loads(stream.read(header_size))
-                    ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-                    header_size += max(ends, default=0)
-            if header_size + 8 > size:
-                raise OSError(f"{file} is truncated: {size} bytes of {header_size + 8}.")
 
 
 class CodecladePipeline(EditingMixin, DiffusionPipeline):

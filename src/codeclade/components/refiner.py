@@ -21,6 +21,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 from .cluster_map import ClusterMap
+from .loading import StrictLoading
 from .sampling import guide, sample
 from .transformer import Block, CodecladeTransformer, rotation
 
@@ -139,7 +140,7 @@ class RefinerPrefix(nn.Module):
         return self.embedding(class_labels).unsqueeze(1)  # (B, 1, D)
 
 
-class Refiner(PreTrainedModel):
+class Refiner(StrictLoading, PreTrainedModel):
     """Network from clusters to ids, not autoregressive: one forward pass refines a whole image."""
 
     config_class = RefinerConfig
@@ -174,20 +175,6 @@ class Refiner(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but strict: a missing or unexpected weight is an error.
-
-        Raises:
-            ValueError: naming the weights.
-        """
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[problem]:
-                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
-                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
-        return (model, report) if output_loading_info else model
 
     def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
         """Raise a ValueError unless this refiner speaks of the map's clusters and ids."""

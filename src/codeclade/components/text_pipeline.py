@@ -7,7 +7,6 @@ Must stay numerically equal to the published t2i_*.pt (see hub/convert.py).
 Shapes: B images, P prefix positions, T = G * G tokens, C width of the text features.
 """
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -130,14 +129,6 @@ class CodecladeTextPipeline(CodecladePipeline):
                 f"text_encoder has width {text_encoder.config.d_model}, but transformer takes text "
                 f"features of width {config.text_dim}."
             )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """As in diffusers."""
-        # The weight check of the parent would miss the weights of the tokenizer, which has none.
-        return DiffusionPipeline.from_pretrained.__func__(
-            cls, pretrained_model_name_or_path, **kwargs
-        )
 
     def encode_prompt(self, prompt: list[str]) -> tuple[Tensor, Tensor]:
         """T5 features (B, P, C) of captions and their mask (B, P), padded on the right.

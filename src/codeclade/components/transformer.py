@@ -33,6 +33,7 @@ from .heads import (
     SemanticDetailHead,
     TokenHead,
 )
+from .loading import StrictLoading
 
 TWO_STAGES = ("cluster_token", "semantic_detail")
 SCHEMES = ("token", "cluster", *TWO_STAGES)
@@ -288,7 +289,7 @@ class TextPrefix(nn.Module):
         return self.fc2(F.gelu(self.fc1(text_embeds), approximate="tanh"))  # (B, P, D)
 
 
-class CodecladeTransformer(PreTrainedModel):
+class CodecladeTransformer(StrictLoading, PreTrainedModel):
     """Autoregressive transformer over the tokens of an image (LlamaGen, arXiv 2406.06525)."""
 
     config_class = CodecladeConfig
@@ -332,20 +333,6 @@ class CodecladeTransformer(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, TextPrefix):
             init.normal_(module.null, std=self.config.text_dim**-0.5)
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but strict: a missing or unexpected weight is an error.
-
-        Raises:
-            ValueError: naming the weights.
-        """
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[problem]:
-                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
-                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
-        return (model, report) if output_loading_info else model
 
     def null_labels(self, count: int) -> Tensor:
         """The null class (count,): what unconditional rows are given."""

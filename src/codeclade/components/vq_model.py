@@ -18,6 +18,8 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from .loading import StrictLoading
+
 
 class VQEncoderOutput(NamedTuple):
     """What `VQModel.encode` returns."""
@@ -86,7 +88,7 @@ class DetailQuantizer(CosineQuantizer):
         return super().lookup(semantic) + F.embedding(detail, self.detail.float()).movedim(-1, 1)
 
 
-class VQModel(ModelMixin, ConfigMixin):
+class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     """LlamaGen-shaped VQ tokenizer (arXiv 2406.06525, section 3.1).
 
     Args:
@@ -147,20 +149,6 @@ class VQModel(ModelMixin, ConfigMixin):
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
         )
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in diffusers, but strict: a missing or unexpected weight is an error.
-
-        Raises:
-            ValueError: naming the weights.
-        """
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[problem]:
-                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
-                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
-        return (model, report) if output_loading_info else model
 
     @property
     def codebook(self) -> Tensor:

@@ -1,0 +1,56 @@
+"""Strict loading: whole weight files, and every weight in its place, or one clear sentence."""
+
+import json
+from pathlib import Path
+
+
+class StrictLoading:
+    """Mixin before diffusers' or transformers' model class: incomplete weights are an error."""
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in the parent class, but strict: a missing or unexpected weight is no mere warning.
+
+        Raises:
+            ValueError: naming the weights.
+        """
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
+                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
+        return (model, report) if output_loading_info else model
+
+
+def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
+    """Make sure every model component of a local pipeline folder has whole weight files.
+
+    Components that are `given` are not loaded, so they may be missing.
+
+    Raises:
+        OSError: naming the component without weights, or the truncated file.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    for name, value in index.items():
+        if not (isinstance(value, list) and len(value) == 2 and value[0] and value[1]):
+            continue  # a setting, or an optional component that is not there
+        if name in given or name == "tokenizer":  # a text tokenizer has no weights
+            continue
+        part = folder / name
+        if not (part / "config.json").is_file():
+            raise OSError(
+                f"{part} is missing: model_index.json names it, so config.json must be there."
+            )
+        files = sorted(part.glob("*.safetensors"))
+        if not files:
+            raise OSError(f"{part} holds no weights; a .safetensors file must be there.")
+        for file in files:
+            size = file.stat().st_size
+            with file.open("rb") as stream:
+                header_size = int.from_bytes(stream.read(8), "little")
+                if header_size + 8 <= size:
+                    header = json.loads(stream.read(header_size))
+                    ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+                    header_size += max(ends, default=0)
+            if header_size + 8 > size:
+                raise OSError(f"{file} is truncated: {size} bytes of {header_size + 8}.")
