@@ -36,7 +36,7 @@ def test_map_is_average_linkage_of_its_codebook(pipe):
     k = pipe.cluster_map.num_clusters
     expected = fcluster(tree, k, "maxclust")
     pairs = set(zip(expected.tolist(), pipe.cluster_map.mapping.tolist(), strict=True))
-    # The map was cut from the float32 codebook, the weights ship in bfloat16: nearly all must agree.
+    # Cut from the float32 codebook, shipped in bfloat16: nearly all pairs must agree.
     assert len(pairs) <= 1.1 * k
 
 

@@ -35,7 +35,10 @@ def test_every_verb_has_an_example():
 
 
 def test_help_is_quick_and_imports_no_torch():
-    code = "import sys; from codeclade.cli import build_parser; build_parser(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from codeclade.cli import build_parser; build_parser(); "
+        "print('torch' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False"
 

@@ -194,7 +194,7 @@ def test_dcpe_parts_must_fit(files, tmp_path, capsys):
     torch.save(torch.arange(CODES) % 7, files["idx"])
     assert "predicts 24" in refused(dcpe(files, out), out, capsys)
     torch.save(torch.arange(10), files["idx"])
-    assert "has shape (10,), but the codebook has 64 rows" in refused(dcpe(files, out), out, capsys)
+    assert "has shape (10,), but there are 64 codes" in refused(dcpe(files, out), out, capsys)
     torch.save(torch.zeros(CODES), files["idx"])
     assert "not one row of integers" in refused(dcpe(files, out), out, capsys)
 

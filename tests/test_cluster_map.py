@@ -32,7 +32,7 @@ def test_labels_become_clusters_and_members(small):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 2], r"shape \(3,\), but the codebook has 8 rows"),
+        ([0, 1, 2], r"shape \(3,\), but there are 8 codes"),
         ([0, 1, 1, 3, 3, 0, 0, 0], "every cluster from 0 to 3"),
         ([0, -1, 1, 1, 1, 0, 0, 0], "every cluster from 0 to 1"),
     ],

@@ -237,7 +237,7 @@ def _add_train_tokenizer(verbs) -> None:
         "train-tokenizer",
         _train_tokenizer,
         "train a VQ tokenizer on photographs",
-        "codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/ steps=5000",
+        "codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/",
     )
     _recipe_arguments(parser)
 
@@ -256,7 +256,7 @@ def _add_encode(verbs) -> None:
         "encode",
         _encode,
         "tokenize photographs into code shards",
-        "codeclade encode --recipe recipe.yaml --tokenizer runs/vq_model --out runs/codes data=photos/",
+        "codeclade encode --recipe recipe.yaml --tokenizer runs/vq_model --out codes data=photos/",
     )
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
     _recipe_arguments(parser)

@@ -36,7 +36,6 @@ def label_id(label: int | str, count: int, names: dict[str, list[int]]) -> int:
         raise ValueError(f"this pipeline has no class names; give an id 0..{count - 1}.")
     near = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
     near += [name for name in names if wanted and wanted in name and name not in near]
-    hint = (
-        f"did you mean {', '.join(near[:5])}?" if near else f"it has {', '.join(list(names)[:20])}."
-    )
+    some = ", ".join(near[:5] or list(names)[:20])
+    hint = f"did you mean {some}?" if near else f"known: {some}."
     raise ValueError(f"unknown class name {label!r}; {hint}")

@@ -21,9 +21,8 @@ from ..components.pipeline import CodecladePipeline
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
 from .codes import Codes
-from .data import StepSampler, step_loader
 from .losses import cluster_loss
-from .run import Run, learning_rate
+from .run import Run, ema_weights
 
 
 @dataclass
@@ -170,55 +169,22 @@ def build_optimizer(model: torch.nn.Module, recipe: GeneratorRecipe) -> torch.op
 def _optimize(
     run, recipe, train, held_out, mapping, clusters, model, optimizer, ema, start
 ) -> None:
-    accelerator = run.accelerator
-    sampler = StepSampler(
-        len(train),
-        recipe.batch_size,
-        recipe.seed,
-        start,
-        recipe.steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    device, plain = run.accelerator.device, run.accelerator.unwrap_model(model)
     model.train()
-    for step, (ids, labels) in enumerate(step_loader(train, sampler, recipe.workers), start):
-        rate = learning_rate(
-            step,
-            peak=recipe.learning_rate,
-            final=recipe.final_learning_rate,
-            warmup=recipe.warmup,
-            total=recipe.steps,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        tokens = (ids if mapping is None else mapping[ids]).to(accelerator.device)
-        output = model(tokens[:, :-1], labels.to(accelerator.device), labels=tokens)
+    for done, (ids, labels) in run.steps(train, optimizer, start):
+        tokens = (ids if mapping is None else mapping[ids]).to(device)
+        output = model(tokens[:, :-1], labels.to(device), labels=tokens)
         loss = output.loss
         if clusters is not None:
-            extra = cluster_loss(output.logits, tokens, clusters.to(tokens.device))
+            extra = cluster_loss(output.logits, tokens, clusters.to(device))
             loss = loss + recipe.cluster_loss_weight * extra
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        run.descend(loss, model, optimizer)
         ema.step(model.parameters())
-        done = step + 1
         if done % recipe.log_every == 0:
-            run.log(done, {"loss": loss.item(), "learning_rate": rate})
-        if done % recipe.evaluate_every == 0 or done == recipe.steps:
-            run.log(done, {"validation_loss": _ema_validation(run, model, ema, held_out, mapping)})
-        if done % recipe.save_every == 0 or done == recipe.steps:
-            run.save(done)
-        run.bar.update()
-
-
-def _ema_validation(run: Run, model, ema: EMAModel, held_out: Codes, mapping) -> float:
-    plain = run.accelerator.unwrap_model(model)
-    ema.store(plain.parameters())
-    ema.copy_to(plain.parameters())
-    loss = validation_loss(plain, held_out, mapping)
-    ema.restore(plain.parameters())
-    return loss
+            run.log(done, {"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]})
+        if run.due(done):
+            with ema_weights(plain, ema):
+                run.log(done, {"validation_loss": validation_loss(plain, held_out, mapping)})
 
 
 @torch.no_grad()

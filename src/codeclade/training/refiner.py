@@ -19,9 +19,8 @@ from ..components.refiner import Refiner, RefinerConfig, generator_states
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from .codes import Codes
-from .data import StepSampler, step_loader
 from .generator import build_optimizer
-from .run import Run, learning_rate
+from .run import Run, ema_weights
 
 
 @dataclass
@@ -160,47 +159,17 @@ class _Batches:
 
 
 def _optimize(run, recipe, batches, model, optimizer, ema, start) -> None:
-    accelerator = run.accelerator
-    sampler = StepSampler(
-        len(batches.train),
-        recipe.batch_size,
-        recipe.seed,
-        start,
-        recipe.steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    plain = run.accelerator.unwrap_model(model)
     model.train()
-    for step, (ids, labels) in enumerate(
-        step_loader(batches.train, sampler, recipe.workers), start
-    ):
-        rate = learning_rate(
-            step,
-            peak=recipe.learning_rate,
-            final=recipe.final_learning_rate,
-            warmup=recipe.warmup,
-            total=recipe.steps,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    for done, (ids, labels) in run.steps(batches.train, optimizer, start):
         loss = model(**batches.inputs(ids, labels)).loss
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        run.descend(loss, model, optimizer)
         ema.step(model.parameters())
-        done = step + 1
         if done % recipe.log_every == 0:
-            run.log(done, {"loss": loss.item(), "learning_rate": rate})
-        if done % recipe.evaluate_every == 0 or done == recipe.steps:
-            plain = accelerator.unwrap_model(model)
-            ema.store(plain.parameters())
-            ema.copy_to(plain.parameters())
-            run.log(done, validation(plain, batches))
-            ema.restore(plain.parameters())
-        if done % recipe.save_every == 0 or done == recipe.steps:
-            run.save(done)
-        run.bar.update()
+            run.log(done, {"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]})
+        if run.due(done):
+            with ema_weights(plain, ema):
+                run.log(done, validation(plain, batches))
 
 
 @torch.no_grad()

@@ -4,17 +4,23 @@ A recipe is a dataclass filled from one section of a YAML file and `key=value` o
 checkpoint is an accelerate state folder, written under a temporary name and then renamed.
 """
 
+import contextlib
 import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from .data import StepSampler, step_loader
 
 Recipe = TypeVar("Recipe")
 
@@ -67,6 +73,15 @@ def learning_rate(step: int, *, peak: float, final: float, warmup: int, total: i
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@contextlib.contextmanager
+def ema_weights(model: nn.Module, ema: EMAModel) -> Iterator[None]:
+    """The averaged weights in `model` for the length of a with block."""
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    yield
+    ema.restore(model.parameters())
 
 
 class Run:
@@ -130,6 +145,48 @@ class Run:
             for old in sorted(self.checkpoints.glob("step-*"))[: -self.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
+
+    def steps(self, dataset, optimizer, start: int) -> Iterator[tuple[int, Any]]:
+        """(steps done with it, batch) for every step from `start` on.
+
+        Sets the step's learning rate before, and writes a checkpoint after the step where due.
+        """
+        recipe, accelerator = self.recipe, self.accelerator
+        sampler = StepSampler(
+            len(dataset),
+            recipe["batch_size"],
+            recipe["seed"],
+            start,
+            self.total,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = step_loader(dataset, sampler, recipe["workers"])
+        for done, batch in enumerate(loader, start + 1):
+            rate = learning_rate(
+                done - 1,
+                peak=recipe["learning_rate"],
+                final=recipe["final_learning_rate"],
+                warmup=recipe["warmup"],
+                total=self.total,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            yield done, batch
+            if done % recipe["save_every"] == 0 or done == self.total:
+                self.save(done)
+            self.bar.update()
+
+    def descend(self, loss: Tensor, model: nn.Module, optimizer) -> None:
+        """One optimizer step down `loss`, gradients clipped."""
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(model.parameters(), self.recipe["gradient_clip"])
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def due(self, done: int) -> bool:
+        """Whether the model is to be evaluated after `done` steps."""
+        return done % self.recipe["evaluate_every"] == 0 or done == self.total
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append a line to log.jsonl and show it beside the progress bar."""

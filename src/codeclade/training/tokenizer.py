@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..components.vq_model import VQModel
-from .data import LabelledImages, StepSampler, load_images, plain_batches, step_loader, to_pixels
+from .data import LabelledImages, load_images, plain_batches, to_pixels
 from .losses import EfficientNetFeatures, codebook_loss, commitment_loss, perceptual_loss
-from .run import Run, learning_rate
+from .run import Run
 
 
 @dataclass
@@ -148,41 +148,16 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
 
 def _optimize(run: Run, recipe: TokenizerRecipe, images, module, optimizer, start: int) -> None:
     accelerator = run.accelerator
-    sampler = StepSampler(
-        len(images),
-        recipe.batch_size,
-        recipe.seed,
-        start,
-        recipe.steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
     losses_module = accelerator.unwrap_model(module)
     module.train()
-    for step, (batch, _) in enumerate(step_loader(images, sampler, recipe.workers), start):
-        rate = learning_rate(
-            step,
-            peak=recipe.learning_rate,
-            final=recipe.final_learning_rate,
-            warmup=recipe.warmup,
-            total=recipe.steps,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    for done, (batch, _) in run.steps(images, optimizer, start):
         losses, unit = module(to_pixels(batch.to(accelerator.device)))
-        accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_(module.parameters(), recipe.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        done = step + 1
+        run.descend(losses["loss"], module, optimizer)
         if done % recipe.log_every == 0:
             run.log(done, {name: value.item() for name, value in losses.items()})
         if recipe.revive_every and done % recipe.revive_every == 0 and done < 0.8 * recipe.steps:
             moved = revive_dead_codes(losses_module, optimizer.optimizer, unit, accelerator)
             run.log(done, {"dead_codes": moved})
-        if done % recipe.save_every == 0 or done == recipe.steps:
-            run.save(done)
-        run.bar.update()
 
 
 @torch.no_grad()
