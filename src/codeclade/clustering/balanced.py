@@ -10,32 +10,79 @@ import numpy as np
 from numba import njit, prange
 
 from .codebook import as_codebook, check_clusters, normalized
-from .forest import squared
+from .forest import WIDE, add_squares, squared
 
-
-@njit(parallel=True, cache=True)
-def _distances(rows, centres, out):
-    """Squared distances (N, K) and, returned, the nearest of each row."""
-    least = np.empty(rows.shape[0])
-    for i in prange(rows.shape[0]):
-        least[i] = np.inf
-        for c in range(centres.shape[0]):
-            out[i, c] = squared(rows[i], centres[c])
-            least[i] = min(least[i], out[i, c])
-    return least
+CHUNK = 32  # rows a thread takes at a time
 
 
 @njit(cache=True)
-def _assign(distances, order, capacity, labels):
-    """Each row, in the given order, to its nearest centre that is not full yet."""
-    room = np.full(distances.shape[1], capacity)
+def _to_centres(points, columns, first, count, lines):
+    """Squared distances (count, K) from points first.. to the centres; both are columns (d, _)."""
+    lines[:count] = 0.0
+    for k in range(0, columns.shape[0], WIDE):
+        add_squares(columns, points, k, 0, columns.shape[1], first, count, lines)
+
+
+@njit(cache=True, fastmath={"reassoc", "contract", "nnan", "nsz"})
+def _first_least(line):
+    """Position of the least value, the first of equals."""
+    least = line[0]
+    for value in line:
+        least = min(least, value)
+    for c in range(line.shape[0]):
+        if line[c] == least:
+            return c
+    return 0
+
+
+@njit(parallel=True, cache=True)
+def _nearest_centres(points, columns, nearest, least):
+    """The nearest centre of each point and its squared distance."""
+    for part in prange((points.shape[1] + CHUNK - 1) // CHUNK):
+        start = np.int64(part) * CHUNK  # prange counts unsigned, and mixing signs makes floats
+        count = min(CHUNK, points.shape[1] - start)
+        lines = np.empty((CHUNK, columns.shape[1]))
+        _to_centres(points, columns, start, count, lines)
+        for i in range(count):
+            best = _first_least(lines[i])
+            nearest[start + i], least[start + i] = best, lines[i, best]
+
+
+@njit(cache=True)
+def _assign(points, columns, order, nearest, capacity, labels):
+    """Each point, in the given order, to its nearest centre that is not full yet.
+
+    Only points whose nearest centre is full need their other distances, which are not stored.
+    """
+    room, lines = np.full(columns.shape[1], capacity), np.empty((1, columns.shape[1]))
     for i in order:
-        best = -1
-        for c in range(distances.shape[1]):
-            if room[c] > 0 and (best < 0 or distances[i, c] < distances[i, best]):
-                best = c
+        best = nearest[i]
+        if room[best] == 0:
+            _to_centres(points, columns, i, 1, lines)
+            line, best = lines[0], -1
+            for c in range(line.shape[0]):
+                if room[c] > 0 and (best < 0 or line[c] < line[best]):
+                    best = c
         labels[i] = best
         room[best] -= 1
+
+
+@njit(cache=True)
+def _means(rows, labels, k):
+    """Mean (K, d) of the rows of each of the equal clusters."""
+    sums = np.zeros((k, rows.shape[1]))
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            sums[labels[i], j] += rows[i, j]
+    return sums / (rows.shape[0] // k)
+
+
+def _stable_order(values: np.ndarray) -> np.ndarray:
+    """Ascending order, ties by position; the sort that ignores ties is several times faster."""
+    order = np.argsort(values)
+    ordered = values[order]
+    tied = (ordered[1:] == ordered[:-1]).any()
+    return np.argsort(values, kind="stable") if tied else order
 
 
 @njit(cache=True)
@@ -133,12 +180,15 @@ class BalancedKMeans:
 
     def _cluster(self, rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n, k = len(rows), len(centres)
-        distances, labels = np.empty((n, k)), np.empty(n, np.int64)
+        padding = ((0, -rows.shape[1] % WIDE), (0, 0))
+        points = np.ascontiguousarray(np.pad(rows.T, padding))
+        nearest, labels, least = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
         for iteration in range(1, self.max_iter + 1):
             self.n_iter_ = iteration
-            order = np.argsort(_distances(rows, centres, distances), kind="stable")
-            _assign(distances, order, n // k, labels)
-            moved = rows[np.argsort(labels, kind="stable")].reshape(k, n // k, -1).mean(axis=1)
+            columns = np.ascontiguousarray(np.pad(centres.T, padding))
+            _nearest_centres(points, columns, nearest, least)
+            _assign(points, columns, _stable_order(least), nearest, n // k, labels)
+            moved = _means(rows, labels, k)
             settled = np.allclose(moved, centres)
             centres = moved
             if settled:

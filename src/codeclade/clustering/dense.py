@@ -7,7 +7,7 @@ it exact, and the chain (Benzecri 1982) finds the merges in quadratic time whate
 import numpy as np
 from numba import njit, prange
 
-from .forest import WIDE, coarse
+from .forest import WIDE, add_squares, coarse
 
 SIDE = 64  # of the tiles in which the matrix is mirrored
 BUNDLE = 8  # clusters whose rows of the matrix are made together
@@ -38,24 +38,6 @@ def _tile_of_eight(columns, start, first, last, weight, out):
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def _add_squares(columns, k, start, end, first, count, gaps):
-    """gaps[i, j] += squared distance of points start + j and first + i over columns k..k + WIDE."""
-    c0, c1 = columns[k, start:end], columns[k + 1, start:end]
-    c2, c3 = columns[k + 2, start:end], columns[k + 3, start:end]
-    c4, c5 = columns[k + 4, start:end], columns[k + 5, start:end]
-    c6, c7 = columns[k + 6, start:end], columns[k + 7, start:end]
-    for i in range(count):
-        point = columns[k : k + WIDE, first + i]
-        p0, p1, p2, p3 = point[0], point[1], point[2], point[3]
-        p4, p5, p6, p7 = point[4], point[5], point[6], point[7]
-        line = gaps[i]
-        for j in range(end - start):
-            a, b, c, d = c0[j] - p0, c1[j] - p1, c2[j] - p2, c3[j] - p3
-            e, f, g, h = c4[j] - p4, c5[j] - p5, c6[j] - p6, c7[j] - p7
-            line[j] += (a * a + b * b) + (c * c + d * d) + (e * e + f * f) + (g * g + h * h)
-
-
-@njit(cache=True, fastmath={"reassoc", "contract"})
 def _tile(columns, start, end, first, owners, weight, gaps, out):
     """out[owners[i], j] += weight[first + i] |columns[:, start + j] - columns[:, first + i]|.
 
@@ -64,7 +46,7 @@ def _tile(columns, start, end, first, owners, weight, gaps, out):
     count = owners.shape[0]
     gaps[:] = 0.0
     for k in range(0, columns.shape[0], WIDE):
-        _add_squares(columns, k, start, end, first, count, gaps)
+        add_squares(columns, columns, k, start, end, first, count, gaps)
     for i in range(count):
         part, share, line = gaps[i], weight[first + i], out[owners[i]]
         for j in range(end - start):
