@@ -3,7 +3,7 @@
 MASC eq. 5 (arXiv 2510.04220): ids become clusters for input and target alike, cross-entropy over K
 classes, everything else as LlamaGen (arXiv 2406.06525): AdamW, class dropout, EMA. `cluster_token`
 and `semantic_detail` (IAR2, arXiv 2510.06928) have their losses in components/heads.py; IAR
-(arXiv 2504.05599) adds a cluster loss to plain ids.
+(arXiv 2501.00880) adds a cluster loss to plain ids.
 """
 
 import math
