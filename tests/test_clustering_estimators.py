@@ -128,3 +128,17 @@ def test_other_bad_values():
         clustering.Dcpe(rate=0).fit(ROWS)
     with pytest.raises(ValueError, match="1 rows are zero"):
         clustering.Masc(n_clusters=2, normalize=True).fit(np.eye(4)[:, :3])
+
+
+def test_fit_leaves_torch_its_threads():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = np.random.default_rng(0).normal(size=(64, 4))
+        clustering.Masc(n_clusters=8).fit(rows)
+        clustering.BalancedKMeans(n_clusters=8).fit(rows)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

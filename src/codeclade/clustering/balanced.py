@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 
-from .codebook import as_codebook, check_clusters, normalized
+from .codebook import as_codebook, check_clusters, normalized, torch_threads_kept
 from .forest import WIDE, add_squares, squared
 
 CHUNK = 32  # rows a thread takes at a time
@@ -149,6 +149,7 @@ class BalancedKMeans:
     max_iter: int = 100
     random_state: int = 42
 
+    @torch_threads_kept()
     def fit(self, codebook) -> "BalancedKMeans":
         """Cluster the rows of `codebook` (N, d).
 

@@ -3,9 +3,24 @@
 Each check raises one sentence that names the value seen and the values allowed.
 """
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 
 import numpy as np
+
+
+@contextlib.contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Give torch, where it is loaded, its number of threads back: numba's threads set it too."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
 
 
 def as_codebook(codebook) -> np.ndarray:

@@ -16,6 +16,7 @@ from .codebook import (
     check_memory,
     choose,
     normalized,
+    torch_threads_kept,
 )
 from .forest import Forest, coarse, plant
 
@@ -26,6 +27,7 @@ DEEP = 12  # effective dimensions from which it does
 LONG = 50_000  # rows from which a progress bar is worth showing
 
 
+@torch_threads_kept()
 def average_linkage(x, metric="euclidean", n_clusters=None, progress=None) -> np.ndarray:
     """Average-linkage tree of the rows of x.
 
@@ -52,6 +54,7 @@ def average_linkage(x, metric="euclidean", n_clusters=None, progress=None) -> np
     return _number(merges[:, :2].astype(np.int64), np.maximum.accumulate(merges[:, 2]), n)
 
 
+@torch_threads_kept()
 def average_labels(x, n_clusters, metric="euclidean", progress=None) -> np.ndarray:
     """Labels (N,) int64 of the average-linkage cut at `n_clusters`, clusters numbered by their
     smallest member; arguments and errors as `average_linkage`."""

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from ..clustering import cut, make
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
-from ..hub.cluster_maps import torch_threads_kept
 from ..training.codes import Codes
 from .clusters import (
     cluster_entropy,
@@ -103,14 +102,12 @@ def compare(
     """
     children, heights = cluster_map.merges.numpy(), cluster_map.heights.double().numpy()
     if len(children) < len(rows) - 1:
-        with torch_threads_kept():
-            found = make("masc", n_clusters=1).fit(rows)
+        found = make("masc", n_clusters=1).fit(rows)
         children, heights = found.children_, found.distances_
     result = Comparison(settings, cluster_map.num_clusters, rows, (children, heights))
     counts = {result.clusters, *(settings.counts or cluster_counts(len(rows), result.clusters))}
-    with torch_threads_kept():
-        for count in tqdm(sorted(counts, reverse=True), desc="clustering", unit="K"):
-            result.partitions += _partitions(result, cluster_map.mapping.numpy(), count)
+    for count in tqdm(sorted(counts, reverse=True), desc="clustering", unit="K"):
+        result.partitions += _partitions(result, cluster_map.mapping.numpy(), count)
     for part in tqdm(result.partitions, desc="distances", unit="partition"):
         part.numbers |= size_spread(part.labels)
         inside = in_cluster_distance(rows, part.labels, settings.seed)

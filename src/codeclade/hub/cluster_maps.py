@@ -3,27 +3,15 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..clustering import METHODS, make
 from ..clustering.codebook import as_codebook, choose, normalized
 from ..components.cluster_map import ClusterMap
-
-
-@contextmanager
-def torch_threads_kept():
-    """Numba's OpenMP threads set torch's number of threads too; give torch its own back."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def make_cluster_map(
@@ -46,8 +34,7 @@ def make_cluster_map(
     kind = METHODS[choose("method", method, METHODS)]
     seeded = "random_state" in {field.name for field in fields(kind)}
     found = make(method, n_clusters=clusters, **({"random_state": seed} if seeded else {}))
-    with torch_threads_kept():
-        found.fit(rows)
+    found.fit(rows)
     cluster_map = ClusterMap.from_labels(
         found.labels_,
         codebook,
