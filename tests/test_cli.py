@@ -12,9 +12,13 @@ from codeclade.cli import build_parser, main
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
     "--scale --device",
+    "cluster": "--method --clusters --out --normalize --seed --table --report --report-clusters "
+    "--images --num-images --codes",
     "train-tokenizer": "--recipe --out",
     "encode": "--tokenizer --recipe --out",
     "train-generator": "--tokenizer --cluster-map --codes --recipe --out",
+    "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --out",
+    "convert": "",
 }
 
 
@@ -81,7 +85,7 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
     )
     assert "no folder" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "no" / "x.png"))
     assert ".png" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "x.exe"))
-    assert "0..19" in fails(capsys, "generate", "999", "--out", out)
+    assert "0..15" in fails(capsys, "generate", "999", "--out", out)
     assert not (tmp_path / "x.png").exists()
 
 
