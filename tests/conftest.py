@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 
+os.environ["TQDM_DISABLE"] = "1"  # bars would stand between the lines that tests read
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="codeclade-tests-")  # read at import time
 
 import pytest

@@ -142,7 +142,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     picture = images[0]
     if len(images) > 1:
         names = [pipeline.config.id2label.get(str(label), str(label)) for label in label_ids]
-        rows = {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)}
+        rows = [(name, images[i * count : (i + 1) * count]) for i, name in enumerate(names)]
         picture = contact_sheet(rows, arguments.scale)
     picture.save(out)
     print(f"saved {out} ({picture.width}x{picture.height})")

@@ -192,6 +192,6 @@ def _sheet(result: Comparison):
     rows |= {part.method: part.images for part in result.at(result.clusters)}
     side = result.photographs.shape[-1]
     return contact_sheet(
-        {name: [figures.to_image(image) for image in images] for name, images in rows.items()},
+        [(name, [figures.to_image(image) for image in images]) for name, images in rows.items()],
         scale=max(1, 216 // side),
     )
