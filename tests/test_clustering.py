@@ -190,12 +190,12 @@ def test_labels_are_numbered_by_smallest_member():
 
 
 @pytest.mark.slow
-def test_large_codebook_is_scipys():
-    rows = codebook("sphere", 6500, 8)
+def test_codebook_of_llamagens_size_is_scipys():
+    rows = codebook("sphere", 16384, 8)
     theirs = linkage(rows.astype(np.float64), "average")
     ours = clustering.average_linkage(rows)
     np.testing.assert_allclose(ours[:, 2], theirs[:, 2], rtol=1e-9)
-    for k in (3250, 1625, 812, 64):
+    for k in (8192, 4096, 2048, 64):
         labels = clustering.cut(theirs, k)
         assert (clustering.cut(ours, k) == labels).all()
         assert (clustering.average_labels(rows, k) == labels).all()
