@@ -14,6 +14,8 @@ EXAMPLES = """examples:
       --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
   codeclade convert llamagen --vq vq_ds16_c2i.pt --gpt c2i_L_384.pt --image-size 384 \\
       --out llamagen-l-384
+  codeclade push llamagen-l-384 user/llamagen-l-384 --dry-run
+  codeclade demo --pipeline llamagen-l-384
 """
 
 CLUSTER_EXAMPLES = """codeclade cluster runs/tokenizer --clusters 512 --out runs/cluster_map
@@ -22,6 +24,12 @@ CLUSTER_EXAMPLES = """codeclade cluster runs/tokenizer --clusters 512 --out runs
   codeclade cluster deepseek-community/Janus-Pro-1B --method kmeans --clusters 8192 --out janus
   codeclade cluster runs/tokenizer/vq_model --clusters 512 --out runs/cluster_map \\
       --report report.html --images photos/"""
+
+
+PUSH_EXAMPLES = """codeclade push runs/generator/pipeline user/my-pipeline --dry-run
+  codeclade push runs/generator/pipeline user/my-pipeline --space user/my-demo
+  codeclade push runs/cluster_map user/masc-8192 --license mit
+  codeclade push runs/codes user/my-codes --private"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train_generator(verbs)
     _add_train_refiner(verbs)
     _add_convert(verbs)
+    _add_push(verbs)
+    _add_demo(verbs)
     return parser
 
 
@@ -118,18 +128,12 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
     import torch
 
-    from . import CodecladePipeline, bundled
     from .evaluation.sheet import contact_sheet
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = CodecladePipeline.from_pretrained(
-        arguments.pipeline or bundled(),
-        dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32,
-    ).to(device)
+    pipeline = _load_pipeline(arguments.pipeline, arguments.device)
     labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
     count = arguments.images or (1 if labels else 8)
-    known = pipeline.transformer.config.num_classes
-    label_ids = pipeline.get_label_ids(labels or list(range(0, known, max(1, known // 8)))[:8])
+    label_ids = pipeline.get_label_ids(labels or _some_classes(pipeline))
     images = pipeline(
         label_ids,
         guidance_scale=arguments.guidance_scale,
@@ -146,6 +150,23 @@ def _generate(arguments: argparse.Namespace) -> None:
         picture = contact_sheet(rows, arguments.scale)
     picture.save(out)
     print(f"saved {out} ({picture.width}x{picture.height})")
+
+
+def _load_pipeline(source: str | None, device: str | None):
+    """The pipeline of a folder or Hub id, or the bundled one, on the best device there is."""
+    import torch
+
+    from . import CodecladePipeline, bundled
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return CodecladePipeline.from_pretrained(source or bundled(), dtype=dtype).to(device)
+
+
+def _some_classes(pipeline) -> list[int]:
+    """Eight classes, evenly spread."""
+    known = pipeline.transformer.config.num_classes
+    return list(range(0, known, max(1, known // 8)))[:8]
 
 
 def _add_cluster(verbs) -> None:
@@ -404,6 +425,105 @@ def _convert(arguments: argparse.Namespace) -> None:
     files = {name: given[name] for name in names if name in given}
     published.write(arguments.out, arguments.overwrite, arguments.kind, files)
     print(f"saved {arguments.out}; load it with from_pretrained")
+
+
+def _add_push(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "push",
+        _push,
+        "publish a pipeline, component or code shards on the Hugging Face Hub",
+        PUSH_EXAMPLES,
+    )
+    parser.add_argument("folder", metavar="DIR", help="what was saved, converted or trained")
+    parser.add_argument("repository", metavar="USER/NAME", help="created if it is not there")
+    parser.add_argument("--private", action="store_true", help="where the repository is new")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request")
+    parser.add_argument("--space", metavar="USER/NAME", help="also a Gradio Space that shows it")
+    parser.add_argument("--license", metavar="NAME", help="of the weights, for the card: mit, ...")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--no-samples", action="store_true", help="draw no sample sheet")
+    parser.add_argument("--dry-run", action="store_true", help="list files and sizes, send nothing")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from .hub.push import check_repo_id, prepare, publish
+
+    name, space = arguments.repository, arguments.space
+    if space:
+        check_repo_id(space)
+    repository = prepare(arguments.folder, name, arguments.license)
+    wanted = repository.class_name == "CodecladePipeline" and not arguments.no_samples
+    draw = wanted and "samples.png" not in repository.files
+    if draw and not arguments.dry_run:
+        extra = {"samples.png": _sample_sheet(arguments.folder)}
+        repository = prepare(arguments.folder, name, arguments.license, extra)
+    if space and repository.kind != "pipeline":
+        raise ValueError(f"--space shows a pipeline, but {arguments.folder} is none.")
+    sizes = repository.sizes()
+    if arguments.dry_run:
+        print("\n".join(f"{size:>15,}  {file}" for file, size in sizes.items()))
+        drawn = "; samples.png will be drawn" if draw else ""
+        print(f"{sum(sizes.values()):>15,}  in {len(sizes)} files for {name}{drawn}")
+    if repository.left_out:
+        print(f"left out, as no repository file: {', '.join(repository.left_out)}")
+    if arguments.dry_run:
+        return
+    done = publish(repository, name, arguments.private, arguments.create_pr, arguments.message)
+    gone = f", {len(done.deleted)} stale files deleted" if done.deleted else ""
+    print(f"published {done.url} ({len(sizes)} files, {sum(sizes.values()):,} bytes{gone})")
+    if space:
+        from .hub.space import push_space
+
+        print(f"published {push_space(space, name, arguments.private).url}")
+
+
+def _sample_sheet(folder: str) -> bytes:
+    """PNG file of four images of each of eight classes, default settings, seed 0."""
+    import io
+
+    import torch
+
+    from .evaluation.sheet import contact_sheet
+
+    pipeline = _load_pipeline(folder, None)
+    pipeline.set_progress_bar_config(desc="samples")
+    labels = _some_classes(pipeline)
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(labels, num_images_per_prompt=4, generator=generator).images
+    names = [pipeline.config.id2label.get(str(i), str(i)).split(",")[0] for i in labels]
+    rows = [(name, images[4 * i : 4 * i + 4]) for i, name in enumerate(names)]
+    scale = max(1, 128 // images[0].width)
+    contact_sheet(rows, scale).save(stream := io.BytesIO(), "PNG")
+    return stream.getvalue()
+
+
+def _add_demo(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "demo",
+        _demo,
+        "start the Gradio app of spaces/ on this machine",
+        "codeclade demo --pipeline runs/generator/pipeline --port 7861",
+    )
+    parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")
+    parser.add_argument("--port", type=int, default=7860, help="default 7860")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    import importlib.util
+    import runpy
+
+    from .hub.space import space_folder
+
+    if not importlib.util.find_spec("gradio"):
+        raise ImportError("the demo needs gradio; pip install 'codeclade[demo]'.")
+    if arguments.pipeline:
+        os.environ["CODECLADE_PIPELINE"] = arguments.pipeline
+    os.environ["GRADIO_SERVER_NAME"] = arguments.host
+    os.environ["GRADIO_SERVER_PORT"] = str(arguments.port)
+    runpy.run_path(str(space_folder() / "app.py"), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""What a checkpoint is made of; see README.md, "The tree"."""
+
+from .registration import register
+
+register()

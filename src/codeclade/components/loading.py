@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 class StrictLoading:
@@ -21,6 +22,28 @@ class StrictLoading:
                 raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
         return (model, report) if output_loading_info else model
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """diffusers reads config.json here; `auto_map` is for AutoModel, so it needs no warning."""
+        config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return super().extract_init_dict(config_dict, **kwargs)
+
+
+def installed_index(index: dict[str, Any]) -> dict[str, Any]:
+    """A model_index.json whose own code files are replaced by the installed codeclade.
+
+    Repositories say `["modeling_codeclade_vq_model", "VQModel"]` and carry that file, so that they
+    load without codeclade; with it there is nothing to trust and one class of each name.
+    """
+    index = dict(index)
+    if isinstance(index.get("_class_name"), list):
+        index["_class_name"] = index["_class_name"][-1]
+    for name, value in index.items():
+        own = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+        if own and value[0].startswith(("modeling_codeclade_", "codeclade.")):
+            index[name] = ["codeclade", value[1]]
+    return index
+
 
 def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
     """Make sure every model component of a local pipeline folder has whole weight files.
@@ -30,7 +53,7 @@ def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
     Raises:
         OSError: naming the component without weights, or the truncated file.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    index = installed_index(json.loads((folder / "model_index.json").read_text()))
     for name, value in index.items():
         if not (isinstance(value, list) and len(value) == 2 and value[0] and value[1]):
             continue  # a setting, or an optional component that is not there
@@ -45,12 +68,17 @@ def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
         if not files:
             raise OSError(f"{part} holds no weights; a .safetensors file must be there.")
         for file in files:
-            size = file.stat().st_size
-            with file.open("rb") as stream:
-                header_size = int.from_bytes(stream.read(8), "little")
-                if header_size + 8 <= size:
-                    header = json.loads(stream.read(header_size))
-                    ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-                    header_size += max(ends, default=0)
-            if header_size + 8 > size:
-                raise OSError(f"{file} is truncated: {size} bytes of {header_size + 8}.")
+            check_whole(file)
+
+
+def check_whole(file: Path) -> None:
+    """Raise an OSError unless a .safetensors file is as long as its header says."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        if header_size + 8 <= size:
+            header = json.loads(stream.read(header_size))
+            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+            header_size += max(ends, default=0)
+    if header_size + 8 > size:
+        raise OSError(f"{file} is truncated: {size} bytes of {header_size + 8}.")

@@ -24,7 +24,7 @@ from .cluster_map import ClusterMap
 from .editing import Edit, EditingMixin, check_edit, clusters_of
 from .guidance import Number, Schedule
 from .labels import ids_by_name, label_id
-from .loading import check_weight_files
+from .loading import check_weight_files, installed_index
 from .refiner import Refiner, clusters_to_ids
 from .sampling import guide, image_uniforms, sample
 from .transformer import CodecladeOutput, CodecladeTransformer
@@ -103,6 +103,15 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         if (folder / "model_index.json").is_file():
             check_weight_files(folder, tuple(kwargs))
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """diffusers reads model_index.json here; code in the repository gives way to this package.
+
+        Not where this file itself came with a repository: then the package may not be there.
+        """
+        index = super()._dict_from_json_file(json_file)
+        return installed_index(index) if cls.__module__.startswith("codeclade.") else index
 
     def _check_components(self) -> None:
         """Raise a ValueError unless tokenizer, map and generator speak of the same codes."""
@@ -441,6 +450,35 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
             if edit is not None:
                 tokens = torch.where(edit.redo[..., 0], tokens, edit.ids)
         return self._decode(tokens, output_type)
+
+    @torch.no_grad()
+    def preview(
+        self,
+        latents: Tensor,
+        known: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> list:
+        """PIL images of a class-conditional call's first `known` tokens, grey where none are yet.
+
+        For `callback_on_step_end`. Members are drawn as the call will draw them where it has no
+        refiner and `generator` has the seed that the call's had.
+
+        Args:
+            latents: (B, T) or (B, T, 2), as the callback is given them.
+            known: 1 to T; what comes after is not looked at.
+        """
+        config, cell = self.transformer.config, self.vq_model.downsample
+        # The decoder sees the whole image: rows that look like the last one disturb it least.
+        source = torch.arange(config.num_tokens)
+        first = max(known - config.grid_size, 0)
+        source[known:] = first + (source[known:] - known) % (known - first)
+        shape = (config.num_stages + 1, config.num_tokens)
+        uniforms = image_uniforms(len(latents), shape, generator)[:, -1]
+        pixels = self._to_output(latents[:, source], uniforms, "pt", None, "member")
+        there = (torch.arange(config.num_tokens) < known).view(1, 1, config.grid_size, -1)
+        there = there.repeat_interleave(cell, 2).repeat_interleave(cell, 3).to(pixels.device)
+        pixels = self.image_processor.pt_to_numpy(torch.where(there, pixels, 0.5))
+        return self.image_processor.numpy_to_pil(pixels)
 
     def _decode(self, ids: Tensor, output_type: str):
         """Fine ids (B, T, ...) as a grid ("latent") or as images."""

@@ -24,7 +24,7 @@ from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
 
-EXAMPLE_DOC_STRING = """
+TEXT_EXAMPLE_DOC_STRING = """
     Examples:
         ```py
         >>> from transformers import AutoTokenizer, T5EncoderModel
@@ -179,7 +179,7 @@ class CodecladeTextPipeline(CodecladePipeline):
         return pad_left(embeds.to(device), mask.to(device, torch.int64), config.prefix_length)
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    @replace_example_docstring(TEXT_EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,

@@ -1,0 +1,80 @@
+"""The papers behind a repository, in BibTeX."""
+
+from typing import Any
+
+PAPERS = {
+    "llamagen": (
+        "sun2024llamagen",
+        "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation",
+        "Sun, Peize and Jiang, Yi and Chen, Shoufa and Zhang, Shilong and Peng, Bingyue and "
+        "Luo, Ping and Yuan, Zehuan",
+        "2406.06525",
+    ),
+    "masc": (
+        "he2025masc",
+        "MASC: Boosting Autoregressive Image Generation with a Manifold-Aligned Semantic "
+        "Clustering",
+        "He, Lixuan and Zheng, Shikang and Zhang, Linfeng",
+        "2510.04220",
+    ),
+    "dcpe": (
+        "tang2025dcpe",
+        "Exploiting Discriminative Codebook Prior for Autoregressive Image Generation",
+        "Tang, Longxiang and Chu, Ruihang and Wang, Xiang and Han, Yujin and Wu, Pingyu and He, "
+        "Chunming and Zhang, Yingya and Zhang, Shiwei and Jia, Jiaya",
+        "2508.10719",
+    ),
+    "ctf": (
+        "guo2025ctf",
+        "Improving Autoregressive Image Generation through Coarse-to-Fine Token Prediction",
+        "Guo, Ziyao and Zhang, Kaipeng and Shieh, Michael Qizhe",
+        "2503.16194",
+    ),
+    "iar": (
+        "hu2025iar",
+        "Improving Autoregressive Visual Generation with Cluster-Oriented Token Prediction",
+        "Hu, Teng and Zhang, Jiangning and Yi, Ran and Weng, Jieyu and Wang, Yabiao and Zeng, "
+        "Xianfang and Xue, Zhucun and Ma, Lizhuang",
+        "2501.00880",
+    ),
+    "iar2": (
+        "yi2025iar2",
+        "IAR2: Improving Autoregressive Visual Generation with Semantic-Detail Associated Token "
+        "Prediction",
+        "Yi, Ran and Hu, Teng and Su, Zihan and Ma, Lizhuang",
+        "2510.06928",
+    ),
+}
+
+
+def cited_papers(parts: dict[str, Any], provenance: dict[str, Any]) -> str:
+    """BibTeX of the papers whose methods the components use.
+
+    Args:
+        parts: a repository's components (`class_name`, `config`) by name.
+        provenance: may name the `method` the weights were published under.
+    """
+    configs = {part.class_name: part.config for part in parts.values()}
+    keys = {"llamagen", provenance.get("method", "").lower()}
+    method = configs.get("ClusterMap", {}).get("method", "")
+    if method.startswith(("masc", "dcpe")):  # one construction, published twice
+        keys |= {"masc", "dcpe"}
+    if method.startswith("balanced"):
+        keys.add("iar")
+    if configs.get("CodecladeTransformer", {}).get("scheme") == "semantic_detail":
+        keys.add("iar2")
+    if configs.get("VQModel", {}).get("detail_codebook_size"):
+        keys.add("iar2")
+    refiner = configs.get("Refiner")
+    if refiner:
+        keys.add("dcpe" if refiner["causal"] else "ctf")
+        keys |= {"masc"} if refiner["context_dim"] else set()
+    entries = [_bibtex(*PAPERS[key]) for key in PAPERS if key in keys]
+    return "```bibtex\n" + "\n".join(entries) + "\n```"
+
+
+def _bibtex(key: str, title: str, authors: str, number: str) -> str:
+    return (
+        f"@article{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n"
+        f"  journal = {{arXiv preprint arXiv:{number}}},\n  year = {{20{number[:2]}}}\n}}"
+    )
