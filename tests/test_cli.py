@@ -19,6 +19,8 @@ FLAGS = {
     "train-generator": "--tokenizer --cluster-map --codes --recipe --out",
     "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --out",
     "convert": "",
+    "push": "--private --create-pr --space --license --message --no-samples --dry-run",
+    "demo": "--pipeline --host --port",
 }
 
 

@@ -1,0 +1,64 @@
+"""The `codeclade` command. A verb imports what it needs when it runs, so `--help` is instant."""
+
+import argparse
+import os
+import sys
+
+from .. import __version__
+from .cluster import add_cluster
+from .convert import add_convert
+from .demo import add_demo
+from .generate import add_generate
+from .push import add_push
+from .train import add_encode, add_train_generator, add_train_refiner, add_train_tokenizer
+
+EXAMPLES = """examples:
+  codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
+  codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/
+  codeclade encode --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model --out runs/codes
+  codeclade cluster runs/tokenizer/vq_model --method masc --clusters 512 --out runs/cluster_map
+  codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model \\
+      --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
+  codeclade convert llamagen --vq vq_ds16_c2i.pt --gpt c2i_L_384.pt --image-size 384 \\
+      --out llamagen-l-384
+  codeclade push llamagen-l-384 user/llamagen-l-384 --dry-run
+  codeclade demo --pipeline llamagen-l-384
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; bad input is answered with one sentence and exit code 2."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        if os.environ.get("CODECLADE_TRACEBACK"):
+            raise
+        print(f"codeclade {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"codeclade {arguments.verb}: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The argument parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="codeclade",
+        description="Clustered codebooks for autoregressive image generation.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"codeclade {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_generate(verbs)
+    add_cluster(verbs)
+    add_train_tokenizer(verbs)
+    add_encode(verbs)
+    add_train_generator(verbs)
+    add_train_refiner(verbs)
+    add_convert(verbs)
+    add_push(verbs)
+    add_demo(verbs)
+    return parser

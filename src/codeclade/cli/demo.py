@@ -1,0 +1,35 @@
+"""`codeclade demo`: the Gradio app of spaces/ on this machine."""
+
+import argparse
+import os
+
+from .arguments import add_verb
+
+
+def add_demo(verbs) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        verbs,
+        "demo",
+        _demo,
+        "start the Gradio app of spaces/ on this machine",
+        "codeclade demo --pipeline runs/generator/pipeline --port 7861",
+    )
+    parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")
+    parser.add_argument("--port", type=int, default=7860, help="default 7860")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    import importlib.util
+    import runpy
+
+    from ..hub.space import space_folder
+
+    if not importlib.util.find_spec("gradio"):
+        raise ImportError("the demo needs gradio; pip install 'codeclade[demo]'.")
+    if arguments.pipeline:
+        os.environ["CODECLADE_PIPELINE"] = arguments.pipeline
+    os.environ["GRADIO_SERVER_NAME"] = arguments.host
+    os.environ["GRADIO_SERVER_PORT"] = str(arguments.port)
+    runpy.run_path(str(space_folder() / "app.py"), run_name="__main__")

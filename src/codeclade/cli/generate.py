@@ -1,0 +1,84 @@
+"""`codeclade generate`: images of classes, saved as a picture or a sheet."""
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_verb
+
+
+def add_generate(verbs) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        verbs,
+        "generate",
+        _generate,
+        "generate images of classes and save them",
+        'codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2',
+    )
+    parser.add_argument(
+        "labels",
+        nargs="*",
+        metavar="CLASS",
+        help="class names or ids; none: a sheet of eight classes",
+    )
+    parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
+    parser.add_argument("--out", default="image.png", metavar="FILE", help="default: image.png")
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="images a class; default 1, sheet 8"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--guidance-scale", type=float, metavar="S", help="active above 1")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is arg-max")
+    parser.add_argument("--top-k", type=int, metavar="K", help="0 keeps all")
+    parser.add_argument("--top-p", type=float, metavar="P", help="1 keeps all")
+    parser.add_argument("--scale", type=int, default=2, help="enlargement on sheets; default 2")
+    parser.add_argument("--device", help="default: cuda where available, else cpu")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    out = Path(arguments.out)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to save {out.name} in.")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
+    import torch
+
+    from ..evaluation.sheet import contact_sheet
+
+    pipeline = load_pipeline(arguments.pipeline, arguments.device)
+    labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
+    count = arguments.images or (1 if labels else 8)
+    label_ids = pipeline.get_label_ids(labels or some_classes(pipeline))
+    images = pipeline(
+        label_ids,
+        guidance_scale=arguments.guidance_scale,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        num_images_per_prompt=count,
+        generator=torch.Generator().manual_seed(arguments.seed),
+    ).images
+    picture = images[0]
+    if len(images) > 1:
+        names = [pipeline.config.id2label.get(str(label), str(label)) for label in label_ids]
+        rows = [(name, images[i * count : (i + 1) * count]) for i, name in enumerate(names)]
+        picture = contact_sheet(rows, arguments.scale)
+    picture.save(out)
+    print(f"saved {out} ({picture.width}x{picture.height})")
+
+
+def load_pipeline(source: str | None, device: str | None):
+    """The pipeline of a folder or Hub id, or the bundled one, on the best device there is."""
+    import torch
+
+    from .. import CodecladePipeline, bundled
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return CodecladePipeline.from_pretrained(source or bundled(), dtype=dtype).to(device)
+
+
+def some_classes(pipeline) -> list[int]:
+    """Eight classes, evenly spread."""
+    known = pipeline.transformer.config.num_classes
+    return list(range(0, known, max(1, known // 8)))[:8]

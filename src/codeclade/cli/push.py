@@ -1,0 +1,83 @@
+"""`codeclade push`: a folder to the Hugging Face Hub."""
+
+import argparse
+
+from .arguments import add_verb
+from .generate import load_pipeline, some_classes
+
+PUSH_EXAMPLES = """codeclade push runs/generator/pipeline user/my-pipeline --dry-run
+  codeclade push runs/generator/pipeline user/my-pipeline --space user/my-demo
+  codeclade push runs/cluster_map user/masc-8192 --license mit
+  codeclade push runs/codes user/my-codes --private"""
+
+
+def add_push(verbs) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        verbs,
+        "push",
+        _push,
+        "publish a pipeline, component or code shards on the Hugging Face Hub",
+        PUSH_EXAMPLES,
+    )
+    parser.add_argument("folder", metavar="DIR", help="what was saved, converted or trained")
+    parser.add_argument("repository", metavar="USER/NAME", help="created if it is not there")
+    parser.add_argument("--private", action="store_true", help="where the repository is new")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request")
+    parser.add_argument("--space", metavar="USER/NAME", help="also a Gradio Space that shows it")
+    parser.add_argument("--license", metavar="NAME", help="of the weights, for the card: mit, ...")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--no-samples", action="store_true", help="draw no sample sheet")
+    parser.add_argument("--dry-run", action="store_true", help="list files and sizes, send nothing")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from ..hub.push import check_repo_id, prepare, publish
+
+    name, space = arguments.repository, arguments.space
+    if space:
+        check_repo_id(space)
+    repository = prepare(arguments.folder, name, arguments.license)
+    wanted = repository.class_name == "CodecladePipeline" and not arguments.no_samples
+    draw = wanted and "samples.png" not in repository.files
+    if draw and not arguments.dry_run:
+        extra = {"samples.png": _sample_sheet(arguments.folder)}
+        repository = prepare(arguments.folder, name, arguments.license, extra)
+    if space and repository.kind != "pipeline":
+        raise ValueError(f"--space shows a pipeline, but {arguments.folder} is none.")
+    sizes = repository.sizes()
+    if arguments.dry_run:
+        print("\n".join(f"{size:>15,}  {file}" for file, size in sizes.items()))
+        drawn = "; samples.png will be drawn" if draw else ""
+        print(f"{sum(sizes.values()):>15,}  in {len(sizes)} files for {name}{drawn}")
+    if repository.left_out:
+        print(f"left out, as no repository file: {', '.join(repository.left_out)}")
+    if arguments.dry_run:
+        return
+    done = publish(repository, name, arguments.private, arguments.create_pr, arguments.message)
+    gone = f", {len(done.deleted)} stale files deleted" if done.deleted else ""
+    print(f"published {done.url} ({len(sizes)} files, {sum(sizes.values()):,} bytes{gone})")
+    if space:
+        from ..hub.space import push_space
+
+        print(f"published {push_space(space, name, arguments.private).url}")
+
+
+def _sample_sheet(folder: str) -> bytes:
+    """PNG file of four images of each of eight classes, default settings, seed 0."""
+    import io
+
+    import torch
+
+    from ..evaluation.sheet import contact_sheet
+
+    pipeline = load_pipeline(folder, None)
+    pipeline.set_progress_bar_config(desc="samples")
+    labels = some_classes(pipeline)
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(labels, num_images_per_prompt=4, generator=generator).images
+    names = [pipeline.config.id2label.get(str(i), str(i)).split(",")[0] for i in labels]
+    rows = [(name, images[4 * i : 4 * i + 4]) for i, name in enumerate(names)]
+    scale = max(1, 128 // images[0].width)
+    contact_sheet(rows, scale).save(stream := io.BytesIO(), "PNG")
+    return stream.getvalue()

@@ -1,0 +1,117 @@
+"""`codeclade train-tokenizer`, `encode`, `train-generator` and `train-refiner`."""
+
+import argparse
+
+from .arguments import add_verb, recipe_arguments
+
+
+def add_train_tokenizer(verbs) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        verbs,
+        "train-tokenizer",
+        _train_tokenizer,
+        "train a VQ tokenizer on photographs",
+        "codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/",
+    )
+    recipe_arguments(parser)
+
+
+def _train_tokenizer(arguments: argparse.Namespace) -> None:
+    from ..training.run import load_recipe
+    from ..training.tokenizer import TokenizerRecipe, train_tokenizer
+
+    recipe = load_recipe(TokenizerRecipe, "tokenizer", arguments.recipe, arguments.overrides)
+    train_tokenizer(recipe, arguments.out)
+
+
+def add_encode(verbs) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        verbs,
+        "encode",
+        _encode,
+        "tokenize photographs into code shards",
+        "codeclade encode --recipe recipe.yaml --tokenizer runs/vq_model --out codes data=photos/",
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
+    recipe_arguments(parser)
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from ..components.vq_model import VQModel
+    from ..training.codes import EncodeRecipe, encode
+    from ..training.run import load_recipe
+
+    recipe = load_recipe(EncodeRecipe, "encode", arguments.recipe, arguments.overrides)
+    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
+    encode(recipe, vq_model.to("cuda" if torch.cuda.is_available() else "cpu"), arguments.out)
+
+
+def add_train_generator(verbs) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        verbs,
+        "train-generator",
+        _train_generator,
+        "train a generator on code shards and save the whole pipeline",
+        "codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
+        "--cluster-map runs/cluster_map --codes runs/codes --out runs/generator",
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
+    parser.add_argument("--cluster-map", metavar="DIR", help="ClusterMap folder; none: predict ids")
+    parser.add_argument("--codes", required=True, metavar="DIR", help="what encode wrote")
+    recipe_arguments(parser)
+
+
+def _train_generator(arguments: argparse.Namespace) -> None:
+    from ..components.cluster_map import ClusterMap
+    from ..components.vq_model import VQModel
+    from ..training.generator import GeneratorRecipe, train_generator
+    from ..training.run import load_recipe
+
+    recipe = load_recipe(GeneratorRecipe, "generator", arguments.recipe, arguments.overrides)
+    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
+    cluster_map = (
+        ClusterMap.from_pretrained(arguments.cluster_map) if arguments.cluster_map else None
+    )
+    train_generator(recipe, arguments.codes, vq_model, cluster_map, arguments.out)
+
+
+def add_train_refiner(verbs) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        verbs,
+        "train-refiner",
+        _train_refiner,
+        "train a network from clusters to ids on code shards",
+        "codeclade train-refiner --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
+        "--cluster-map runs/cluster_map --codes runs/codes --out runs/refiner",
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
+    parser.add_argument("--cluster-map", required=True, metavar="DIR", help="ClusterMap folder")
+    parser.add_argument("--codes", required=True, metavar="DIR", help="what encode wrote")
+    parser.add_argument(
+        "--generator",
+        metavar="DIR",
+        help="generator folder whose hidden states come in too (MASC); none: clusters alone",
+    )
+    recipe_arguments(parser)
+
+
+def _train_refiner(arguments: argparse.Namespace) -> None:
+    from ..components.cluster_map import ClusterMap
+    from ..components.transformer import CodecladeTransformer
+    from ..components.vq_model import VQModel
+    from ..training.refiner import RefinerRecipe, train_refiner
+    from ..training.run import load_recipe
+
+    recipe = load_recipe(RefinerRecipe, "refiner", arguments.recipe, arguments.overrides)
+    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
+    cluster_map = ClusterMap.from_pretrained(arguments.cluster_map)
+    generator = (
+        CodecladeTransformer.from_pretrained(arguments.generator) if arguments.generator else None
+    )
+    train_refiner(recipe, arguments.codes, vq_model, cluster_map, arguments.out, generator)
