@@ -116,9 +116,10 @@ def test_llamagen_becomes_a_pipeline_that_says_what_it_is(files, tmp_path, capsy
     assert images.shape == (1, 3, 8, 8)
     weights = torch.load(files["gpt"])["model"]
     assert_same(transformer_to_llamagen(pipe.transformer), weights)
-    card = (out / "README.md").read_text()
-    assert card.startswith("---\nlicense: mit\nlibrary_name: diffusers\n")
-    assert "8 x 8 pixels" in card and "gpt.pt" in card and "{" not in card
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert (provenance["method"], provenance["license"]) == ("LlamaGen", "mit")
+    sizes = {file["name"]: file["bytes"] for file in provenance["files"]}
+    assert sizes["gpt.pt"] == Path(files["gpt"]).stat().st_size
     assert not list(tmp_path.glob(".*"))
 
 
@@ -162,7 +163,8 @@ def test_a_text_generator_becomes_a_text_pipeline(files, tmp_path):
     assert (pipe.config.guidance_scale, pipe.config.top_k) == (7.5, 1000)
     images = pipe(prompt_embeds=torch.randn(1, 4, 12), output_type="pt").images
     assert images.shape == (1, 3, 8, 8)
-    assert "CodecladeTextPipeline" in (tmp_path / "pipe" / "README.md").read_text()
+    provenance = json.loads((tmp_path / "pipe" / "provenance.json").read_text())
+    assert "image-text pairs" in provenance["statement"]
 
 
 def dcpe(files, out, *more) -> list[str]:

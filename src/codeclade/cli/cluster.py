@@ -66,7 +66,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
         normalize=arguments.normalize,
         seed=arguments.seed,
     )
-    save(cluster_map, arguments.out)
+    save(cluster_map, arguments.out, arguments.source)
     sizes = cluster_map.sizes
     print(
         f"{len(codebook):,} codes in {len(sizes):,} clusters of {sizes.min()} to {sizes.max()} "

@@ -72,10 +72,14 @@ def load_pipeline(source: str | None, device: str | None):
     import torch
 
     from .. import CodecladePipeline, bundled
+    from ..hub.push import REPO_ID
 
+    source = source or bundled()
+    if not Path(source).is_dir() and not REPO_ID.fullmatch(source):
+        raise ValueError(f"there is no pipeline folder {source}, and it is no Hub id (user/name).")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return CodecladePipeline.from_pretrained(source or bundled(), dtype=dtype).to(device)
+    return CodecladePipeline.from_pretrained(source, dtype=dtype).to(device)
 
 
 def some_classes(pipeline) -> list[int]:

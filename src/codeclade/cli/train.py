@@ -34,7 +34,9 @@ def add_encode(verbs) -> None:
         "tokenize photographs into code shards",
         "codeclade encode --recipe recipe.yaml --tokenizer runs/vq_model --out codes data=photos/",
     )
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
+    )
     recipe_arguments(parser)
 
 
@@ -60,9 +62,15 @@ def add_train_generator(verbs) -> None:
         "codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
         "--cluster-map runs/cluster_map --codes runs/codes --out runs/generator",
     )
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
-    parser.add_argument("--cluster-map", metavar="DIR", help="ClusterMap folder; none: predict ids")
-    parser.add_argument("--codes", required=True, metavar="DIR", help="what encode wrote")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
+    )
+    parser.add_argument(
+        "--cluster-map", metavar="DIR", help="ClusterMap folder or Hub id; none: predict ids"
+    )
+    parser.add_argument(
+        "--codes", required=True, metavar="DIR", help="what encode wrote, or a Hub dataset"
+    )
     recipe_arguments(parser)
 
 
@@ -90,9 +98,15 @@ def add_train_refiner(verbs) -> None:
         "codeclade train-refiner --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
         "--cluster-map runs/cluster_map --codes runs/codes --out runs/refiner",
     )
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="VQModel folder")
-    parser.add_argument("--cluster-map", required=True, metavar="DIR", help="ClusterMap folder")
-    parser.add_argument("--codes", required=True, metavar="DIR", help="what encode wrote")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
+    )
+    parser.add_argument(
+        "--cluster-map", required=True, metavar="DIR", help="ClusterMap folder or Hub id"
+    )
+    parser.add_argument(
+        "--codes", required=True, metavar="DIR", help="what encode wrote, or a Hub dataset"
+    )
     parser.add_argument(
         "--generator",
         metavar="DIR",

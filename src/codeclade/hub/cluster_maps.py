@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from .. import __version__
 from ..clustering import METHODS, make
 from ..clustering.codebook import as_codebook, choose, normalized
 from ..components.cluster_map import ClusterMap
@@ -56,14 +57,21 @@ def check_out(out: str | Path) -> None:
         raise ValueError(f"--out {out} holds other files; give a new folder or a cluster map's.")
 
 
-def save(cluster_map: ClusterMap, out: str | Path) -> None:
-    """Write a map under a temporary name beside `out`, then put it in place of what was there."""
+def save(cluster_map: ClusterMap, out: str | Path, source: str | None = None) -> None:
+    """Write a map under a temporary name beside `out`, then put it in place of what was there.
+
+    `source`, whose codebook it is of, goes into provenance.json; of a local path only the name.
+    """
     out = Path(out).absolute()
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     cluster_map.save_pretrained(partial)
+    if source:
+        name = Path(source).name if Path(source).exists() else source
+        statement = f"Clusters of the codebook of `{name}`, made by codeclade {__version__}."
+        (partial / "provenance.json").write_text(json.dumps({"statement": statement}, indent=2))
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)

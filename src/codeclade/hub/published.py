@@ -249,9 +249,10 @@ def convert_iar2(
 
 
 def save_repository(conversion: Conversion, folder: Path) -> None:
-    """Write a loadable pipeline repository with its card into an existing folder."""
+    """Write a loadable pipeline and where it comes from into an existing folder."""
     conversion.pipeline.save_pretrained(folder)
-    (folder / "README.md").write_text(card(conversion, folder.name))
+    text = bool(conversion.pipeline.transformer.config.text_dim)
+    _save_provenance(folder, provenance(conversion.method, conversion.sources, text))
 
 
 def write(out: str | Path, overwrite: bool, kind: str, files: dict[str, Any]) -> None:
@@ -268,6 +269,8 @@ def write(out: str | Path, overwrite: bool, kind: str, files: dict[str, Any]) ->
     with new_folder(out, overwrite) as folder:
         if files["gpt"] is None:
             _tokenizer(kind, files).save_pretrained(folder)
+            method = {"iar": "IAR", "iar2": "IAR2"}.get(kind, "LlamaGen")
+            _save_provenance(folder, provenance(method, [files["vq"]]))
             return
         for name, flag in (("idx_to_cluster", "--idx-to-cluster"), ("image_size", "--image-size")):
             if name in files and files[name] is None:
@@ -302,54 +305,22 @@ PAPERS = {
 }
 
 
-def card(conversion: Conversion, name: str) -> str:
-    """README.md of a converted repository."""
-    pipeline, method = conversion.pipeline, conversion.method
-    config, defaults = pipeline.transformer.config, pipeline.config
-    text = bool(config.text_dim)
+def provenance(method: str, sources: list[str | Path], text: bool = False) -> dict[str, Any]:
+    """What is known of converted weights: their origin, licence and files (provenance.json)."""
     licence, sentence = LICENCES[method]
-    side = config.grid_size * pipeline.vq_model.downsample
-    parameters = sum(p.numel() for p in pipeline.transformer.parameters())
-    call = (
-        "pipe(prompt_embeds=features, prompt_attention_mask=mask)  # FLAN-T5-XL, 120 tokens"
-        if text
-        else 'pipe("golden retriever")'
-        if defaults.id2label
-        else "pipe(0)"
-    )
-    cls = type(pipeline).__name__
-    files = "\n".join(
-        f"- `{path.name}` ({path.stat().st_size:,} bytes)" for path in conversion.sources
-    )
-    return f"""---
-license: {licence}
-library_name: diffusers
-pipeline_tag: {"text-to-image" if text else "unconditional-image-generation"}
-tags: [codeclade, autoregressive-image-generation, {method.lower()}]
----
-# {method}, {parameters / 1e6:,.0f}M parameters, {side} x {side} pixels
+    data = "the authors' image-text pairs" if text else "ImageNet-1k"
+    return {
+        "method": method,
+        "license": licence,
+        "statement": f"Converted from {method}'s published files ({PAPERS[method]}); the weights "
+        f"are unchanged. {sentence} Trained on {data}; its terms apply.",
+        "datasets": [] if text else ["ILSVRC/imagenet-1k"],
+        "files": [{"name": Path(p).name, "bytes": Path(p).stat().st_size} for p in sources],
+    }
 
-Converted from {method}'s published files ({PAPERS[method]}); the weights are unchanged.
 
-```python
-from codeclade import {cls}
-
-pipe = {cls}.from_pretrained("PATH_OR_HUB_ID_OF_THIS_REPOSITORY")
-image = {call}.images[0]
-```
-
-| | |
-| --- | --- |
-| predicts | {config.scheme}, vocabulary {config.vocab_size:,} |
-| token grid | {config.grid_size} x {config.grid_size} |
-| guidance scale | {defaults.guidance_scale} |
-| temperature, top-k, top-p | {defaults.temperature}, {defaults.top_k}, {defaults.top_p} |
-
-Sources:
-{files}
-
-{sentence} Trained on {"the authors' image-text pairs" if text else "ImageNet-1k"}; its terms apply.
-"""
+def _save_provenance(folder: Path, found: dict[str, Any]) -> None:
+    (folder / "provenance.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def to_published(source: str | Path, folder: Path, pickled: bool = False) -> list[str]:

@@ -142,8 +142,8 @@ def _with_files(repository: Repository) -> Repository:
             continue
         if path.suffix.lower() not in SUFFIXES or name.endswith(".partial.json"):
             repository.left_out += [name] if name not in repository.files else []
-        elif name.endswith("config.json") and name not in repository.files:
-            repository.files[name] = _as_json(_without_local_keys(path))
+        elif path.name in ("config.json", "codes.json", "training.json"):
+            repository.files.setdefault(name, _as_json(_without_local_keys(path)))
         else:
             repository.files.setdefault(name, path)
     return repository
@@ -168,6 +168,9 @@ def count_parameters(folder: Path) -> int:
 
 def _without_local_keys(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
+    data = (content.get("recipe") or {}).get("data")
+    if data and data.startswith(("/", "~", ".")):  # somebody's home folder, not a dataset's name
+        content["recipe"]["data"] = Path(data).name
     return {key: value for key, value in content.items() if key not in LOCAL_KEYS}
 
 

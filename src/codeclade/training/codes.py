@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -72,6 +73,19 @@ class Codes(Dataset):
         gap = (codebook_sketch(vq_model.codebook) - sketch).abs().max()
         if self.header["codebook_size"] != vq_model.codebook_size or gap > 0.02:
             raise ValueError("these code shards were made by another tokenizer; encode again.")
+
+
+def codes_folder(source: str | Path) -> Path:
+    """The folder of code shards: `source` itself, or the cached download of a Hub dataset.
+
+    Raises:
+        ValueError: neither a folder here nor "user/name".
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if str(source).count("/") != 1 or str(source).startswith((".", "/")):
+        raise ValueError(f"there is no folder {source} of code shards, and it is no Hub id.")
+    return Path(snapshot_download(str(source), repo_type="dataset"))
 
 
 def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:

@@ -20,7 +20,7 @@ from ..components.cluster_map import ClusterMap
 from ..components.pipeline import CodecladePipeline
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
-from .codes import Codes
+from .codes import Codes, codes_folder
 from .losses import cluster_loss
 from .run import Run, ema_weights
 
@@ -76,7 +76,8 @@ def train_generator(
     Raises:
         ValueError: codes or map of another tokenizer, or a folder with another recipe's run.
     """
-    train, held_out = Codes(Path(codes) / "train"), Codes(Path(codes) / "validation")
+    codes = codes_folder(codes)
+    train, held_out = Codes(codes / "train"), Codes(codes / "validation")
     train.check_tokenizer(vq_model)
     if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
         raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
@@ -111,6 +112,7 @@ def train_generator(
     )
     if accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
+        run.record(run.out / "pipeline", "generator")
     return pipeline
 
 

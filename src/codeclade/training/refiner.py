@@ -18,7 +18,7 @@ from ..components.cluster_map import ClusterMap
 from ..components.refiner import Refiner, RefinerConfig, generator_states
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
-from .codes import Codes
+from .codes import Codes, codes_folder
 from .generator import build_optimizer
 from .run import Run, ema_weights
 
@@ -75,7 +75,8 @@ def train_refiner(
         ValueError: codes, map or generator of another tokenizer, or a folder with another recipe's
             run.
     """
-    train, held_out = Codes(Path(codes) / "train"), Codes(Path(codes) / "validation")
+    codes = codes_folder(codes)
+    train, held_out = Codes(codes / "train"), Codes(codes / "validation")
     train.check_tokenizer(vq_model)
     if not cluster_map.matches(vq_model.codebook):
         raise ValueError("cluster_map was made from another codebook; cluster this one again.")
@@ -103,6 +104,7 @@ def train_refiner(
     ema.copy_to(model.parameters())
     if accelerator.is_main_process:
         model.save_pretrained(run.out / "refiner")
+        run.record(run.out / "refiner", "refiner")
     return model
 
 

@@ -7,6 +7,7 @@ checkpoint is an accelerate state folder, written under a temporary name and the
 import contextlib
 import json
 import math
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
@@ -187,6 +189,28 @@ class Run:
     def due(self, done: int) -> bool:
         """Whether the model is to be evaluated after `done` steps."""
         return done % self.recipe["evaluate_every"] == 0 or done == self.total
+
+    def record(self, folder: Path, stage: str) -> None:
+        """Write training.json beside finished weights: recipe, time, machine, last numbers."""
+        logged: dict[str, float] = {}
+        for line in (self.out / "log.jsonl").read_text().splitlines():
+            logged |= json.loads(line)
+        for name in ("step", "seconds", "learning_rate"):
+            logged.pop(name, None)
+        device = self.accelerator.device
+        machine = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        )
+        content = {
+            "stage": stage,
+            "steps": self.total,
+            "seconds": round(self.seconds, 1),
+            "machine": f"{self.accelerator.num_processes} x {machine} ({device.type}), "
+            f"torch {torch.__version__}",
+            "recipe": self.recipe,
+            "logged": logged,
+        }
+        (folder / "training.json").write_text(json.dumps(content, indent=1) + "\n")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append a line to log.jsonl and show it beside the progress bar."""
