@@ -24,6 +24,7 @@ from hub_repos import (
 REPO_TYPES = {"models": "model", "datasets": "dataset", "spaces": "space"}
 URL_PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 API = "/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
+UPLOAD = "/uploads/(?P<upload>[^/]+)/[0-9a-f]{64}"  # the hash is there for logs and failures
 PAGES = "/(?:(?P<kind>datasets|spaces)/)?(?P<name>[^/]+/[^/]+?)"
 
 
@@ -366,7 +367,7 @@ def lfs_batch(hub, request, repository):
             continue
         part_size = hub.part_size if hub.part_size and it["size"] > hub.part_size else None
         upload = Upload(hub.store, repository, it["oid"], it["size"], part_size)
-        url = f"{request.endpoint}/uploads/{upload.name}"
+        url = f"{request.endpoint}/uploads/{upload.name}/{upload.sha256}"
         action = {"href": url}
         if part_size:
             transfer, numbers = "multipart", range(1, upload.number_of_parts + 1)
@@ -383,25 +384,25 @@ def announced(hub, name: str) -> Upload:
     return hub.store.uploads[name]
 
 
-@route("PUT", "/uploads/(?P<upload>[^/]+)")
+@route("PUT", UPLOAD)
 def upload_all(hub, request, upload):
     announced(hub, upload).receive(request.body)
     return Answer()
 
 
-@route("PUT", "/uploads/(?P<upload>[^/]+)/(?P<number>[0-9]+)")
+@route("PUT", f"{UPLOAD}/(?P<number>[0-9]+)")
 def upload_part(hub, request, upload, number):
     announced(hub, upload).parts[int(number)] = request.body
     return Answer(b"", 200, {"ETag": f'"{hashlib.sha256(request.body).hexdigest()}"'})
 
 
-@route("POST", "/uploads/(?P<upload>[^/]+)/complete")
+@route("POST", f"{UPLOAD}/complete")
 def upload_complete(hub, request, upload):
     announced(hub, upload).complete()
     return Answer({})
 
 
-@route("POST", "/uploads/(?P<upload>[^/]+)/verify")
+@route("POST", f"{UPLOAD}/verify")
 def upload_verify(hub, request, upload):
     announced(hub, upload).verify(request.fields().get("size"))
     return Answer({})
