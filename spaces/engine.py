@@ -1,0 +1,341 @@
+"""The pipeline behind the Space: loading, streaming, tokens to pictures and back, error sentences.
+
+On ZeroGPU an endpoint runs in a process of its own that is forked from this one: what it changes
+here is not seen again, so everything it finds out is returned.
+"""
+
+import copy
+import functools
+import html
+import inspect
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from bounds import MAX_IMAGES, MAX_SEED, number, one_of, short_text
+from pictures import square
+from PIL import Image
+
+from codeclade import ClusterMap, CodecladePipeline, bundled
+from codeclade.components.guidance import SCHEDULES
+from codeclade.components.vq_model import CosineQuantizer
+from codeclade.evaluation.replacement import decode_all, encode_all
+from codeclade.training.data import to_pixels
+
+try:
+    from spaces import GPU
+except ImportError:  # outside a Space
+
+    def GPU(function):
+        return function
+
+
+SLOW_PREVIEW = 0.5  # seconds; where one takes longer, previews get half of the time at most
+PATCH_BATCH = 64
+
+
+def sentence(error: Exception) -> gr.Error:
+    """What the user is told of an error; anything but a ValueError is a fault of ours, logged."""
+    message = str(error)
+    if not isinstance(error, ValueError):
+        traceback.print_exception(error)
+        message = f"the server could not do this ({type(error).__name__})."
+    message = message if len(message) < 400 else message[:400] + " ..."
+    message = html.escape(message[:1].upper() + message[1:], quote=False)  # shown as HTML
+    return gr.Error(message, print_exception=False)
+
+
+def endpoint(function: Callable, gpu: bool = True) -> Callable:
+    """`function`, or a generator function, as a listener: on the GPU, with errors as sentences."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def listener(*args, **kwargs):
+            try:
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                raise error if isinstance(error, gr.Error) else sentence(error) from None
+    else:
+
+        @functools.wraps(function)
+        def listener(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                raise error if isinstance(error, gr.Error) else sentence(error) from None
+
+    return GPU(listener) if gpu else listener
+
+
+def load() -> CodecladePipeline:
+    """The pipeline that CODECLADE_PIPELINE names (a folder or Hub id), else the bundled one."""
+    pipe = CodecladePipeline.from_pretrained(os.environ.get("CODECLADE_PIPELINE") or bundled())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Engine:
+    """A pipeline as the tabs use it.
+
+    Args:
+        pipe: any class-conditional pipeline; `map` is its cluster map on the CPU, None where it
+            has no clusters over the codebook.
+    """
+
+    def __init__(self, pipe: CodecladePipeline):
+        config = pipe.transformer.config
+        self.pipe, self.scheme, self.grid = pipe, config.scheme, config.grid_size
+        self.steps, self.side = config.num_tokens, config.grid_size * pipe.vq_model.downsample
+        self.pairs = pipe.vq_model.detail_codebook_size is not None
+        self.map = self._cluster_map()
+        self.lock = threading.Lock()  # a pipeline keeps its guidance scale while it runs
+        self._cuts: dict[int, ClusterMap] = {}
+        self._patches: dict[int, Image.Image] = {}
+        self._decode_patches, self.find_ids = GPU(self._patch_pixels), GPU(self.ids_of)
+        if torch.cuda.is_available():
+            pipe.to("cuda")
+            pipe.transformer.to(torch.bfloat16)  # the tokenizer stays exact
+
+    # Classes
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """Classes to choose from: what is shown, and the text that `label` understands."""
+        count, names = self.pipe.transformer.config.num_classes, self.pipe.labels
+        found = []
+        for label in range(count):
+            name = self.pipe.config.id2label.get(str(label), "")
+            clear = len(set(names.get(name.strip().lower(), []))) == 1
+            found.append((name, name) if clear else (f"{name or 'class'} ({label})", str(label)))
+        return found
+
+    def label(self, name: Any) -> int:
+        """Class id of a name or number from a client.
+
+        Raises:
+            ValueError: an unknown class; the message has the nearest names.
+        """
+        name = short_text("class name", name)
+        plain = name.strip()
+        if plain.isascii() and plain.isdigit() and plain not in self.pipe.labels:
+            return self.pipe.get_label_ids(int(plain))[0]
+        return self.pipe.get_label_ids(name)[0]
+
+    def name_of(self, label: int) -> str:
+        """First name of a class."""
+        return self.pipe.config.id2label.get(str(label), f"class {label}").split(",")[0]
+
+    # Sampling
+
+    @property
+    def default_guidance(self) -> float:
+        scale = self.pipe.config.guidance_scale
+        return float(scale[0] if isinstance(scale, (list, tuple)) else scale)
+
+    @property
+    def schedules(self) -> list[str]:
+        """Guidance schedules that this transformer can follow."""
+        inputs = inspect.signature(self.pipe.transformer.forward).parameters
+        attends = "output_condition_attention" in inputs
+        return [name for name in SCHEDULES if attends or name != "attention"]
+
+    @property
+    def default_schedule(self) -> str:
+        given = self.pipe.config.guidance_schedule or "constant"
+        return given["name"] if isinstance(given, dict) else given
+
+    def schedule(self, name: Any) -> str | dict:
+        """A schedule with the pipeline's own parameters, or with published or plain ones."""
+        name, given = one_of("guidance schedule", name, self.schedules), None
+        if name == self.default_schedule:
+            given = self.pipe.config.guidance_schedule
+        if name == "interval" and not given:
+            return {"name": name, "last_step": self.steps // 2}
+        return given or name
+
+    def settings(self, guidance_scale, guidance_schedule, temperature, top_k, top_p) -> dict:
+        """Sampling arguments of a pipeline call, checked."""
+        codes = self.pipe.transformer.config.vocab_size
+        temperature = number("temperature", temperature, 0, 5)
+        if 0 < temperature < 0.01:
+            raise ValueError("temperature must be 0, or 0.01 to 5.")
+        return {
+            "guidance_scale": number("guidance scale", guidance_scale, 0, 20),
+            "guidance_schedule": self.schedule(guidance_schedule),
+            "temperature": temperature,
+            "top_k": number("top-k", top_k, 0, max(codes, 1000), integer=True),
+            "top_p": number("top-p", top_p, 0.01, 1),
+        }
+
+    def generator(self, seed: Any) -> torch.Generator:
+        """Random numbers of a seed from a client."""
+        return torch.Generator().manual_seed(number("seed", seed, 0, MAX_SEED, integer=True))
+
+    def count(self, value: Any, most: int = MAX_IMAGES) -> int:
+        """A number of images from a client."""
+        return number("number of images", value, 1, most, integer=True)
+
+    def sample(self, label: int, count: int, seed: int, settings: dict) -> Iterator[tuple]:
+        """Images of a class: (tokens known, images, ids), ids (B, G, G) only with the last."""
+
+        def show(latents, known):
+            return known, self.pipe.preview(latents, known, self.generator(seed)), None
+
+        def run(**callback):
+            ids = self.pipe(
+                label,
+                num_images_per_prompt=count,
+                generator=self.generator(seed),
+                output_type="latent",
+                **settings,
+                **callback,
+            ).images
+            return self.steps, self.decode(ids), ids.cpu().numpy()
+
+        return self.stream(run, show)
+
+    def stream(self, run: Callable, show: Callable | None = None) -> Iterator[Any]:
+        """Yield `show(latents, known)` after every row of tokens of `run`, then what it returns.
+
+        Closing the generator stops the run at its next token.
+
+        Args:
+            run: calls the pipeline with the keyword arguments it is given.
+        """
+        found: queue.Queue = queue.Queue()
+        stopped = threading.Event()
+        last = [0.0, 0.0]  # end and seconds of the last preview
+
+        def after_token(pipe, step, token, kwargs):
+            pipe._interrupt = stopped.is_set()
+            whole_row = (step + 1) % self.grid == 0 and step + 1 < self.steps
+            start = time.monotonic()
+            early = last[1] > SLOW_PREVIEW and start - last[0] < last[1]
+            if show is not None and whole_row and not pipe._interrupt and not early:
+                found.put((False, show(kwargs["latents"], step + 1)))
+                last[:] = time.monotonic(), time.monotonic() - start
+            return {}
+
+        def work():
+            try:
+                with self.lock:
+                    result = None if stopped.is_set() else run(callback_on_step_end=after_token)
+                found.put((True, result))
+            except Exception as error:
+                found.put((True, error))
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            done = False
+            while not done:
+                done, value = found.get()
+                if isinstance(value, Exception):
+                    raise value
+                yield value
+        finally:
+            stopped.set()
+
+    # Tokens and pictures
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.vq_model.codebook.device
+
+    def encode(self, image: Image.Image) -> torch.Tensor:
+        """Ids (1, G, G) or (1, G, G, 2) of a picture, cropped to a square."""
+        pixels = self.pixels(image).to(self.device, self.pipe.vq_model.dtype)
+        return encode_all(self.pipe.vq_model, pixels)
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Pixels (1, 3, S, S) in [-1, 1] of a picture, cropped to a square."""
+        array = np.array(square(image, self.side))
+        return to_pixels(torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0))
+
+    def decode(self, ids: torch.Tensor) -> list[Image.Image]:
+        """Pictures of ids (B, G, G) or (B, G, G, 2)."""
+        pixels = decode_all(self.pipe.vq_model, ids.to(self.device)).float()
+        return self.pipe.image_processor.postprocess(pixels, output_type="pil")
+
+    def ids_of(self, image: Image.Image, recent: dict | None) -> torch.Tensor:
+        """Ids (1, G, G, ...): those it was made of for a recent image, else by the tokenizer."""
+        small = np.asarray(square(image, self.side)).astype(int)
+        recent = recent or {"ids": [], "images": []}
+        for ids, made in zip(recent["ids"], recent["images"], strict=True):
+            if np.abs(np.asarray(made) - small).mean() < 1:  # a canvas may round colours
+                return torch.from_numpy(ids).unsqueeze(0)
+        return self.encode(image).cpu()
+
+    def example(self, recent: dict | None) -> Image.Image:
+        """The first image generated last, or one made now."""
+        if recent:
+            return recent["images"][0]
+        seed = int(torch.randint(2**31 - 1, ()))
+        scale = {"guidance_scale": self.default_guidance}
+        *_, (_, images, _) = self.sample(0, 1, seed, scale)
+        return images[0]
+
+    # Clusters
+
+    def _cluster_map(self) -> ClusterMap | None:
+        """The map over the (semantic) codebook, from the transformer where it has the clusters."""
+        if self.pipe.cluster_map is not None:
+            return copy.deepcopy(self.pipe.cluster_map).cpu()
+        if self.scheme != "cluster_token":
+            return None
+        cluster_of = self.pipe.transformer.token_embedding.cluster_of.cpu()
+        return ClusterMap.from_labels(cluster_of, self.pipe.vq_model.codebook, method="transformer")
+
+    @property
+    def cluster_bounds(self) -> tuple[int, int]:
+        """Smallest and largest number of clusters that the map can be cut into."""
+        if self.map is None:
+            return 1, 1
+        merges, codes = len(self.map.merges), self.map.codebook_size
+        return (codes - merges, codes) if merges else (self.map.num_clusters,) * 2
+
+    def cut(self, clusters: Any) -> ClusterMap:
+        """The map with a number of clusters from a client.
+
+        Raises:
+            ValueError: a pipeline without clusters, or a number its tree cannot give.
+        """
+        if self.map is None:
+            raise ValueError("this pipeline has no cluster map, so there are no clusters to show.")
+        count = number("number of clusters", clusters, *self.cluster_bounds, integer=True)
+        if count == self.map.num_clusters:
+            return self.map
+        if count not in self._cuts:
+            if len(self._cuts) >= 8:
+                self._cuts.pop(next(iter(self._cuts)), None)
+            self._cuts[count] = self.map.cut(count)
+        return self._cuts[count]
+
+    def coarse(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids that the cluster map speaks of: all, or the semantic ones of pairs."""
+        return (ids[..., 0] if self.pairs else ids).cpu()
+
+    def patches(self, ids: list[int]) -> list[Image.Image]:
+        """What each id looks like, decoded once and kept."""
+        missing = sorted(set(ids) - self._patches.keys())
+        if missing:
+            for code, pixels in zip(missing, self._decode_patches(missing), strict=True):
+                self._patches[code] = Image.fromarray(pixels)
+        return [self._patches[code] for code in ids]
+
+    @torch.no_grad()
+    def _patch_pixels(self, ids: list[int]) -> np.ndarray:
+        """The middle cells (n, f, f, 3) uint8 of 3 x 3 cells of one id each."""
+        vq_model, cell, parts = self.pipe.vq_model, self.pipe.vq_model.downsample, []
+        for part in torch.tensor(ids, device=self.device).split(PATCH_BATCH):
+            grid = part.view(-1, 1, 1).expand(-1, 3, 3)
+            pixels = vq_model.decode_codes(CosineQuantizer.lookup(vq_model.quantize, grid))
+            parts.append(pixels[:, :, cell : 2 * cell, cell : 2 * cell].float().clamp(-1, 1).cpu())
+        pixels = ((torch.cat(parts) + 1) * 127.5).round().byte()
+        return pixels.permute(0, 2, 3, 1).contiguous().numpy()

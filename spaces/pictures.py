@@ -1,0 +1,56 @@
+"""Pictures of pictures: enlarged pixels, contact sheets, token grids."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+ACCENT = (214, 72, 132)  # stands out from photographs, light and dark
+GAP = 2
+
+
+def enlarge(image: Image.Image, at_least: int = 320) -> Image.Image:
+    """The image with every pixel a whole number of pixels wide, `at_least` so wide if it can."""
+    factor = max(1, round(at_least / image.width))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Centre crop of `side` x `side` pixels; undoes `enlarge` exactly."""
+    left, top, short = square_box(image.size)
+    image = image.crop((left, top, left + short, top + short))
+    whole = short % side == 0
+    return image.resize((side, side), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS)
+
+
+def square_box(size: tuple[int, int]) -> tuple[int, int, int]:
+    """Left, top and side of the largest centred square."""
+    short = min(size)
+    return (size[0] - short) // 2, (size[1] - short) // 2, short
+
+
+def sheet(patches: Sequence[Image.Image], columns: int, cell: int = 40) -> Image.Image:
+    """Patches in rows on a transparent ground, filled up to whole rows."""
+    rows = max(1, -(-len(patches) // columns))
+    picture = Image.new("RGBA", (columns * (cell + GAP) - GAP, rows * (cell + GAP) - GAP))
+    for i, patch in enumerate(patches):
+        place = (i % columns) * (cell + GAP), (i // columns) * (cell + GAP)
+        picture.paste(patch.resize((cell, cell), Image.Resampling.NEAREST), place)
+    return picture
+
+
+def marked(image: Image.Image, cells: np.ndarray, shade: bool = True) -> Image.Image:
+    """The image enlarged, with its token grid and the `cells` (G, G) that are true tinted."""
+    picture = enlarge(image, 384)
+    step = picture.width / len(cells)
+    veil = Image.new("RGBA", picture.size)
+    pen = ImageDraw.Draw(veil)
+    for i in range(1, len(cells)):
+        at = round(i * step)
+        pen.line([(at, 0), (at, picture.height)], fill=(255, 255, 255, 60))
+        pen.line([(0, at), (picture.width, at)], fill=(255, 255, 255, 60))
+    for row, column in np.argwhere(cells):
+        corners = [round(column * step), round(row * step)]
+        corners += [round((column + 1) * step) - 1, round((row + 1) * step) - 1]
+        pen.rectangle(corners, fill=(*ACCENT, 130) if shade else None, outline=ACCENT, width=2)
+    return Image.alpha_composite(picture.convert("RGBA"), veil).convert("RGB")

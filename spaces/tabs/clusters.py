@@ -1,0 +1,218 @@
+"""Clusters: the tree cut at any height, every code as the patch it decodes to."""
+
+import math
+
+import gradio as gr
+import numpy as np
+import torch
+from bounds import number, one_of, uploaded
+from engine import Engine, endpoint
+from pictures import enlarge, marked, sheet, square, square_box
+from tree import nearest_clusters
+
+from .shared import MODEL, cluster_slider, image_input, pictures
+
+PAGE, CARD, MEMBERS, NEIGHBOURS = 24, 12, 240, 8
+ORDERS = ("largest first", "smallest first", "by number")
+EXPLANATION = (
+    "Every code of the tokenizer as the patch it decodes to, grouped by cluster. Choose a card to "
+    "see all of its codes."
+)
+REGION = (
+    "Upload an image and click on it: which code that place has, what else is in its cluster, and "
+    "which clusters are nearest."
+)
+NO_CLUSTERS = "This pipeline has no cluster map, so there are no clusters to show."
+BROWSING = {"queue": True, "concurrency_id": "browsing", "concurrency_limit": 2}
+
+
+class Clusters:
+    """The fourth tab."""
+
+    def __init__(self, engine: Engine, recent: gr.State, tab: gr.Tab):
+        self.engine = engine
+        if engine.map is not None:
+            self.codebook = engine.pipe.vq_model.codebook.detach().float().cpu()
+        gr.Markdown(EXPLANATION if engine.map is not None else NO_CLUSTERS)
+        self.count = cluster_slider(engine, info="Where to cut the merge tree")
+        self._browser(tab)
+        gr.Markdown("### What is this place made of?\n" + REGION)
+        self._regions(recent)
+
+    def clusters(self, clusters, order, page) -> tuple[list, str, list[dict]]:
+        """Clusters of the codebook as cards of decoded patches, 24 a page.
+
+        Args:
+            clusters: number of clusters to cut the tree into.
+            order: "largest first", "smallest first" or "by number".
+            page: from 1.
+
+        Returns:
+            One picture a cluster, a line about the page, and per card the cluster, its size and
+            its first codes.
+        """
+        cut = self.engine.cut(clusters)
+        order = one_of("order", order, list(ORDERS))
+        pages = math.ceil(cut.num_clusters / PAGE)
+        page = number("page", page, 1, 10**9, integer=True)
+        page = min(page, pages)
+        sizes = cut.sizes
+        if order == ORDERS[2]:
+            ranked = torch.arange(cut.num_clusters)
+        else:
+            ranked = sizes.argsort(descending=order == ORDERS[0], stable=True)
+        chosen = ranked[(page - 1) * PAGE : page * PAGE].tolist()
+        members = [cut.members(cluster)[:CARD].tolist() for cluster in chosen]
+        self.engine.patches([code for codes in members for code in codes])  # in one batch
+        cards, table = [], []
+        for cluster, codes in zip(chosen, members, strict=True):
+            size = int(sizes[cluster])
+            picture = sheet(self.engine.patches(codes), 4)
+            cards.append((picture, f"{cluster} · {size} code{'s' * (size > 1)}"))
+            table.append({"cluster": cluster, "size": size, "codes": codes})
+        note = (
+            f"{cut.num_clusters} clusters of {cut.codebook_size} codes, the largest has "
+            f"{int(sizes.max())}; {int((sizes == 1).sum())} have one. Page {page} of {pages}."
+        )
+        return cards, note, table
+
+    def members(self, clusters, table, chosen: int) -> list[tuple]:
+        """All codes of a card."""
+        cut = self.engine.cut(clusters)
+        return self._codes(cut.members(table[chosen]["cluster"])[:MEMBERS].tolist())
+
+    def region(self, image, clusters, row, column, recent) -> tuple:
+        """Which code and cluster one place of an image has.
+
+        Args:
+            image: an image; its centred square is looked at.
+            clusters: number of clusters to cut the tree into.
+            row: of the token grid, from 0 at the top.
+            column: from 0 at the left.
+
+        Returns:
+            The image with the place marked, its cluster's codes, the nearest clusters, a line about
+            them, and all of it as data.
+        """
+        engine, cut = self.engine, self.engine.cut(clusters)
+        last = engine.grid - 1
+        row = number("row", row, 0, last, integer=True)
+        column = number("column", column, 0, last, integer=True)
+        picture = uploaded(image)
+        if picture is None:
+            raise ValueError("upload an image first, or take a generated one.")
+        code = int(engine.coarse(engine.find_ids(picture, recent))[0, row, column])
+        cluster = int(cut.mapping[code])
+        codes = cut.members(cluster)[:MEMBERS].tolist()
+        near = nearest_clusters(cut, self.codebook, cluster, NEIGHBOURS)
+        cells = np.zeros((engine.grid, engine.grid), bool)
+        cells[row, column] = True
+        place = marked(square(picture, engine.side), cells, shade=False)
+        firsts = [cut.members(other)[:CARD].tolist() for other, *_ in near]
+        engine.patches([one for group in [codes, *firsts] for one in group])
+        cards = [
+            (sheet(engine.patches(group), 4), f"{other} · distance {distance:.2f}")
+            for (other, distance, _), group in zip(near, firsts, strict=True)
+        ]
+        names = ("cluster", "distance", "joined_at")
+        data = {
+            "id": code,
+            "cluster": cluster,
+            "size": int(cut.sizes[cluster]),
+            "members": codes,
+            "neighbours": [
+                dict(zip(names, (*one[:2], None if math.isinf(one[2]) else one[2]), strict=True))
+                for one in near
+            ],
+        }
+        return place, self._codes(codes, code), cards, self._sentence(data, row, column), data
+
+    def _sentence(self, data: dict, row: int, column: int) -> str:
+        size = data["size"]
+        company = f"one of {size} in cluster" if size > 1 else "alone in cluster"
+        text = f"Row {row}, column {column}: code {data['id']}, {company} {data['cluster']}."
+        joined = [one for one in data["neighbours"] if one["joined_at"] is not None]
+        if joined:
+            first = min(joined, key=lambda one: one["joined_at"])
+            text += (
+                f" Of the clusters nearest by distance, {first['cluster']} is the first that the "
+                f"tree merges with it, at height {first['joined_at']:.2f}."
+            )
+        return text
+
+    def _codes(self, codes: list[int], own: int | None = None) -> list[tuple]:
+        """Gallery of single codes."""
+        patches = self.engine.patches(codes)
+        return [
+            (enlarge(patch, 64), f"{code} (here)" if code == own else str(code))
+            for patch, code in zip(patches, codes, strict=True)
+        ]
+
+    def _browser(self, tab: gr.Tab) -> None:
+        """Cards, pages and the codes of one card."""
+        with gr.Row():
+            order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", min_width=160)
+            page = gr.Number(1, precision=0, minimum=1, label="Page", min_width=100)
+            back = gr.Button("Back", min_width=80, scale=0)
+            on = gr.Button("Next", min_width=80, scale=0)
+        cards = pictures("Clusters", 6, allow_preview=False, elem_id="cards")
+        note = gr.Markdown(label="Summary", elem_classes="note")
+        table = gr.JSON(label="Data", visible=False)
+        codes = pictures("Codes of the chosen cluster", 12, allow_preview=False, elem_id="codes")
+        inputs, outputs = [self.count, order, page], [cards, note, table]
+        show = endpoint(self.clusters, gpu=False)
+        settings = {"preprocess": False, "show_progress": "minimal", **BROWSING}
+        page.submit(show, inputs, outputs, api_name="clusters", **settings)
+        private = {"api_visibility": "private", **settings}
+        tab.select(show, inputs, outputs, **private)
+        for control in (self.count.release, order.input):
+            control(lambda: 1, None, page, queue=False, api_visibility="private").then(
+                show, inputs, outputs, **private
+            )
+        for button, step in ((back, -1), (on, 1)):
+            button.click(
+                None, page, page, js=f"page => Math.max(1, page + {step})", api_visibility="private"
+            ).then(show, inputs, outputs, **private)
+
+        def choose(clusters, table, event: gr.SelectData):
+            return self.members(clusters, table, event.index)
+
+        cards.select(endpoint(choose, gpu=False), [self.count, table], codes, **private)
+
+    def _regions(self, recent: gr.State) -> None:
+        """A picture to click on, and what is there."""
+        engine, middle = self.engine, self.engine.grid // 2
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                image = image_input(engine, recent)
+                with gr.Row():
+                    row = gr.Number(middle, precision=0, label="Row", min_width=80)
+                    column = gr.Number(middle, precision=0, label="Column", min_width=80)
+                    look = gr.Button("Look up", min_width=100)
+            with gr.Column(scale=2, min_width=300):
+                place = gr.Image(label="Tokens", format="png", interactive=False, height=384)
+        note = gr.Markdown(label="Summary", elem_classes="note")
+        codes = pictures("Its cluster", 12, allow_preview=False, elem_id="region-codes")
+        cards = pictures("Nearest clusters", 8, allow_preview=False, elem_id="neighbours")
+        data = gr.JSON(label="Data", visible=False)
+        outputs = [place, codes, cards, note, data]
+        inputs = [image, self.count, row, column, recent]
+        settings = {"preprocess": False, "show_progress": "minimal", **MODEL}
+        show = endpoint(self.region, gpu=False)
+        look.click(show, inputs, outputs, api_name="region", **settings)
+        private = {"api_visibility": "private", **settings}
+        image.change(show, inputs, outputs, **private)
+        for picture in (image, place):
+            picture.select(
+                endpoint(self._clicked, gpu=False),
+                picture,
+                [row, column],
+                **{**private, "queue": False, "concurrency_limit": None, "concurrency_id": None},
+            ).then(show, inputs, outputs, **private)
+
+    def _clicked(self, image, event: gr.SelectData) -> tuple[int, int]:
+        """Token grid place of a click on a picture."""
+        left, top, side = square_box(uploaded(image).size)
+        x, y = event.index
+        places = [int((at - low) / side * self.engine.grid) for at, low in ((y, top), (x, left))]
+        return tuple(min(max(at, 0), self.engine.grid - 1) for at in places)

@@ -1,0 +1,126 @@
+"""Generate: choose a class and watch the images appear row by row."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import gradio as gr
+from bounds import MAX_IMAGES
+from engine import Engine, endpoint
+
+from .shared import MODEL, class_menu, pictures, seed_row
+
+SCHEDULES = (
+    "How guidance changes over the image. constant: everywhere; interval: first half only; linear "
+    "and cosine_power: rising; attention: more where the class is looked at."
+)
+
+
+class Generate:
+    """The first tab; `layout` is a namespace with the components that other tabs are fed from."""
+
+    def __init__(self, engine: Engine, recent: gr.State):
+        self.engine = engine
+        self.layout = SimpleNamespace(recent=recent)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                inputs = self._controls()
+            with gr.Column(scale=3, min_width=300):
+                self._results()
+        outputs = [self.layout.gallery, self.layout.note, recent]
+        running = self.layout.start.click(
+            endpoint(self.generate),
+            inputs,
+            outputs,
+            api_name="generate",
+            preprocess=False,
+            show_progress="minimal",
+            **MODEL,
+        )
+        self.layout.stop.click(None, cancels=[running], api_visibility="private")
+
+    def generate(
+        self, name, count, guidance_scale, guidance_schedule, temperature, top_k, top_p, seed
+    ) -> Iterator[tuple]:
+        """Generate images of a class; yields the images so far after every row of tokens.
+
+        Args:
+            name: class name, or class number as text.
+            count: images, 1 to 8.
+            guidance_scale: classifier-free guidance, 0 to 20; up to 1 the class alone speaks.
+            guidance_schedule: how the scale changes from token to token.
+            temperature: 0 (most likely tokens) to 5.
+            top_k: sample among so many most likely tokens; 0: all.
+            top_p: sample among the most likely tokens that hold this share.
+            seed: 0 to 2147483647; same seed, same image.
+
+        Returns:
+            The images as PNG files, and a line that says what they are.
+        """
+        engine = self.engine
+        label, count = engine.label(name), engine.count(count)
+        settings = engine.settings(guidance_scale, guidance_schedule, temperature, top_k, top_p)
+        seed = engine.generator(seed).initial_seed()
+        name = engine.name_of(label)
+        for known, images, ids in engine.sample(label, count, seed, settings):
+            gallery = [(image, name) for image in images]
+            if ids is None:
+                rows = f"{known // engine.grid} of {engine.grid}"
+                yield gallery, f"{name}, seed {seed}: row {rows}", gr.skip()
+            else:
+                made = {"ids": ids, "images": images, "label": label}
+                yield gallery, f"{name}, seed {seed}, guidance {guidance_scale:g}", made
+
+    def _controls(self) -> list:
+        """Left side; the inputs of the endpoint in its order."""
+        engine = self.engine
+        name = class_menu(engine)
+        count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
+        scale = gr.Slider(
+            0,
+            10,
+            value=engine.default_guidance,
+            step=0.25,
+            label="Guidance scale",
+            info="Higher is more typical of the class, with less variety",
+        )
+        seed = seed_row()
+        with gr.Accordion("Sampling", open=False):
+            default = engine.pipe.config
+            schedule = gr.Dropdown(
+                engine.schedules,
+                value=engine.default_schedule,
+                label="Guidance schedule",
+                info=SCHEDULES,
+            )
+            temperature = gr.Slider(0, 2, value=default.temperature, step=0.05, label="Temperature")
+            top_k = gr.Slider(0, 1000, value=default.top_k, step=1, label="Top-k (0: all)")
+            top_p = gr.Slider(0.05, 1, value=default.top_p, step=0.01, label="Top-p")
+        with gr.Row():
+            self.layout.start = gr.Button("Generate", variant="primary", scale=2, min_width=120)
+            self.layout.stop = gr.Button("Stop", scale=1, min_width=80)
+        return [name, count, scale, schedule, temperature, top_k, top_p, seed]
+
+    def _results(self) -> None:
+        """Right side, with the way to the other tabs."""
+        layout = self.layout
+        layout.gallery = pictures("Images", 4)
+        layout.note = gr.Markdown(
+            "Choose a class and press Generate.", label="Summary", elem_classes="note"
+        )
+        with gr.Row():
+            layout.to_layout = gr.Button("New details, same layout", size="sm")
+            layout.to_edit = gr.Button("Edit", size="sm")
+        layout.chosen = gr.State(0)
+
+        def choose(event: gr.SelectData):
+            return event.index
+
+        layout.gallery.select(
+            choose,
+            None,
+            layout.chosen,
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        layout.start.click(lambda: 0, None, layout.chosen, queue=False, api_visibility="private")

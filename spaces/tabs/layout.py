@@ -1,0 +1,80 @@
+"""Same layout, new details: the clusters of an image stay, the ids inside them are drawn again."""
+
+import gradio as gr
+import torch
+from bounds import MAX_IMAGES, uploaded
+from engine import Engine, endpoint
+from pictures import square
+
+from .shared import MODEL, class_menu, image_input, pictures, seed_row
+
+EXPLANATION = (
+    "A cluster holds codes that look alike. Here every token keeps its cluster, which is the "
+    "layout, and gets another code of it, which is the detail."
+)
+NO_CLUSTERS = "This pipeline has no clusters to keep: it needs a cluster map or two stages."
+
+
+class Layout:
+    """The second tab."""
+
+    def __init__(self, engine: Engine, recent: gr.State):
+        self.engine = engine
+        self.two_stages = engine.pipe.transformer.config.num_stages == 2
+        self.able = self.two_stages or engine.pipe.cluster_map is not None
+        gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                self.image = image_input(engine, recent)
+                name = class_menu(engine, visible=self.two_stages, info="Guides the second stage")
+                count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Variants")
+                seed = seed_row()
+                start = gr.Button("Draw new details", variant="primary", interactive=self.able)
+            with gr.Column(scale=3, min_width=300):
+                gallery = pictures("Original and variants", 3)
+                note = gr.Markdown(label="Summary", elem_classes="note")
+        start.click(
+            endpoint(self.redraw),
+            [self.image, name, count, seed, recent],
+            [gallery, note],
+            api_name="redraw",
+            preprocess=False,
+            **MODEL,
+        )
+
+    def redraw(self, image, name, count, seed, recent) -> tuple[list, str]:
+        """Keep the clusters of an image and draw its codes again.
+
+        Args:
+            image: an image; none: the first one this session generated last.
+            name: class name, or class number as text; two-stage pipelines alone need it.
+            count: variants, 1 to 8.
+            seed: 0 to 2147483647.
+
+        Returns:
+            The image as it was given and as its tokens show it, then the variants; and the mean
+            share of tokens that changed.
+        """
+        engine = self.engine
+        if not self.able:
+            raise ValueError(NO_CLUSTERS)
+        count, generator = engine.count(count), engine.generator(seed)
+        picture = uploaded(image)
+        if picture is None and not recent:
+            raise ValueError("generate an image first, or upload one.")
+        picture = recent["images"][0] if picture is None else picture
+        ids = engine.ids_of(picture, recent)
+        labels = {"class_labels": engine.label(name)} if self.two_stages else {}
+        with engine.lock:
+            new = engine.pipe.redraw(
+                latents=ids,
+                num_images_per_prompt=count,
+                generator=generator,
+                output_type="latent",
+                **labels,
+            ).images.cpu()
+        changed = (new != ids.cpu()).reshape(count, engine.steps, -1).any(-1).float().mean(1)
+        shown = engine.decode(torch.cat([ids.cpu(), new]))
+        captions = ["tokenized"] + [f"{share:.0%} of tokens changed" for share in changed.tolist()]
+        gallery = [(square(picture, engine.side), "original"), *zip(shown, captions, strict=True)]
+        return gallery, f"On average {changed.mean():.0%} of the {engine.steps} tokens changed."

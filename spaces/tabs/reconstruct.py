@@ -1,0 +1,84 @@
+"""Reconstruct: what the tokenizer keeps of a picture, and what its clusters keep of that."""
+
+import gradio as gr
+import torch
+from bounds import MAX_SEED, number, uploaded
+from engine import Engine, endpoint
+from pictures import square
+
+from codeclade.evaluation.images import psnr
+from codeclade.evaluation.replacement import decode_all, replace_codes
+
+from .shared import MODEL, cluster_slider, image_input, pictures, seed_row
+
+EXPLANATION = (
+    "The picture as its tokens show it, then with every code replaced by a random member of its "
+    "cluster. The less that changes, the better the clusters."
+)
+
+
+class Reconstruct:
+    """The fifth tab."""
+
+    def __init__(self, engine: Engine, recent: gr.State):
+        self.engine = engine
+        gr.Markdown(EXPLANATION)
+        if engine.map is None:
+            gr.Markdown("This pipeline has no cluster map, so nothing is replaced.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                image = image_input(engine, recent)
+                clusters = cluster_slider(engine, info="Fewer clusters are coarser")
+                seed = seed_row()
+                start = gr.Button("Reconstruct", variant="primary")
+            with gr.Column(scale=3, min_width=300):
+                gallery = pictures("Original, tokens, replaced", 3)
+                note = gr.Markdown(label="Summary", elem_classes="note")
+        data = gr.JSON(label="Data", visible=False)
+        inputs, outputs = [image, clusters, seed], [gallery, note, data]
+        settings = {"preprocess": False, **MODEL}
+        run = endpoint(self.reconstruct)
+        start.click(run, inputs, outputs, api_name="reconstruct", **settings)
+        clusters.release(run, inputs, outputs, api_visibility="private", **settings)
+
+    def reconstruct(self, image, clusters, seed) -> tuple[list, str, dict]:
+        """Tokenize and decode an image, then with codes replaced inside their clusters.
+
+        Args:
+            image: an image; its centred square is taken.
+            clusters: number of clusters to cut the tree into.
+            seed: of the replacement, 0 to 2147483647.
+
+        Returns:
+            Original, reconstruction and replaced picture, what they score, and the scores as data:
+            PSNR in dB to the original, and of the replaced picture to the reconstruction.
+        """
+        engine = self.engine
+        seed = number("seed", seed, 0, MAX_SEED, integer=True)
+        cut = engine.cut(clusters) if engine.map is not None else None
+        picture = uploaded(image)
+        if picture is None:
+            raise ValueError("upload an image first, or take a generated one.")
+        pixels, ids = engine.pixels(picture), engine.encode(picture).cpu()
+        versions = [("tokens", ids)]
+        if cut is not None:
+            table = 0 if engine.pairs else None
+            versions.append((f"{cut.num_clusters} clusters", replace_codes(ids, cut, seed, table)))
+        every = torch.cat([new for _, new in versions]).to(engine.device)
+        shown = decode_all(engine.pipe.vq_model, every).float().cpu()
+        scores = psnr(shown, pixels.expand_as(shown)).tolist()
+        data = {"psnr_tokens": scores[0]}
+        note = f"Tokens: {scores[0]:.1f} dB to the original."
+        if cut is not None:
+            between = psnr(shown[1:], shown[:1]).item()
+            share = (versions[1][1] != ids).float().mean().item()
+            data |= {"psnr_replaced": scores[1], "psnr_between": between, "changed": share}
+            note += (
+                f" Replaced: {scores[1]:.1f} dB to the original, {between:.1f} dB to the tokens; "
+                f"{share:.0%} of the codes changed."
+            )
+        gallery = [(square(picture, engine.side), "original")]
+        pictures = engine.pipe.image_processor.postprocess(shown, output_type="pil")
+        for (caption, _), score, one in zip(versions, scores, pictures, strict=True):
+            gallery.append((one, f"{caption}: {score:.1f} dB"))
+        return gallery, note, data

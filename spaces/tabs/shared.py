@@ -1,0 +1,86 @@
+"""Controls that several tabs have."""
+
+import gradio as gr
+from bounds import MAX_SEED
+from engine import Engine, endpoint
+from pictures import enlarge
+
+# Every listener that runs the model is in this group: one at a time, whatever tab it belongs to.
+MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+RANDOM_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
+
+
+def class_menu(engine: Engine, **settings) -> gr.Dropdown:
+    """All classes, searchable by typing; other names of a class may be typed too."""
+    choices = engine.choices
+    return gr.Dropdown(
+        choices,
+        value=choices[0][1],
+        label="Class",
+        filterable=True,
+        allow_custom_value=True,
+        **{"info": "Type to search", **settings},
+    )
+
+
+def seed_row() -> gr.Number:
+    """A seed, and a button that rolls another one in the browser."""
+    with gr.Row(elem_classes="seed-row"):
+        seed = gr.Number(7, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", scale=3)
+        roll = gr.Button("🎲", min_width=48, scale=0, elem_classes="dice")
+    roll.click(None, None, seed, js=RANDOM_SEED, api_visibility="private")
+    return seed
+
+
+def pictures(label: str, columns: int, **settings) -> gr.Gallery:
+    """A gallery that shows every pixel and downloads PNG."""
+    return gr.Gallery(
+        label=label,
+        columns=columns,
+        format="png",
+        object_fit="contain",
+        height="auto",
+        interactive=False,
+        buttons=["download", "download_all", "fullscreen"],
+        elem_classes="crisp",
+        **settings,
+    )
+
+
+def image_input(engine: Engine, recent: gr.State, **settings) -> gr.Image:
+    """A picture to upload, or taken from what was generated last."""
+    image = gr.Image(
+        label="Your image",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        format="png",
+        height=320,
+        elem_classes="crisp",
+        **settings,
+    )
+    take_button(engine, recent, image)
+    return image
+
+
+def take_button(engine: Engine, recent: gr.State, target: gr.components.Component) -> None:
+    """A button that puts the last generated image, or a new one, into `target`."""
+
+    def take(recent):
+        return enlarge(engine.example(recent))
+
+    button = gr.Button("Take a generated image", size="sm")
+    button.click(endpoint(take), recent, target, api_visibility="private", **MODEL)
+
+
+def cluster_slider(engine: Engine, **settings) -> gr.Slider:
+    """Number of clusters to cut the tree into; hidden where there is nothing to choose."""
+    low, high = engine.cluster_bounds
+    return gr.Slider(
+        low,
+        max(high, low + 1),
+        value=engine.map.num_clusters if engine.map is not None else low,
+        step=1,
+        label="Clusters",
+        visible=low < high,
+        **settings,
+    )
