@@ -87,6 +87,8 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
     )
     assert "no folder" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "no" / "x.png"))
     assert ".png" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "x.exe"))
+    words = fails(capsys, "generate", "alp", "--out", out, "--pipeline", "no/such/folder")
+    assert "there is no pipeline folder no/such/folder, and it is no Hub id" in words
     assert "0..15" in fails(capsys, "generate", "999", "--out", out)
     assert not (tmp_path / "x.png").exists()
 

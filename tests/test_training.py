@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -228,6 +228,10 @@ def test_generator_learns_and_makes_a_pipeline(codes, parts, tmp_path, clustered
     loaded.set_progress_bar_config(disable=True)
     assert loaded.get_label_ids(["red", "blue"]) == [1, 0]
     assert loaded("red").images[0].size == (16, 16)
+    record = json.loads((tmp_path / "pipeline" / "training.json").read_text())
+    assert record["recipe"] == asdict(GENERATOR) and record["steps"] == GENERATOR.steps
+    assert record["logged"]["validation_loss"] == log[-1]["validation_loss"]
+    assert "(cpu), torch" in record["machine"] and record["seconds"] > 0
 
 
 def test_generator_learns_cluster_then_token(codes, parts, tmp_path):

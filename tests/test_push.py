@@ -1,0 +1,382 @@
+"""Push and load through a Hub: fresh processes, empty caches, identical images, clear errors.
+
+Loading runs in processes of its own that reach nothing but the loopback address, as users on
+another machine would: with codeclade, and in an environment where it is not installed.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import save_file
+
+import hub_server
+from codeclade import ClusterMap, CodecladePipeline, bundled
+from codeclade.cli import main
+from codeclade.hub.push import push
+from hub_client import LOOPBACK_ONLY, TOKENS, head, hf, run
+
+pytest_plugins = "hub_fixtures"
+
+
+def image_hash(pipe, label="tabby", seed=5):
+    """SHA-256 of the pixels of one image."""
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = pipe(label, generator=generator, output_type="pt").images
+    return hashlib.sha256(pixels.float().numpy().tobytes()).hexdigest()
+
+
+def fresh(hub, home, code: str, *arguments, interpreter=sys.executable, **options) -> list[str]:
+    """Lines printed by a fresh process."""
+    code = f"{LOOPBACK_ONLY}import hashlib, torch\n{inspect.getsource(image_hash)}{code}"
+    return run(hub, home, interpreter, "-c", code, *map(str, arguments), **options).splitlines()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, loopback_only):
+    """A Hub that this process pushes to by LFS as `tester`."""
+    with hub_server.serve(tmp_path / "hub", tokens=TOKENS, xet=False) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_tester")
+        yield server
+
+
+@pytest.fixture
+def saved(tiny_pipeline, tmp_path):
+    tiny_pipeline("cluster").save_pretrained(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory):
+    """An interpreter that has every library of this one, but no codeclade."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (inside,) = folder.glob("lib/python*/site-packages")
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    (inside / "libraries.pth").write_text("\n".join(libraries))  # their own .pth are not followed
+    interpreter = folder / "bin" / "python"
+    code = "import importlib.util, torch; print(importlib.util.find_spec('codeclade'))"
+    done = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None", "codeclade must be installed in editable mode here"
+    return interpreter
+
+
+LOAD = """
+import sys, transformers
+from codeclade import ClusterMap, CodecladePipeline, VQModel
+from diffusers import DiffusionPipeline
+
+pinned, folder = sys.argv[1:]
+pipe = CodecladePipeline.from_pretrained(folder)  # what diffusers itself pushes loads as well
+pipe.push_to_hub("tester/plain")
+pipe.cluster_map.push_to_hub("tester/map")
+print(image_hash(CodecladePipeline.from_pretrained("tester/tiny")))
+print(image_hash(CodecladePipeline.from_pretrained("tester/tiny", revision=pinned)))
+print(image_hash(CodecladePipeline.from_pretrained("tester/tiny", local_files_only=True)))
+print(image_hash(CodecladePipeline.from_pretrained("tester/tiny", device_map="cpu")))
+print(image_hash(CodecladePipeline.from_pretrained("tester/tiny", device_map="balanced")))
+half = CodecladePipeline.from_pretrained("tester/tiny", variant="bf16", dtype=torch.bfloat16)
+print(half.dtype, image_hash(half))
+print(image_hash(CodecladePipeline.from_pretrained("tester/plain")))
+print(image_hash(DiffusionPipeline.from_pretrained("tester/plain")))
+config = transformers.AutoConfig.from_pretrained("tester/tiny", subfolder="transformer")
+model = transformers.AutoModel.from_pretrained("tester/tiny", subfolder="transformer")
+print(type(config).__name__, type(model).__module__)
+print(VQModel.from_pretrained("tester/tiny", subfolder="vq_model").codebook_size)
+print(ClusterMap.from_pretrained("tester/map").num_clusters)
+try:
+    CodecladePipeline.from_pretrained("tester/tiny", variant="fp8")
+except ValueError as error:
+    print("refused", "fp8" in str(error))
+"""
+
+
+def test_everything_loads_by_id_in_a_fresh_process(hub, saved, tiny_pipeline, tmp_path):
+    pipe = CodecladePipeline.from_pretrained(saved)
+    first = push(saved, "tester/tiny")
+    other = tiny_pipeline("cluster", seed=1)
+    other.save_pretrained(saved, max_shard_size="20KB")
+    for part in ("vq_model", "transformer"):
+        whole = [f for f in (saved / part).glob("*.safetensors") if "-of-" not in f.name]
+        for file in whole:
+            file.unlink()
+    half = tiny_pipeline("cluster", seed=1).to(torch.bfloat16)
+    half.save_pretrained(saved, variant="bf16")
+    push(saved, "tester/tiny")
+    new = image_hash(other)
+    assert fresh(hub, tmp_path / "home", LOAD, first.commit, saved) == [
+        new,
+        image_hash(pipe),
+        *[new] * 3,
+        f"torch.bfloat16 {image_hash(half)}",
+        new,
+        new,
+        "CodecladeConfig codeclade.components.transformer",
+        "32",
+        "12",
+        "refused True",
+    ]
+    assert new != image_hash(pipe)
+
+
+BARE = """
+import sys, diffusers, transformers
+from diffusers import DiffusionPipeline
+
+trusting = {"trust_remote_code": True}
+pipe = DiffusionPipeline.from_pretrained("tester/tiny", **trusting)
+print(image_hash(pipe), type(pipe).__name__, type(pipe).__module__.split(".")[0])
+offline = DiffusionPipeline.from_pretrained("tester/tiny", local_files_only=True, **trusting)
+print(image_hash(offline))
+print(pipe(["goldfish"], output_type="cluster").images.shape)
+print(pipe.redraw(pipe("tabby", output_type="cluster").images, output_type="pt").images.shape)
+try:
+    DiffusionPipeline.from_pretrained("tester/tiny")
+except ValueError as error:
+    print("refused", "trust_remote_code" in str(error))
+print(type(transformers.AutoModel.from_pretrained("tester/generator", **trusting)).__name__)
+print(type(diffusers.AutoModel.from_pretrained("tester/vq", **trusting)).__name__)
+"""
+
+
+def test_loads_where_codeclade_is_not_installed(hub, saved, bare_python, tmp_path):
+    push(saved, "tester/tiny")
+    push(saved / "transformer", "tester/generator")
+    push(saved / "vq_model", "tester/vq")
+    expected = image_hash(CodecladePipeline.from_pretrained(saved))
+    lines = fresh(hub, tmp_path / "home", BARE, interpreter=bare_python)
+    assert lines == [
+        f"{expected} CodecladePipeline diffusers_modules",
+        expected,
+        "torch.Size([1, 4, 4])",
+        "torch.Size([1, 3, 16, 16])",
+        "refused True",
+        "CodecladeTransformer",
+        "VQModel",
+    ]
+
+
+def test_the_command_pushes_the_bundled_pipeline_by_xet(tmp_path):
+    with hub_server.serve(tmp_path / "hub", tokens=TOKENS, xet=True) as server:
+        code = f"{LOOPBACK_ONLY}import sys\nfrom codeclade.cli import main\nsys.exit(main())"
+        command = [sys.executable, "-c", code, "push", bundled(), "tester/bundled"]
+        output = run(server, tmp_path / "a", *command, "--space", "tester/demo")
+        assert f"published {server.endpoint}/tester/bundled" in output
+        assert f"published {server.endpoint}/spaces/tester/demo" in output
+        assert server.requests("GET", "/xet-write-token/") and not server.requests("PUT")
+        space = server.repository("tester/demo", "space")
+        files = space.resolve().files
+        assert {"app.py", "requirements.txt", "codeclade/__init__.py", "README.md"} <= set(files)
+        assert not any("bundled_pipeline" in name or "screenshots" in name for name in files)
+        load = """
+from codeclade import CodecladePipeline
+print(image_hash(CodecladePipeline.from_pretrained("tester/bundled"), "goldfish"))
+"""
+        pipe = CodecladePipeline.from_pretrained(bundled())
+        assert fresh(server, tmp_path / "b", load) == [image_hash(pipe, "goldfish")]
+        hf(server, tmp_path / "c", "download", "tester/bundled", "--local-dir", tmp_path / "copy")
+        copy = CodecladePipeline.from_pretrained(tmp_path / "copy")
+        assert image_hash(copy, "goldfish") == image_hash(pipe, "goldfish")
+        assert (tmp_path / "copy" / "samples.png").stat().st_size > 10_000
+
+
+def test_what_the_hf_command_uploads_loads_too(hub, saved, tmp_path):
+    hf(hub, tmp_path / "a", "upload", "tester/by-hand", saved)
+    load = """
+from codeclade import CodecladePipeline
+print(image_hash(CodecladePipeline.from_pretrained("tester/by-hand")))
+"""
+    expected = image_hash(CodecladePipeline.from_pretrained(saved))
+    assert fresh(hub, tmp_path / "b", load) == [expected]
+
+
+def test_a_second_push_is_one_commit_without_stale_files(hub, tiny_pipeline, tmp_path):
+    tiny_pipeline("cluster").save_pretrained(tmp_path / "a", max_shard_size="20KB")
+    push(tmp_path / "a", "tester/tiny")
+    repository = hub.repository("tester/tiny")
+    assert any("-of-" in name for name in repository.resolve().files)
+    tiny_pipeline("cluster", seed=1).save_pretrained(tmp_path / "b")
+    before = len(hub.requests("POST", "/commit/"))
+    done = push(tmp_path / "b", "tester/tiny", message="whole files")
+    assert len(hub.requests("POST", "/commit/")) == before + 1
+    assert any("-of-" in name for name in done.deleted)
+    files = repository.resolve().files
+    assert not any("-of-" in name or name.endswith("safetensors.index.json") for name in files)
+    assert repository.resolve().title == "whole files"
+    assert ".gitattributes" in files
+
+
+def test_a_pull_request_leaves_main_alone(hub, saved):
+    push(saved, "tester/tiny")
+    before = head(hub)
+    (saved / "samples.png").write_bytes(b"\x89PNG")
+    done = push(saved, "tester/tiny", create_pr=True)
+    assert re.fullmatch(rf"{hub.endpoint}/tester/tiny/discussions/1", done.url)
+    assert head(hub) == before != done.commit
+    assert "samples.png" in hub.repository("tester/tiny").resolve("refs/pr/1").files
+
+
+def test_private_repositories(hub, saved, tmp_path):
+    push(saved, "tester/hidden", private=True)
+    load = """
+from codeclade import CodecladePipeline
+print(image_hash(CodecladePipeline.from_pretrained("tester/hidden")))
+"""
+    assert len(fresh(hub, tmp_path / "a", load)) == 1
+    fresh(hub, tmp_path / "b", load, token="hf_other", succeeds=False)
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "words"),
+    [
+        (None, "tester/tiny", "without a valid token; run `hf auth login`"),
+        ("hf_wrong", "tester/tiny", "without a valid token; run `hf auth login`"),
+        ("hf_other", "tester/tiny", "this token may not write to tester/tiny"),
+        ("hf_reader", "tester/tiny", "this token may not write to tester/tiny"),
+        ("hf_tester", "someone/tiny", "this token may not write to someone/tiny"),
+    ],
+)
+def test_missing_rights_are_one_sentence(hub, saved, token, name, words, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", str(saved), name, "--no-samples"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("codeclade push: ") and words in error
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/repos/create", 402, "asks for payment for tester/tiny"),
+        ("/commit/", 402, "asks for payment for tester/tiny"),
+        ("/commit/", 409, "in use by another operation"),
+        ("/commit/", 412, "somebody committed to tester/tiny in the meantime"),
+        ("/commit/", 413, "larger than the Hub takes"),
+        ("/commit/", 400, "the Hub refused tester/tiny"),
+    ],
+)
+def test_refusals_are_one_sentence(hub, saved, path, status, words, capsys):
+    hub.fail_on("POST", path, status=status, times=None)
+    assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("codeclade push: ") and words in error
+    if ("model", "tester/tiny") in hub.repositories:
+        assert set(hub.repository("tester/tiny").resolve().files) == {".gitattributes"}
+
+
+def test_a_lost_connection_publishes_nothing_and_is_resumed(hub, saved, capsys, waits):
+    push(saved, "tester/tiny")
+    before = head(hub)
+    pipe = CodecladePipeline.from_pretrained(saved)
+    for part in (pipe.vq_model, pipe.transformer):
+        for parameter in part.parameters():
+            parameter.data.mul_(2)
+    pipe.save_pretrained(saved)
+    file = (saved / "transformer" / "model.safetensors").read_bytes()
+    size, sha = len(file), hashlib.sha256(file).hexdigest()
+    lost = hub.drop_on("PUT", sha, times=None, after_bytes=size // 2)
+    assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
+    error = capsys.readouterr().err
+    assert "was lost" in error and "Run the same command again" in error
+    assert lost.hits and head(hub) == before
+    lost.times = 0
+    sent = len(hub.requests("PUT"))
+    assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 0
+    again = hub.requests("PUT")[sent:]
+    assert [line.path.split("/")[-1] for line in again] == [sha] and head(hub) != before
+
+
+def test_a_dry_run_sends_nothing(hub, saved, capsys):
+    (saved / "old.pt").write_bytes(b"x")
+    assert main(["push", str(saved), "tester/tiny", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert not hub.log
+    size = (saved / "transformer" / "model.safetensors").stat().st_size
+    assert re.search(rf"^ +{size:,}  transformer/model.safetensors$", output, re.MULTILINE)
+    assert "README.md" in output and "in 12 files for tester/tiny; samples.png will be" in output
+    assert "left out, as no repository file: old.pt" in output
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny", "../tiny", "a/../b", "a/..", "a/b/c", "/a/b", "a b/c", "-a/b", ".a/b", "a/", ""],
+)
+def test_names_that_are_none(saved, name, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main(["push", str(saved), "--no-samples", "--", name]) == 2
+    assert "is no repository name; give user/name" in capsys.readouterr().err
+
+
+def test_an_unreachable_hub_is_one_sentence(saved, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1 and "the connection to http://127.0.0.1:9" in error
+
+
+def test_objects_are_pushed_like_folders(hub, tiny_pipeline):
+    pipe = tiny_pipeline("cluster")
+    push(pipe.cluster_map, "tester/map", licence="mit")
+    files = hub.repository("tester/map").resolve().files
+    assert "modeling_codeclade_cluster_map.py" in files and "README.md" in files
+    assert isinstance(pipe.cluster_map, ClusterMap)
+
+
+def test_code_shards_are_trained_on_by_id(hub, tmp_path):
+    ids = torch.arange(24).reshape(3, 2, 4).to(torch.uint16)
+    header = {"images": 3, "views": 2, "grid_size": 2, "codebook_size": 32, "class_names": ["a"]}
+    header |= {"detail_codebook_size": None, "recipe": {"data": "/home/somebody/photos"}}
+    for split in ("train", "validation"):
+        (tmp_path / "codes" / split).mkdir(parents=True)
+        name = tmp_path / "codes" / split / "codes-00000.safetensors"
+        save_file({"ids": ids, "labels": torch.zeros(3, dtype=torch.int32)}, name)
+        own = json.dumps(header | {"split": split, "shards": [name.name]})
+        (name.parent / "codes.json").write_text(own)
+    assert main(["push", str(tmp_path / "codes"), "tester/codes", "--license", "cc0-1.0"]) == 0
+    card = ModelCard(
+        hub.repository("tester/codes", "dataset").resolve().files["README.md"].blob.decode()
+    )
+    assert "--codes tester/codes" in card.text and "| train | 3 | 2 | 1 |" in card.text
+    assert card.data.license == "cc0-1.0"
+    load = """
+from codeclade.training.codes import Codes, codes_folder
+folder = codes_folder("tester/codes")
+print(Codes(folder / "train").ids.long().sum().item(), len(Codes(folder / "validation")))
+try:
+    codes_folder("nowhere/at/all")
+except ValueError as error:
+    print(error)
+"""
+    assert fresh(hub, tmp_path / "home", load) == [
+        f"{ids.long().sum()} 3",
+        "there is no folder nowhere/at/all of code shards, and it is no Hub id.",
+    ]
+
+
+def test_an_own_readme_is_kept(hub, saved, capsys):
+    text = "---\nlicense: mit\n---\n# Mine\n"
+    (saved / "README.md").write_text(text)
+    push(saved, "tester/tiny")
+    assert hub.repository("tester/tiny").resolve().files["README.md"].content == text.encode()
+    (saved / "README.md").write_text("---\nlicense: [\n---\n")
+    assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
+    assert "is no valid YAML" in capsys.readouterr().err
+
+
+def test_no_token_is_ever_written(hub, saved):
+    push(saved, "tester/tiny")
+    for name, file in hub.repository("tester/tiny").resolve().files.items():
+        assert b"hf_tester" not in (file.content or b""), name
+    assert os.environ["HF_TOKEN"] == "hf_tester" and not list(Path(saved).rglob("*token*"))
