@@ -231,7 +231,7 @@ def test_generator_learns_and_makes_a_pipeline(codes, parts, tmp_path, clustered
     record = json.loads((tmp_path / "pipeline" / "training.json").read_text())
     assert record["recipe"] == asdict(GENERATOR) and record["steps"] == GENERATOR.steps
     assert record["logged"]["validation_loss"] == log[-1]["validation_loss"]
-    assert "(cpu), torch" in record["machine"] and record["seconds"] > 0
+    assert "(cpu), torch" in record["machine"] and record["seconds"] >= 0
 
 
 def test_generator_learns_cluster_then_token(codes, parts, tmp_path):
