@@ -101,6 +101,11 @@ def test_parts_that_do_not_belong_together_are_refused(
         CodecladePipeline(vq_model, tiny_transformer(vocab_size=31))
 
 
+def test_a_default_that_the_index_cannot_hold_is_refused(tiny_pipeline):
+    with pytest.raises(ValueError, match="the default guidance_scale is one number"):
+        tiny_pipeline("cluster", guidance_scale=[2.0, 3.0])
+
+
 def test_a_map_of_another_codebook_is_refused(saved, tiny_vq):
     tiny_vq(seed=1).save_pretrained(saved / "vq_model")
     with pytest.raises(ValueError, match="cluster_map was made from another codebook"):

@@ -115,6 +115,8 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
 
     def _check_components(self) -> None:
         """Raise a ValueError unless tokenizer, map and generator speak of the same codes."""
+        if isinstance(self.config.guidance_scale, (tuple, list)):  # an index reads pairs as parts
+            raise ValueError("the default guidance_scale is one number; give pairs to the call.")
         config, cluster_map = self.transformer.config, self.cluster_map
         codes, details = self.vq_model.codebook_size, self.vq_model.detail_codebook_size
         if config.scheme == "cluster" and cluster_map is None:
