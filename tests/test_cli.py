@@ -18,6 +18,7 @@ FLAGS = {
     "encode": "--tokenizer --recipe --out",
     "train-generator": "--tokenizer --cluster-map --codes --recipe --out",
     "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --out",
+    "evaluate": "--data --images --seed --guidance-scale --batch-size --out --npz --device",
     "convert": "",
     "push": "--private --create-pr --space --license --message --no-samples --dry-run",
     "demo": "--pipeline --host --port",

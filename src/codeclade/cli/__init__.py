@@ -8,6 +8,7 @@ from .. import __version__
 from .cluster import add_cluster
 from .convert import add_convert
 from .demo import add_demo
+from .evaluate import add_evaluate
 from .generate import add_generate
 from .push import add_push
 from .train import add_encode, add_train_generator, add_train_refiner, add_train_tokenizer
@@ -19,6 +20,7 @@ EXAMPLES = """examples:
   codeclade cluster runs/tokenizer/vq_model --method masc --clusters 512 --out runs/cluster_map
   codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model \\
       --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
+  codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
   codeclade convert llamagen --vq vq_ds16_c2i.pt --gpt c2i_L_384.pt --image-size 384 \\
       --out llamagen-l-384
   codeclade push llamagen-l-384 user/llamagen-l-384 --dry-run
@@ -58,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_encode(verbs)
     add_train_generator(verbs)
     add_train_refiner(verbs)
+    add_evaluate(verbs)
     add_convert(verbs)
     add_push(verbs)
     add_demo(verbs)
