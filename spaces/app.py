@@ -63,7 +63,7 @@ def build(engine: Engine) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate = Generate(engine, recent)
-            with gr.Tab("Same layout, new details", id="layout"):
+            with gr.Tab("New details", id="layout"):
                 layout = Layout(engine, recent)
             with gr.Tab("Edit", id="edit"):
                 edit = Edit(engine, recent)

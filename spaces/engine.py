@@ -20,7 +20,7 @@ import gradio as gr
 import numpy as np
 import torch
 from bounds import MAX_IMAGES, MAX_SEED, number, one_of, short_text
-from pictures import square
+from pictures import enlarge, same, square
 from PIL import Image
 
 from codeclade import ClusterMap, CodecladePipeline, bundled
@@ -265,21 +265,17 @@ class Engine:
 
     def ids_of(self, image: Image.Image, recent: dict | None) -> torch.Tensor:
         """Ids (1, G, G, ...): those it was made of for a recent image, else by the tokenizer."""
-        small = np.asarray(square(image, self.side)).astype(int)
         recent = recent or {"ids": [], "images": []}
         for ids, made in zip(recent["ids"], recent["images"], strict=True):
-            if np.abs(np.asarray(made) - small).mean() < 1:  # a canvas may round colours
+            if any(same(image, shown) for shown in (made, enlarge(made))):
                 return torch.from_numpy(ids).unsqueeze(0)
         return self.encode(image).cpu()
 
-    def example(self, recent: dict | None) -> Image.Image:
-        """The first image generated last, or one made now."""
-        if recent:
-            return recent["images"][0]
-        seed = int(torch.randint(2**31 - 1, ()))
-        scale = {"guidance_scale": self.default_guidance}
-        *_, (_, images, _) = self.sample(0, 1, seed, scale)
-        return images[0]
+    def example(self) -> dict:
+        """An image of some class, as generated images are remembered."""
+        label = int(torch.randint(self.pipe.transformer.config.num_classes, ()))
+        *_, (_, images, ids) = self.sample(label, 1, int(torch.randint(MAX_SEED, ())), {})
+        return {"ids": ids, "images": images}
 
     # Clusters
 

@@ -19,13 +19,51 @@ ACCENT = gr.themes.Color(
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
-.crisp img, .crisp canvas { image-rendering: pixelated; }
-.note { min-height: 1.5em; opacity: 0.85; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 .head h1 { margin-bottom: 0; }
-.seed-row { flex-wrap: nowrap !important; align-items: end; }
-.dice { min-width: 48px !important; }
+.note { min-height: 1.5em; opacity: 0.85; }
+.low-row { align-items: end; flex-wrap: nowrap !important; }
+.low-row button { margin-bottom: 12px; min-height: 42px; white-space: nowrap; }
+
+/* Labels above the pictures, not on them. */
+.block label[data-testid="block-label"] {
+  position: static; border: none; box-shadow: none; padding: 8px 10px; width: fit-content;
+}
+.block label[data-testid="block-label"] > span { display: none; }
+
+/* Galleries as high as their pictures, captions below. */
+.cards img, .codes img { image-rendering: pixelated; }
+.pictures .grid-wrap { min-height: 0 !important; max-height: none !important; overflow: visible; }
+.pictures .grid-container { padding-top: 0 !important; align-items: start; }
+.pictures .thumbnail-item { aspect-ratio: auto; height: auto; background: none; }
+.pictures .thumbnail-item img { height: auto; }
+.pictures .caption-label {
+  position: static; width: 100%; max-width: none; border: none; box-shadow: none; padding: 2px 0;
+  background: none; font-size: 0.8rem; text-align: center; white-space: normal;
+}
+.pictures .empty { min-height: 160px !important; }
+.many .grid-container:has(> :nth-child(5)) { --grid-cols: 4 !important; }
+.cards .thumbnail-item { padding: 6px; }
+@media (max-width: 640px) {
+  .few .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+  .cards .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
+  .codes .grid-container { grid-template-columns: repeat(6, 1fr) !important; }
+}
 """
+
+
+THEME = {  # over Soft; its own `set` would forget the rest of Soft
+    "block_title_background_fill": "none",
+    "block_title_text_color": "*body_text_color",
+    "block_title_text_color_dark": "*body_text_color",
+    "block_title_padding": "0",
+    "block_label_background_fill": "none",
+    "block_label_background_fill_dark": "none",
+    "block_label_text_color": "*body_text_color",
+    "block_label_text_color_dark": "*body_text_color",
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+}
 
 
 def look() -> dict:
@@ -33,4 +71,6 @@ def look() -> dict:
     theme = gr.themes.Soft(
         primary_hue=ACCENT, secondary_hue=ACCENT, neutral_hue="stone", font=FONT, radius_size="md"
     )
+    for name, value in THEME.items():
+        setattr(theme, name, value)
     return {"theme": theme, "css": CSS, "footer_links": ["api", "gradio", "settings"]}

@@ -9,18 +9,26 @@ ACCENT = (214, 72, 132)  # stands out from photographs, light and dark
 GAP = 2
 
 
-def enlarge(image: Image.Image, at_least: int = 320) -> Image.Image:
-    """The image with every pixel a whole number of pixels wide, `at_least` so wide if it can."""
+def enlarge(image: Image.Image, at_least: int = 384, smooth: bool = True) -> Image.Image:
+    """The image a whole number of times as large, about `at_least` pixels wide if it is smaller."""
     factor = max(1, round(at_least / image.width))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    way = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return image.resize((image.width * factor, image.height * factor), way)
+
+
+def same(image: Image.Image, other: Image.Image) -> bool:
+    """Whether two pictures are one; a browser's canvas may round colours."""
+    if image.size != other.size:
+        return False
+    gap = np.asarray(image).astype(int) - np.asarray(other)
+    return bool(np.abs(gap).mean() < 1)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """Centre crop of `side` x `side` pixels; undoes `enlarge` exactly."""
+    """Centre crop, resized to `side` x `side` pixels."""
     left, top, short = square_box(image.size)
-    image = image.crop((left, top, left + short, top + short))
-    whole = short % side == 0
-    return image.resize((side, side), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS)
+    box = (left, top, left + short, top + short)
+    return image.resize((side, side), Image.Resampling.LANCZOS, box)
 
 
 def square_box(size: tuple[int, int]) -> tuple[int, int, int]:
@@ -29,9 +37,8 @@ def square_box(size: tuple[int, int]) -> tuple[int, int, int]:
     return (size[0] - short) // 2, (size[1] - short) // 2, short
 
 
-def sheet(patches: Sequence[Image.Image], columns: int, cell: int = 40) -> Image.Image:
-    """Patches in rows on a transparent ground, filled up to whole rows."""
-    rows = max(1, -(-len(patches) // columns))
+def sheet(patches: Sequence[Image.Image], columns: int, rows: int, cell: int = 40) -> Image.Image:
+    """Patches in rows on a transparent ground."""
     picture = Image.new("RGBA", (columns * (cell + GAP) - GAP, rows * (cell + GAP) - GAP))
     for i, patch in enumerate(patches):
         place = (i % columns) * (cell + GAP), (i // columns) * (cell + GAP)
@@ -41,7 +48,7 @@ def sheet(patches: Sequence[Image.Image], columns: int, cell: int = 40) -> Image
 
 def marked(image: Image.Image, cells: np.ndarray, shade: bool = True) -> Image.Image:
     """The image enlarged, with its token grid and the `cells` (G, G) that are true tinted."""
-    picture = enlarge(image, 384)
+    picture = enlarge(image)
     step = picture.width / len(cells)
     veil = Image.new("RGBA", picture.size)
     pen = ImageDraw.Draw(veil)

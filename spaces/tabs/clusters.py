@@ -8,11 +8,12 @@ import torch
 from bounds import number, one_of, uploaded
 from engine import Engine, endpoint
 from pictures import enlarge, marked, sheet, square, square_box
+from PIL import Image
 from tree import nearest_clusters
 
 from .shared import MODEL, cluster_slider, image_input, pictures
 
-PAGE, CARD, MEMBERS, NEIGHBOURS = 24, 12, 240, 8
+PAGE, CARD, COLUMNS, MEMBERS, NEIGHBOURS = 24, 12, 4, 240, 8
 ORDERS = ("largest first", "smallest first", "by number")
 EXPLANATION = (
     "Every code of the tokenizer as the patch it decodes to, grouped by cluster. Choose a card to "
@@ -67,8 +68,7 @@ class Clusters:
         cards, table = [], []
         for cluster, codes in zip(chosen, members, strict=True):
             size = int(sizes[cluster])
-            picture = sheet(self.engine.patches(codes), 4)
-            cards.append((picture, f"{cluster} · {size} code{'s' * (size > 1)}"))
+            cards.append((self._card(codes, members), f"{cluster} · {size} code{'s' * (size > 1)}"))
             table.append({"cluster": cluster, "size": size, "codes": codes})
         note = (
             f"{cut.num_clusters} clusters of {cut.codebook_size} codes, the largest has "
@@ -111,7 +111,7 @@ class Clusters:
         firsts = [cut.members(other)[:CARD].tolist() for other, *_ in near]
         engine.patches([one for group in [codes, *firsts] for one in group])
         cards = [
-            (sheet(engine.patches(group), 4), f"{other} · distance {distance:.2f}")
+            (self._card(group, firsts), f"{other} · {distance:.2f} away")
             for (other, distance, _), group in zip(near, firsts, strict=True)
         ]
         names = ("cluster", "distance", "joined_at")
@@ -140,25 +140,32 @@ class Clusters:
             )
         return text
 
+    def _card(self, codes: list[int], page: list[list[int]]) -> Image.Image:
+        """Patches of one cluster, on a sheet as high as the fullest of its page needs."""
+        rows = math.ceil(max(map(len, page)) / COLUMNS)
+        return sheet(self.engine.patches(codes), COLUMNS, rows)
+
     def _codes(self, codes: list[int], own: int | None = None) -> list[tuple]:
         """Gallery of single codes."""
         patches = self.engine.patches(codes)
         return [
-            (enlarge(patch, 64), f"{code} (here)" if code == own else str(code))
+            (enlarge(patch, 64, smooth=False), f"{code} (here)" if code == own else str(code))
             for patch, code in zip(patches, codes, strict=True)
         ]
 
     def _browser(self, tab: gr.Tab) -> None:
         """Cards, pages and the codes of one card."""
-        with gr.Row():
+        with gr.Row(elem_classes="low-row"):
             order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", min_width=160)
             page = gr.Number(1, precision=0, minimum=1, label="Page", min_width=100)
             back = gr.Button("Back", min_width=80, scale=0)
             on = gr.Button("Next", min_width=80, scale=0)
-        cards = pictures("Clusters", 6, allow_preview=False, elem_id="cards")
+        cards = pictures("Clusters", 6, "cards", allow_preview=False, elem_id="cards")
         note = gr.Markdown(label="Summary", elem_classes="note")
         table = gr.JSON(label="Data", visible=False)
-        codes = pictures("Codes of the chosen cluster", 12, allow_preview=False, elem_id="codes")
+        codes = pictures(
+            "Codes of the chosen cluster", 12, "codes", allow_preview=False, elem_id="codes"
+        )
         inputs, outputs = [self.count, order, page], [cards, note, table]
         show = endpoint(self.clusters, gpu=False)
         settings = {"preprocess": False, "show_progress": "minimal", **BROWSING}
@@ -185,15 +192,21 @@ class Clusters:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = image_input(engine, recent)
-                with gr.Row():
+                with gr.Row(elem_classes="low-row"):
                     row = gr.Number(middle, precision=0, label="Row", min_width=80)
                     column = gr.Number(middle, precision=0, label="Column", min_width=80)
                     look = gr.Button("Look up", min_width=100)
             with gr.Column(scale=2, min_width=300):
-                place = gr.Image(label="Tokens", format="png", interactive=False, height=384)
+                place = gr.Image(
+                    label="Tokens",
+                    format="png",
+                    interactive=False,
+                    height=384,
+                    buttons=["download", "fullscreen"],
+                )
         note = gr.Markdown(label="Summary", elem_classes="note")
-        codes = pictures("Its cluster", 12, allow_preview=False, elem_id="region-codes")
-        cards = pictures("Nearest clusters", 8, allow_preview=False, elem_id="neighbours")
+        codes = pictures("Its cluster", 12, "codes", allow_preview=False, elem_id="region-codes")
+        cards = pictures("Nearest clusters", 8, "cards", allow_preview=False, elem_id="neighbours")
         data = gr.JSON(label="Data", visible=False)
         outputs = [place, codes, cards, note, data]
         inputs = [image, self.count, row, column, recent]
@@ -201,7 +214,7 @@ class Clusters:
         show = endpoint(self.region, gpu=False)
         look.click(show, inputs, outputs, api_name="region", **settings)
         private = {"api_visibility": "private", **settings}
-        image.change(show, inputs, outputs, **private)
+        image.change(endpoint(self._arrived, gpu=False), inputs, outputs, **private)
         for picture in (image, place):
             picture.select(
                 endpoint(self._clicked, gpu=False),
@@ -209,6 +222,12 @@ class Clusters:
                 [row, column],
                 **{**private, "queue": False, "concurrency_limit": None, "concurrency_id": None},
             ).then(show, inputs, outputs, **private)
+
+    def _arrived(self, image, *rest) -> tuple:
+        """The middle of a picture that was just put in; nothing for one that was taken away."""
+        if image is None or self.engine.map is None:
+            return (gr.skip(),) * 5
+        return self.region(image, *rest)
 
     def _clicked(self, image, event: gr.SelectData) -> tuple[int, int]:
         """Token grid place of a click on a picture."""

@@ -125,8 +125,7 @@ class Edit:
             layers=False,
             brush=gr.Brush(default_size=48, colors=["#d64884"], color_mode="fixed"),
             eraser=gr.Eraser(default_size=48),
-            height=560,
-            elem_classes="crisp",
+            height=480,
         )
 
     def _controls(self) -> list:

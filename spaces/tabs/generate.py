@@ -62,13 +62,12 @@ class Generate:
         seed = engine.generator(seed).initial_seed()
         name = engine.name_of(label)
         for known, images, ids in engine.sample(label, count, seed, settings):
-            gallery = [(image, name) for image in images]
             if ids is None:
                 rows = f"{known // engine.grid} of {engine.grid}"
-                yield gallery, f"{name}, seed {seed}: row {rows}", gr.skip()
+                yield images, f"{name}, seed {seed}: row {rows}", gr.skip()
             else:
-                made = {"ids": ids, "images": images, "label": label}
-                yield gallery, f"{name}, seed {seed}, guidance {guidance_scale:g}", made
+                made = {"ids": ids, "images": images}
+                yield images, f"{name}, seed {seed}, guidance {guidance_scale:g}", made
 
     def _controls(self) -> list:
         """Left side; the inputs of the endpoint in its order."""
@@ -103,7 +102,7 @@ class Generate:
     def _results(self) -> None:
         """Right side, with the way to the other tabs."""
         layout = self.layout
-        layout.gallery = pictures("Images", 4)
+        layout.gallery = pictures("Images", 2, "many")
         layout.note = gr.Markdown(
             "Choose a class and press Generate.", label="Summary", elem_classes="note"
         )

@@ -75,6 +75,6 @@ class Layout:
             ).images.cpu()
         changed = (new != ids.cpu()).reshape(count, engine.steps, -1).any(-1).float().mean(1)
         shown = engine.decode(torch.cat([ids.cpu(), new]))
-        captions = ["tokenized"] + [f"{share:.0%} of tokens changed" for share in changed.tolist()]
+        captions = ["as tokens"] + [f"{share:.0%} of tokens changed" for share in changed.tolist()]
         gallery = [(square(picture, engine.side), "original"), *zip(shown, captions, strict=True)]
         return gallery, f"On average {changed.mean():.0%} of the {engine.steps} tokens changed."

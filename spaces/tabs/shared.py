@@ -25,15 +25,17 @@ def class_menu(engine: Engine, **settings) -> gr.Dropdown:
 
 def seed_row() -> gr.Number:
     """A seed, and a button that rolls another one in the browser."""
-    with gr.Row(elem_classes="seed-row"):
-        seed = gr.Number(7, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", scale=3)
-        roll = gr.Button("🎲", min_width=48, scale=0, elem_classes="dice")
+    with gr.Row(elem_classes="low-row"):
+        seed = gr.Number(
+            7, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=120, scale=2
+        )
+        roll = gr.Button("Random", min_width=90, scale=1)
     roll.click(None, None, seed, js=RANDOM_SEED, api_visibility="private")
     return seed
 
 
-def pictures(label: str, columns: int, **settings) -> gr.Gallery:
-    """A gallery that shows every pixel and downloads PNG."""
+def pictures(label: str, columns: int, kind: str = "few", **settings) -> gr.Gallery:
+    """A gallery that downloads PNG; `kind` is a class of the style sheet."""
     return gr.Gallery(
         label=label,
         columns=columns,
@@ -42,7 +44,7 @@ def pictures(label: str, columns: int, **settings) -> gr.Gallery:
         height="auto",
         interactive=False,
         buttons=["download", "download_all", "fullscreen"],
-        elem_classes="crisp",
+        elem_classes=["pictures", kind],
         **settings,
     )
 
@@ -55,7 +57,6 @@ def image_input(engine: Engine, recent: gr.State, **settings) -> gr.Image:
         type="filepath",
         format="png",
         height=320,
-        elem_classes="crisp",
         **settings,
     )
     take_button(engine, recent, image)
@@ -66,10 +67,11 @@ def take_button(engine: Engine, recent: gr.State, target: gr.components.Componen
     """A button that puts the last generated image, or a new one, into `target`."""
 
     def take(recent):
-        return enlarge(engine.example(recent))
+        recent = recent or engine.example()
+        return enlarge(recent["images"][0]), recent
 
     button = gr.Button("Take a generated image", size="sm")
-    button.click(endpoint(take), recent, target, api_visibility="private", **MODEL)
+    button.click(endpoint(take), recent, [target, recent], api_visibility="private", **MODEL)
 
 
 def cluster_slider(engine: Engine, **settings) -> gr.Slider:

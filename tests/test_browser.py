@@ -1,0 +1,246 @@
+"""The Space in a real browser: every tab, on a desktop and on a phone."""
+
+import contextlib
+import os
+import re
+import shutil
+import time
+
+import pytest
+import torch
+
+from space_server import served, space
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium; name one in CHROMIUM"),
+    pytest.mark.filterwarnings("ignore::Warning:gradio.queueing"),
+]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+TABS = ("Generate", "New details", "Edit", "Clusters", "Reconstruct")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    names = space()
+    return names.engine.Engine(names.engine.load())
+
+
+@pytest.fixture(scope="module")
+def address(engine):
+    with served(space().build(engine)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=SIZES)
+def page(request, browser, address):
+    """A fresh page that must stay quiet, inside loopback and inside its width."""
+    with opened(browser, address, request.param) as page:
+        yield page
+
+
+@pytest.fixture
+def desktop(browser, address):
+    with opened(browser, address, "desktop") as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(browser, address, size):
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(15_000)
+    errors, outside = [], []
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    local = (address + "/", "data:", "blob:")
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(local) else outside.append(request.url),
+    )
+    page.goto(address)
+    button(page, "Generate").wait_for()
+    yield page
+    assert errors == [] and outside == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def button(page, name):
+    return page.get_by_role("button", name=name, exact=True).locator("visible=true").first
+
+
+def open_tab(page, name):
+    """Choose a tab, by the menu of those that a narrow page has no room for if need be."""
+    tab = page.get_by_role("tab", name=name, exact=True).locator("visible=true")
+    if not tab.count():
+        page.locator(".overflow-menu > button").click()
+        tab = page.locator(".overflow-dropdown").get_by_text(name, exact=True)
+    tab.first.click()
+
+
+def note(page):
+    return page.locator(".note:visible").last.inner_text()
+
+
+def wait_for_note(page, pattern):
+    page.locator(".note:visible", has_text=re.compile(pattern)).last.wait_for()
+
+
+def generated(page):
+    button(page, "Generate").click()
+    wait_for_note(page, "guidance 3")
+
+
+def test_every_tab_works(page):
+    wide = page.viewport_size["width"]
+    generated(page)
+    assert page.locator(".pictures:visible img").count() == 4
+    for tab in TABS:
+        open_tab(page, tab)
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= wide, tab
+    button(page, "Take a generated image").click()
+    page.locator('[data-testid="image"] img:visible').wait_for()
+    button(page, "Reconstruct").click()
+    wait_for_note(page, r"dB to the original\. Replaced")
+    open_tab(page, "Generate")
+    button(page, "New details, same layout").click()
+    page.locator('[data-testid="image"] img:visible').wait_for()
+    button(page, "Draw new details").click()
+    wait_for_note(page, r"On average \d+% of the 64 tokens changed")
+    assert page.locator(".pictures:visible img").count() == 6
+    assert page.locator("text=Error").count() == 0
+
+
+@contextlib.contextmanager
+def slowed(engine, seconds):
+    """Every token takes longer."""
+    forward = engine.pipe.transformer.forward
+
+    def slow(*args, **kwargs):
+        time.sleep(seconds)
+        return forward(*args, **kwargs)
+
+    engine.pipe.transformer.forward = slow
+    yield
+    engine.pipe.transformer.forward = forward
+
+
+def test_pictures_stream_and_stop_stops(desktop, engine):
+    with slowed(engine, 0.03):
+        button(desktop, "Generate").click()
+        seen = []
+        while "guidance 3" not in (text := note(desktop)):
+            picture = desktop.locator(".pictures:visible img").first
+            state = picture.get_attribute("src") if picture.count() else None
+            if state and (not seen or seen[-1] != state):
+                seen.append(state)
+            desktop.wait_for_timeout(60)
+        assert len(set(seen)) >= 4, text
+        button(desktop, "Generate").click()
+        wait_for_note(desktop, "row 2 of 8")
+        button(desktop, "Stop").click()
+        with engine.lock:
+            pass
+        desktop.wait_for_timeout(500)
+        stopped = note(desktop)
+        assert re.search("row [234] of 8", stopped)
+    started = time.monotonic()
+    generated(desktop)
+    assert time.monotonic() - started < 5
+
+
+def test_painting_changes_only_what_is_beneath(desktop, engine, monkeypatch):
+    generated(desktop)
+    decoded, decode = [], engine.decode
+
+    def recorded(ids):
+        decoded.append(ids)
+        return decode(ids)
+
+    monkeypatch.setattr(engine, "decode", recorded)
+    button(desktop, "Edit").click()
+    canvas = desktop.locator("canvas:visible").first
+    canvas.wait_for()
+    desktop.wait_for_timeout(1500)  # the picture is drawn some time after the canvas is there
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    desktop.mouse.move(middle[0] - 20, middle[1])
+    desktop.mouse.down()
+    desktop.mouse.move(middle[0] + 20, middle[1], steps=4)
+    desktop.mouse.up()
+    button(desktop, "Edit").click()
+    wait_for_note(desktop, r"\d+ of \d+ tokens changed, 64 in the image")
+    before, after = decoded[-1]
+    source = engine.pipe(
+        0,
+        guidance_scale=3.0,
+        num_images_per_prompt=4,
+        generator=torch.Generator().manual_seed(7),
+        output_type="latent",
+    ).images
+    assert (before == source[0]).all(), "a generated image keeps its own ids"
+    changed = (before != after).nonzero()
+    assert len(changed) > 2
+    assert changed.min() >= 1 and changed.max() <= 6, "the stroke is in the middle"
+    assert (before != after)[2:6, 2:6].sum() >= 2
+    painted = int(re.search(r"of (\d+) tokens changed", note(desktop))[1])
+    assert len(changed) <= painted < 40
+
+
+def test_clusters_and_places_can_be_clicked(desktop, engine):
+    generated(desktop)
+    open_tab(desktop, "Clusters")
+    card = desktop.locator("#cards button:has(img)").nth(2)
+    card.wait_for()
+    size = int(re.search(r"(\d+) code", card.inner_text())[1])
+    card.click()
+    codes = desktop.locator("#codes button:has(img)")
+    codes.first.wait_for()
+    assert codes.count() == size
+    button(desktop, "Next").click()
+    desktop.locator(".note:visible", has_text="Page 2 of 22").first.wait_for()
+    button(desktop, "Take a generated image").click()
+    wait_for_note(desktop, "Row 4, column 4")
+    for picture, row, column in (("Tokens", 1, 6), ("Your image", 7, 2)):
+        image = desktop.locator(f'.block:has(label:text-is("{picture}")) img:visible').first
+        image.scroll_into_view_if_needed()
+        box = image.bounding_box()
+        side = min(box["width"], box["height"])  # the picture is square, in the middle of its box
+        left, top = ((box["width"] - side) / 2, (box["height"] - side) / 2)
+        place = {"x": left + (column + 0.5) * side / 8, "y": top + (row + 0.5) * side / 8}
+        image.click(position=place)
+        wait_for_note(desktop, f"Row {row}, column {column}: code")
+    assert desktop.locator("#region-codes button:has(img)").count() >= 1
+    assert desktop.locator("#neighbours button:has(img)").count() == 8
+
+
+def test_errors_are_one_sentence(desktop):
+    box = desktop.get_by_label("Class", exact=True).locator("visible=true").first
+    box.fill("gold fish")
+    box.press("Enter")
+    button(desktop, "Generate").click()
+    toast = desktop.locator(".toast-body, [data-testid='toast-body']").first
+    toast.wait_for()
+    assert "did you mean goldfish" in toast.inner_text()
+    assert "Traceback" not in desktop.content()
