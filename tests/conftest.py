@@ -5,6 +5,7 @@ Every fixture here is a builder: call it with the constructor fields that should
 
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["TQDM_DISABLE"] = "1"  # bars would stand between the lines that tests read
@@ -18,6 +19,23 @@ from torch import nn
 from codeclade import ClusterMap, CodecladeConfig, CodecladePipeline, CodecladeTransformer, VQModel
 
 torch.set_num_threads(1)  # tiny matrices gain nothing from more
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", b"127.0.0.1", b"localhost", None, "")
+
+
+def stay_on_this_machine(event: str, arguments: tuple) -> None:
+    """Audit hook: a test that wants to talk to another machine fails."""
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if host not in LOOPBACK:
+        raise PermissionError(f"tests reach no other machine, but {host!r} was asked for.")
+
+
+sys.addaudithook(stay_on_this_machine)
 
 NAMES = {
     0: "goldfish, Carassius auratus",
