@@ -38,7 +38,7 @@ except ImportError:  # outside a Space
 
 
 SLOW_PREVIEW = 0.5  # seconds; where one takes longer, previews get half of the time at most
-PATCH_BATCH = 64
+BOARDS = 16  # decoded at once, 8 x 8 tokens each
 
 
 def sentence(error: Exception) -> gr.Error:
@@ -95,10 +95,11 @@ class Engine:
         self.steps, self.side = config.num_tokens, config.grid_size * pipe.vq_model.downsample
         self.pairs = pipe.vq_model.detail_codebook_size is not None
         self.map = self._cluster_map()
+        self.codebook = pipe.vq_model.codebook.detach().float().cpu()
         self.lock = threading.Lock()  # a pipeline keeps its guidance scale while it runs
         self._cuts: dict[int, ClusterMap] = {}
         self._patches: dict[int, Image.Image] = {}
-        self._decode_patches, self.find_ids = GPU(self._patch_pixels), GPU(self.ids_of)
+        self._decode_patches, self.find_ids = GPU(self._patch_pixels), GPU(self._ids_array)
         if torch.cuda.is_available():
             pipe.to("cuda")
             pipe.transformer.to(torch.bfloat16)  # the tokenizer stays exact
@@ -271,6 +272,10 @@ class Engine:
                 return torch.from_numpy(ids).unsqueeze(0)
         return self.encode(image).cpu()
 
+    def _ids_array(self, image: Image.Image, recent: dict | None) -> np.ndarray:
+        """`ids_of` in a form that can leave a process that is about to end."""
+        return self.ids_of(image, recent).numpy()
+
     def example(self) -> dict:
         """An image of some class, as generated images are remembered."""
         label = int(torch.randint(self.pipe.transformer.config.num_classes, ()))
@@ -313,10 +318,6 @@ class Engine:
             self._cuts[count] = self.map.cut(count)
         return self._cuts[count]
 
-    def coarse(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids that the cluster map speaks of: all, or the semantic ones of pairs."""
-        return (ids[..., 0] if self.pairs else ids).cpu()
-
     def patches(self, ids: list[int]) -> list[Image.Image]:
         """What each id looks like, decoded once and kept."""
         missing = sorted(set(ids) - self._patches.keys())
@@ -327,11 +328,27 @@ class Engine:
 
     @torch.no_grad()
     def _patch_pixels(self, ids: list[int]) -> np.ndarray:
-        """The middle cells (n, f, f, 3) uint8 of 3 x 3 cells of one id each."""
-        vq_model, cell, parts = self.pipe.vq_model, self.pipe.vq_model.downsample, []
-        for part in torch.tensor(ids, device=self.device).split(PATCH_BATCH):
-            grid = part.view(-1, 1, 1).expand(-1, 3, 3)
-            pixels = vq_model.decode_codes(CosineQuantizer.lookup(vq_model.quantize, grid))
-            parts.append(pixels[:, :, cell : 2 * cell, cell : 2 * cell].float().clamp(-1, 1).cpu())
-        pixels = ((torch.cat(parts) + 1) * 127.5).round().byte()
+        """What ids look like among other codes, (n, f, f, 3) uint8.
+
+        A picture of one code alone has colours that the code never has in an image: the decoder's
+        normalisations take out what all of a picture shares. So codes stand in blocks of 2 x 2, on
+        the black fields of a chess board whose white ones are random codes, then on the white ones.
+        """
+        vq_model, cell = self.pipe.vq_model, self.pipe.vq_model.downsample
+        groups = torch.tensor(ids + ids[:1] * (-len(ids) % 8), device=self.device).view(-1, 8)
+        total = torch.zeros(groups.numel(), 3, cell, cell)
+        for colour in (0, 1):
+            fields = torch.arange(4).view(-1, 1).add(torch.arange(4)) % 2 == colour
+            others = torch.Generator().manual_seed(colour)
+            others = torch.randint(vq_model.codebook_size, (1, 4, 4), generator=others)
+            board = others.to(self.device).repeat(len(groups), 1, 1)
+            board[:, fields] = groups
+            board = board.repeat_interleave(2, 1).repeat_interleave(2, 2)
+            for start, part in enumerate(board.split(BOARDS)):
+                codes = CosineQuantizer.lookup(vq_model.quantize, part)
+                pixels = vq_model.decode_codes(codes).float().clamp(-1, 1).cpu()
+                cells = pixels.view(-1, 3, 4, 2, cell, 4, 2, cell).mean((3, 6))
+                cells = cells.permute(0, 2, 4, 1, 3, 5)[:, fields].flatten(0, 1)
+                total[start * BOARDS * 8 :][: len(cells)] += cells
+        pixels = ((total[: len(ids)] / 2 + 1) * 127.5).round().byte()
         return pixels.permute(0, 2, 3, 1).contiguous().numpy()

@@ -7,14 +7,14 @@ import torch
 from codeclade import ClusterMap
 
 
-def join_heights(cut: ClusterMap, cluster: int) -> list[float]:
-    """Height at which every cluster joins `cluster` in the tree; infinite where there is none.
+def join_heights(cut: ClusterMap, cluster: int) -> list[float | None]:
+    """Height at which every cluster joins `cluster` in the tree; None where it never does.
 
     The cluster's own entry is 0.
     """
     codes, count, mapping = cut.codebook_size, cut.num_clusters, cut.mapping.tolist()
     merges, heights = cut.merges.tolist(), cut.heights.tolist()
-    found = [math.inf] * count
+    found: list[float | None] = [None] * count
     found[cluster] = 0.0
     leaf = list(range(codes))  # any code below every node
     for a, _ in merges:
@@ -38,7 +38,7 @@ def join_heights(cut: ClusterMap, cluster: int) -> list[float]:
 
 def nearest_clusters(
     cut: ClusterMap, codebook: torch.Tensor, cluster: int, count: int
-) -> list[tuple[int, float, float]]:
+) -> list[tuple[int, float, float | None]]:
     """The `count` nearest clusters: number, distance of the mean codes, height of their joining."""
     means = torch.zeros(cut.num_clusters, codebook.shape[1])
     means.index_add_(0, cut.mapping, codebook)

@@ -212,19 +212,23 @@ def test_reconstruct_measures(client, pipe, picture):
     assert data["psnr_between"] < 40
 
 
-def test_twenty_clients_are_served_in_turn(address, pipe):
+def test_twenty_clients_are_served_in_turn(tiny_pipeline):
+    pipe = tiny_pipeline("cluster")
     expected = {
-        seed: np.asarray(pipe("lion", guidance_scale=3.0, generator=seeded(seed)).images[0])
+        seed: np.asarray(pipe("tabby", guidance_scale=3.0, generator=seeded(seed)).images[0])
         for seed in range(3)
     }
 
     def ask(seed):
-        answer = post(address, "generate", list({**GENERATE, "count": 1, "seed": seed}.values()))
-        (last,) = answer.split("event: complete\ndata: ")[1:]
+        values = {**GENERATE, "name": "tabby", "count": 1, "seed": seed}.values()
+        (last,) = post(address, "generate", list(values)).split("event: complete\ndata: ")[1:]
         with urllib.request.urlopen(json.loads(last)[0][0]["image"]["url"]) as file:
             return seed, np.asarray(Image.open(file).convert("RGB"))
 
-    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+    with (
+        served(space().build(space().engine.Engine(pipe))) as address,
+        concurrent.futures.ThreadPoolExecutor(20) as pool,
+    ):
         for seed, image in pool.map(ask, [i % 3 for i in range(20)]):
             assert (image == expected[seed]).all()
 
@@ -442,7 +446,8 @@ def test_what_crosses_to_a_gpu_process_can_be_pickled(monkeypatch, picture, tiny
     engine = module.Engine(tiny_pipeline("cluster"))
     assert len(engine.patches([1, 2])) == 2 and crossed == ["_patch_pixels"]
     image = Image.open(picture)
-    assert engine.find_ids(image, engine.example()).shape == (1, 4, 4)
+    ids = engine.find_ids(image, engine.example())
+    assert isinstance(ids, np.ndarray) and ids.shape == (1, 4, 4), "tensors share memory"
 
 
 def test_app_starts_anywhere_with_another_pipeline(tmp_path):

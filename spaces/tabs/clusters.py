@@ -11,13 +11,15 @@ from pictures import enlarge, marked, sheet, square, square_box
 from PIL import Image
 from tree import nearest_clusters
 
+from codeclade import ClusterMap
+
 from .shared import MODEL, cluster_slider, image_input, pictures
 
-PAGE, CARD, COLUMNS, MEMBERS, NEIGHBOURS = 24, 12, 4, 240, 8
+PAGE, CARD, COLUMNS, MEMBERS, NEIGHBOURS = 24, 12, 4, 120, 8
 ORDERS = ("largest first", "smallest first", "by number")
 EXPLANATION = (
-    "Every code of the tokenizer as the patch it decodes to, grouped by cluster. Choose a card to "
-    "see all of its codes."
+    "Every code of the tokenizer as the patch it decodes to among other codes, grouped by cluster. "
+    "Choose a card to see all of its codes."
 )
 REGION = (
     "Upload an image and click on it: which code that place has, what else is in its cluster, and "
@@ -32,8 +34,6 @@ class Clusters:
 
     def __init__(self, engine: Engine, recent: gr.State, tab: gr.Tab):
         self.engine = engine
-        if engine.map is not None:
-            self.codebook = engine.pipe.vq_model.codebook.detach().float().cpu()
         gr.Markdown(EXPLANATION if engine.map is not None else NO_CLUSTERS)
         self.count = cluster_slider(engine, info="Where to cut the merge tree")
         self._browser(tab)
@@ -95,39 +95,44 @@ class Clusters:
             them, and all of it as data.
         """
         engine, cut = self.engine, self.engine.cut(clusters)
-        last = engine.grid - 1
-        row = number("row", row, 0, last, integer=True)
-        column = number("column", column, 0, last, integer=True)
+        row = number("row", row, 0, engine.grid - 1, integer=True)
+        column = number("column", column, 0, engine.grid - 1, integer=True)
         picture = uploaded(image)
         if picture is None:
             raise ValueError("upload an image first, or take a generated one.")
-        code = int(engine.coarse(engine.find_ids(picture, recent))[0, row, column])
+        found = engine.find_ids(picture, recent)[0, row, column]
+        code = int(found.flat[0])  # the semantic one of a pair
         cluster = int(cut.mapping[code])
-        codes = cut.members(cluster)[:MEMBERS].tolist()
-        near = nearest_clusters(cut, self.codebook, cluster, NEIGHBOURS)
+        codes = cut.members(cluster).tolist()
         cells = np.zeros((engine.grid, engine.grid), bool)
         cells[row, column] = True
         place = marked(square(picture, engine.side), cells, shade=False)
-        firsts = [cut.members(other)[:CARD].tolist() for other, *_ in near]
-        engine.patches([one for group in [codes, *firsts] for one in group])
-        cards = [
-            (self._card(group, firsts), f"{other} · {distance:.2f} away")
-            for (other, distance, _), group in zip(near, firsts, strict=True)
-        ]
-        names = ("cluster", "distance", "joined_at")
+        near = nearest_clusters(cut, engine.codebook, cluster, NEIGHBOURS)
         data = {
             "id": code,
             "cluster": cluster,
-            "size": int(cut.sizes[cluster]),
+            "size": len(codes),
             "members": codes,
             "neighbours": [
-                dict(zip(names, (*one[:2], None if math.isinf(one[2]) else one[2]), strict=True))
-                for one in near
+                {"cluster": other, "distance": distance, "joined_at": height}
+                for other, distance, height in near
             ],
         }
-        return place, self._codes(codes, code), cards, self._sentence(data, row, column), data
+        cards = self._neighbours(cut, near)
+        note = self._sentence(data, row, column)
+        return place, self._codes(codes[:MEMBERS], code), cards, note, data
+
+    def _neighbours(self, cut: ClusterMap, near: list[tuple]) -> list[tuple]:
+        """Cards of the nearest clusters."""
+        firsts = [cut.members(other)[:CARD].tolist() for other, *_ in near]
+        self.engine.patches([code for codes in firsts for code in codes])  # in one batch
+        return [
+            (self._card(codes, firsts), f"{other} · {distance:.2f} away")
+            for (other, distance, _), codes in zip(near, firsts, strict=True)
+        ]
 
     def _sentence(self, data: dict, row: int, column: int) -> str:
+        """What was found, for reading."""
         size = data["size"]
         company = f"one of {size} in cluster" if size > 1 else "alone in cluster"
         text = f"Row {row}, column {column}: code {data['id']}, {company} {data['cluster']}."

@@ -62,13 +62,29 @@ class Edit:
         """
         engine = self.engine
         label, strength = engine.label(name), number("strength", strength, 0, 1)
-        scale = number("guidance scale", guidance_scale, 0, 20)
-        generator = engine.generator(seed)
+        settings = {
+            "strength": strength,
+            "guidance_scale": number("guidance scale", guidance_scale, 0, 20),
+            "generator": engine.generator(seed),
+        }
         picture, mask = self._painted(image)
-        ids = engine.ids_of(picture, recent)
-        cells = token_mask(mask, engine.grid) if mask is not None else None
-        if cells is None and strength == 1:
+        if mask is None and strength == 1:
             raise ValueError("paint over what should change, or set the strength below 1.")
+        ids, cells = engine.ids_of(picture, recent), torch.ones(engine.grid, engine.grid) > 0
+        if mask is not None:
+            cells = token_mask(mask, engine.grid)[0]
+        new = self._sampled(label, progress, latents=ids, mask_image=cells.float(), **settings)
+        changed = int((new != ids).reshape(engine.steps, -1).any(-1).sum())
+        before, after = engine.decode(torch.cat([ids, new]))
+        shown = marked(before, cells.numpy())
+        gallery = [(before, "before"), (shown, "tokens that may change"), (after, "after")]
+        return gallery, (
+            f"{changed} of {int(cells.sum())} tokens changed, {engine.steps} in the image."
+        )
+
+    def _sampled(self, label: int, progress: gr.Progress, **settings) -> torch.Tensor:
+        """Ids of the edited image; a client that goes away stops it."""
+        engine = self.engine
 
         def run(callback_on_step_end):
             def after_token(pipe, step, token, kwargs):
@@ -76,23 +92,11 @@ class Edit:
                 return callback_on_step_end(pipe, step, token, kwargs)
 
             return engine.pipe(
-                label,
-                latents=ids,
-                mask_image=None if cells is None else cells.float(),
-                strength=strength,
-                guidance_scale=scale,
-                generator=generator,
-                output_type="latent",
-                callback_on_step_end=after_token,
+                label, output_type="latent", callback_on_step_end=after_token, **settings
             ).images.cpu()
 
         (new,) = engine.stream(run)
-        changed = int((new != ids.cpu()).reshape(engine.steps, -1).any(-1).sum())
-        before, after = engine.decode(torch.cat([ids.cpu(), new]))
-        shown = np.ones((engine.grid,) * 2, bool) if cells is None else cells[0].numpy()
-        gallery = [(before, "before"), (marked(before, shown), "tokens that may change")]
-        note = f"{changed} of {int(shown.sum())} tokens changed, {engine.steps} in the image."
-        return [*gallery, (after, "after")], note
+        return new
 
     def _painted(self, value) -> tuple[Image.Image, torch.Tensor | None]:
         """Background and mask (H, W), cropped alike; the page sends bytes, clients send files."""
