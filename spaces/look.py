@@ -23,6 +23,7 @@ CSS = """
 .head h1 { margin-bottom: 0; }
 .note { min-height: 1.5em; opacity: 0.85; }
 .low-row { align-items: end; flex-wrap: nowrap !important; }
+.low-row.wraps { flex-wrap: wrap !important; }
 .low-row button { margin-bottom: 12px; min-height: 42px; white-space: nowrap; }
 
 /* Labels above the pictures, not on them. */
@@ -44,6 +45,7 @@ CSS = """
 .pictures .empty { min-height: 160px !important; }
 .many .grid-container:has(> :nth-child(5)) { --grid-cols: 4 !important; }
 .cards .thumbnail-item { padding: 6px; }
+.codes .grid-container { grid-template-columns: repeat(10, 1fr) !important; }
 @media (max-width: 640px) {
   .few .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
   .cards .grid-container { grid-template-columns: repeat(3, 1fr) !important; }

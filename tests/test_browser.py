@@ -28,6 +28,9 @@ FLAGS = [
     "--disable-sync",
 ]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+CUT_OFF = """() => [...document.querySelectorAll('.tabitem button, .tabitem input')]
+  .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth)
+  .map(e => e.textContent || e.ariaLabel)"""
 TABS = ("Generate", "New details", "Edit", "Clusters", "Reconstruct")
 
 
@@ -119,6 +122,7 @@ def test_every_tab_works(page):
         open_tab(page, tab)
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= wide, tab
+        assert page.evaluate(CUT_OFF) == [], tab
     button(page, "Take a generated image").click()
     page.locator('[data-testid="image"] img:visible').wait_for()
     button(page, "Reconstruct").click()

@@ -1,7 +1,10 @@
 """What a callback sees and can change while the pipeline runs, and the progress bar."""
 
+import numpy as np
 import pytest
 import torch
+
+from scheme_pipelines import SCHEMES, build_scheme
 
 TOKENS = 16
 
@@ -110,3 +113,25 @@ def test_progress_bar_counts_tokens_and_can_be_switched_off(tiny_pipeline, capsy
     pipe.set_progress_bar_config(disable=True)
     pipe(0)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_preview_shows_known_tokens_as_the_call_will_and_grey_below(scheme):
+    pipe, seen = build_scheme(scheme), []
+
+    def show(pipe, step, token, kwargs):
+        after_noise = kwargs["latents"].clone()
+        after_noise[:, step + 1 :] = 1  # what is not known yet must not matter
+        for latents in (kwargs["latents"], after_noise):
+            seen.append(pipe.preview(latents, step + 1, torch.Generator().manual_seed(3)))
+        return {}
+
+    settings = {"num_images_per_prompt": 2, "generator": torch.Generator().manual_seed(3)}
+    images = pipe("tabby", callback_on_step_end=show, **settings).images
+    for known, (first, second) in enumerate(zip(seen[::2], seen[1::2], strict=True), 1):
+        for one, other in zip(first, second, strict=True):
+            pixels = np.asarray(one).astype(int)
+            assert (pixels == np.asarray(other)).all()
+            unknown = np.arange(16).reshape(4, 4).repeat(4, 0).repeat(4, 1) >= known
+            assert np.abs(pixels[unknown] - 127.5).max(initial=0) < 1
+    assert [np.asarray(a).tolist() for a in images] == [np.asarray(b).tolist() for b in seen[-1]]

@@ -160,7 +160,7 @@ class Clusters:
 
     def _browser(self, tab: gr.Tab) -> None:
         """Cards, pages and the codes of one card."""
-        with gr.Row(elem_classes="low-row"):
+        with gr.Row(elem_classes=["low-row", "wraps"]):
             order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", min_width=160)
             page = gr.Number(1, precision=0, minimum=1, label="Page", min_width=100)
             back = gr.Button("Back", min_width=80, scale=0)
