@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="generated images a class")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.0])
     arguments = parser.parse_args()
-    pipe = CodecladePipeline.from_pretrained(bundled())
+    pipe = CodecladePipeline.from_pretrained(bundled(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
     if arguments.codes:

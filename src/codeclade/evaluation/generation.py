@@ -180,7 +180,8 @@ def _accuracy(part: list[Tensor], classes: list[int]) -> float:
 
 
 def _result(metric: str, value: float, unit: str, protocol: str, data: str, pipe) -> dict[str, Any]:
-    machine = f"{pipe.device.type}, {str(pipe.dtype).removeprefix('torch.')}"
+    dtype = str(pipe.transformer.dtype).removeprefix("torch.")
+    machine = f"{pipe.device.type}, {dtype} transformer"
     return {
         "metric": metric,
         "value": float(f"{value:.4g}"),
