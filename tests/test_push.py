@@ -192,6 +192,30 @@ print(image_hash(CodecladePipeline.from_pretrained("tester/bundled"), "goldfish"
         assert (tmp_path / "copy" / "samples.png").stat().st_size > 10_000
 
 
+def test_a_pushed_space_starts_by_itself(hub, saved, bare_python, tmp_path):
+    """The app of a Space finds codeclade beside it and its pipeline on the Hub."""
+    assert main(["push", str(saved), "tester/tiny", "--no-samples", "--space", "tester/demo"]) == 0
+    space = hub.repository("tester/demo", "space")
+    assert space.variables["CODECLADE_PIPELINE"]["value"] == "tester/tiny"
+    card = ModelCard(space.resolve().files["README.md"].content.decode()).data
+    assert card.models == card.preload_from_hub == ["tester/tiny"]
+    assert (card.sdk, card.python_version, card.app_file) == ("gradio", "3.12", "app.py")
+    for name, file in space.resolve().files.items():
+        path = tmp_path / "space" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.content)
+    start = """
+import os, sys
+os.environ["CODECLADE_PIPELINE"] = "tester/tiny"
+sys.path.insert(0, sys.argv[1])
+import app, codeclade
+print(os.path.dirname(codeclade.__file__), sorted(app.demo.get_api_info()["named_endpoints"]))
+"""
+    lines = fresh(hub, tmp_path / "home", start, tmp_path / "space", interpreter=bare_python)
+    names = ["/clusters", "/edit", "/generate", "/reconstruct", "/redraw", "/region"]
+    assert lines[-1] == f"{tmp_path}/space/codeclade {names}"
+
+
 def test_what_the_hf_command_uploads_loads_too(hub, saved, tmp_path):
     hf(hub, tmp_path / "a", "upload", "tester/by-hand", saved)
     load = """
