@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from .cluster_map import ClusterMap
+from .compatibility import check_components
 from .editing import Edit, EditingMixin, check_edit, clusters_of
 from .guidance import Number, Schedule
 from .labels import ids_by_name, label_id
@@ -114,46 +115,10 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         return installed_index(index) if cls.__module__.startswith("codeclade.") else index
 
     def _check_components(self) -> None:
-        """Raise a ValueError unless tokenizer, map and generator speak of the same codes."""
+        """Raise a ValueError unless all parts fit together."""
         if isinstance(self.config.guidance_scale, (tuple, list)):  # an index reads pairs as parts
             raise ValueError("the default guidance_scale is one number; give pairs to the call.")
-        config, cluster_map = self.transformer.config, self.cluster_map
-        codes, details = self.vq_model.codebook_size, self.vq_model.detail_codebook_size
-        if config.scheme == "cluster" and cluster_map is None:
-            raise ValueError("a transformer of scheme 'cluster' needs a cluster_map.")
-        if cluster_map is not None and not cluster_map.matches(self.vq_model.codebook):
-            raise ValueError(
-                f"cluster_map was made from another codebook than vq_model's "
-                f"{tuple(self.vq_model.codebook.shape)}; cluster that codebook again."
-            )
-        if (details is not None) != (config.scheme == "semantic_detail"):
-            raise ValueError(
-                f"a transformer of scheme {config.scheme!r} does not fit a vq_model with "
-                f"detail_codebook_size={details}; detail codes go with 'semantic_detail'."
-            )
-        expected = {
-            "token": [("tokens", config.vocab_size, codes)],
-            "cluster": [("clusters", config.vocab_size, getattr(cluster_map, "num_clusters", 0))],
-            "cluster_token": [("tokens", config.vocab_size, codes)],
-            "semantic_detail": [
-                ("semantic codes", config.coarse_vocab_size, codes),
-                ("detail codes", config.vocab_size, details),
-            ],
-        }
-        for what, predicted, there in expected[config.scheme]:
-            if predicted != there:
-                raise ValueError(
-                    f"transformer predicts {predicted} {what}, but there are {there}; "
-                    "load the parts that were trained together."
-                )
-        if config.scheme == "cluster_token":
-            cluster_of = self.transformer.token_embedding.cluster_of.cpu()
-            if len(cluster_of.unique()) != config.coarse_vocab_size:
-                raise ValueError("transformer has no clusters yet; give it some by use_clusters.")
-            if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
-                raise ValueError("cluster_map has other clusters than transformer.")
-        if self.refiner is not None:
-            self.refiner.check_cluster_map(cluster_map)
+        check_components(self.vq_model, self.transformer, self.cluster_map, self.refiner)
 
     @property
     def guidance_scale(self) -> Number:
