@@ -9,7 +9,9 @@ from huggingface_hub import ModelCard
 from codeclade import bundled
 from codeclade.hub.card import check_front_matter, describe_map, render_card
 from codeclade.hub.citations import PAPERS
+from codeclade.hub.push import prepare
 from codeclade.hub.repository import read_repository
+from scheme_pipelines import build_scheme
 
 RESULT = {
     "metric": "Class accuracy",
@@ -75,7 +77,7 @@ def test_numbers_come_with_their_protocol(saved):
     assert RESULT["protocol"] in result.metric_name
     assert f"| Class accuracy | 14.5 % | Tiny ImageNet | {RESULT['protocol']} |" in found.text
     (saved / "evaluation.json").write_text(json.dumps([RESULT | {"protocol": ""}]))
-    with pytest.raises(ValueError, match="a result without protocol"):
+    with pytest.raises(ValueError, match=r"evaluation\.json: protocol must be text, got ''"):
         card(saved)
 
 
@@ -102,10 +104,81 @@ def test_training_and_provenance_are_told(saved):
     block = found.text.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block) == training["recipe"]
     assert "validation loss 4.823" in found.text
-    assert "`DCPE-B.pt` (1,234,567 bytes)" in found.text
+    assert "- DCPE-B.pt (1,234,567 bytes)" in found.text
     assert found.data.license == "mit" and found.data.datasets == ["ILSVRC/imagenet-1k"]
     assert "dcpe" in found.data.tags
     assert card(saved, licence="apache-2.0").data.license == "apache-2.0"
+
+
+def test_text_from_files_stays_text(saved):
+    path = saved / "model_index.json"
+    index = json.loads(path.read_text())
+    index["id2label"] = {
+        "0": 'x").images; __import__("os").system("id"); print("',
+        "1": "<img src=x onerror=alert(1)> [free](http://evil.example)",
+        "2": "a\n```\n# Pwned\n---\nlicense: mit\n---",
+        "3": "crane",
+        "4": "crane",
+    }
+    path.write_text(json.dumps(index))
+    (saved / "evaluation.json").write_text(json.dumps([RESULT | {"protocol": "a | b\n# c"}]))
+    found = card(saved)
+    lines = found.text.split("```python\n")[1].split("```")[0]
+    assert "__import__" not in lines and "image = pipe(0).images[0]" in lines
+    assert "<img" not in found.text and "[free]" not in found.text
+    assert "\n# Pwned" not in found.text and "license" not in found.data.to_dict()
+    assert r"| a \| b \# c |" in found.text
+    titles = [line for line in found.text.splitlines() if line.startswith("# ")]
+    assert titles == ["# tiny"]
+
+
+def test_the_call_names_the_first_clear_class(saved):
+    path = saved / "model_index.json"
+    index = json.loads(path.read_text())
+    names = {"2": "tabby, cat", "10": "lion", "0": "crane", "1": "crane"}
+    path.write_text(json.dumps(index | {"id2label": names}))
+    text = card(saved).text
+    assert 'image = pipe("tabby").images[0]' in text
+    assert "Classes (4): crane, crane, tabby, lion." in text
+
+
+def test_recipes_cannot_close_their_block(saved):
+    recipe = {"note": "```\n# out\n````"}
+    record = {"stage": "g", "steps": 1, "seconds": 1, "machine": "m", "logged": {}}
+    (saved / "training.json").write_text(json.dumps(record | {"recipe": recipe}))
+    text = card(saved).text
+    assert yaml.safe_load(text.split("`````yaml\n")[1].split("\n`````")[0]) == recipe
+
+
+def test_data_sets_and_licences_of_the_hub(saved):
+    record = {"stage": "g", "steps": 1, "seconds": 1, "machine": "m", "logged": {}}
+    recipe = {"data": "zh-plus/tiny-imagenet"}
+    (saved / "training.json").write_text(json.dumps(record | {"recipe": recipe}))
+    provenance = {"license": "other", "license_name": "own", "license_link": "https://x.y/z"}
+    (saved / "provenance.json").write_text(json.dumps(provenance))
+    data = card(saved).data.to_dict()
+    assert data["datasets"] == ["zh-plus/tiny-imagenet"]
+    assert (data["license"], data["license_name"]) == ("other", "own")
+    assert data["license_link"] == "https://x.y/z"
+    data = card(saved, licence="mit").data.to_dict()
+    assert data["license"] == "mit" and "license_name" not in data
+    (saved / "evaluation.json").write_text(json.dumps([RESULT | {"value": 0}]))
+    (result,) = card(saved).data.eval_results
+    assert (result.metric_value, result.dataset_split) == (0, "validation")
+
+
+@pytest.mark.parametrize("licence", ["other", "my own", "MIT licence", ""])
+def test_licence_names_are_the_hubs(saved, licence):
+    with pytest.raises(ValueError, match="is none of the Hub's names"):
+        prepare(saved, "user/tiny", licence)
+
+
+def test_two_stage_schemes_are_described(tmp_path):
+    build_scheme("semantic_detail").save_pretrained(tmp_path)
+    found = card(tmp_path)
+    assert PAPERS["iar2"][3] in found.text and PAPERS["masc"][3] not in found.text
+    assert "pairs of a semantic and a detail code" in found.text
+    assert "semantic_detail" in found.data.tags
 
 
 def test_papers_of_the_methods_are_cited(saved, tiny_pipeline, tmp_path):
@@ -123,12 +196,15 @@ def test_components_have_cards(saved, part):
     kind = read_repository(saved / part).class_name
     assert f"from codeclade import {kind}" in found.text
     assert f'{kind}.from_pretrained("user/part")' in found.text
-    library = "transformers" if part == "transformer" else "diffusers"
+    library = "transformers" if part == "transformer" else "codeclade"
     assert found.data.library_name == library
 
 
 @pytest.mark.parametrize("block", ["a: [1", "- 1\n- 2", "just words"])
 def test_bad_metadata_is_refused(block):
+    with pytest.raises(ValueError, match="has no end"):
+        check_front_matter("---\na: 1\n# X\n", "README.md")
+    assert check_front_matter("---\n---\n# X\n", "README.md") == {}
     with pytest.raises(ValueError, match=r"the metadata of README\.md"):
         check_front_matter(f"---\n{block}\n---\n# X\n", "README.md")
     assert check_front_matter("# no metadata", "README.md") == {}

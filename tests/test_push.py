@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -16,14 +17,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import save_file
 
 import hub_server
 from codeclade import ClusterMap, CodecladePipeline, bundled
 from codeclade.cli import main
 from codeclade.hub.push import push
-from hub_client import LOOPBACK_ONLY, TOKENS, head, hf, run
+from hub_client import LOOPBACK_ONLY, TOKENS, head, hf, put, run
+from scheme_pipelines import build_scheme
 
 pytest_plugins = "hub_fixtures"
 
@@ -68,7 +70,10 @@ def bare_python(tmp_path_factory):
     (inside / "libraries.pth").write_text("\n".join(libraries))  # their own .pth are not followed
     interpreter = folder / "bin" / "python"
     code = "import importlib.util, torch; print(importlib.util.find_spec('codeclade'))"
-    done = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True)
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [interpreter, "-c", code], capture_output=True, text=True, check=True, env=clean
+    )
     assert done.stdout.strip() == "None", "codeclade must be installed in editable mode here"
     return interpreter
 
@@ -89,6 +94,8 @@ print(image_hash(CodecladePipeline.from_pretrained("tester/tiny", device_map="cp
 print(image_hash(CodecladePipeline.from_pretrained("tester/tiny", device_map="balanced")))
 half = CodecladePipeline.from_pretrained("tester/tiny", variant="bf16", dtype=torch.bfloat16)
 print(half.dtype, image_hash(half))
+plain = CodecladePipeline.from_pretrained("tester/tiny")
+print({str(part.dtype) for part in (plain.vq_model, plain.transformer)})
 print(image_hash(CodecladePipeline.from_pretrained("tester/plain")))
 print(image_hash(DiffusionPipeline.from_pretrained("tester/plain")))
 config = transformers.AutoConfig.from_pretrained("tester/tiny", subfolder="transformer")
@@ -121,6 +128,7 @@ def test_everything_loads_by_id_in_a_fresh_process(hub, saved, tiny_pipeline, tm
         image_hash(pipe),
         *[new] * 3,
         f"torch.bfloat16 {image_hash(half)}",
+        "{'torch.float32'}",
         new,
         new,
         "CodecladeConfig codeclade.components.transformer",
@@ -252,6 +260,119 @@ def test_a_pull_request_leaves_main_alone(hub, saved):
     assert "samples.png" in hub.repository("tester/tiny").resolve("refs/pr/1").files
 
 
+def test_a_push_deletes_nothing_that_is_not_its_own(hub, saved, tmp_path):
+    api = HfApi(hub.endpoint, token="hf_tester")
+    api.create_repo("tester/mixed")
+    put(api, "lora.safetensors", b"weights of somebody", name="tester/mixed")
+    before = head(hub, "tester/mixed")
+    with pytest.raises(ValueError, match=r"did not write \(lora\.safetensors\)"):
+        push(saved, "tester/mixed")
+    assert head(hub, "tester/mixed") == before
+    push(saved, "tester/tiny")
+    put(api, "notes.md", b"kept", name="tester/tiny")
+    with pytest.raises(ValueError, match="holds a pipeline, and this is one component"):
+        push(saved / "cluster_map", "tester/tiny")
+    push(saved / "cluster_map", "tester/map")
+    with pytest.raises(ValueError, match="holds one component, and this is a pipeline"):
+        push(saved, "tester/map")
+    build_scheme("token").save_pretrained(tmp_path / "token")
+    shutil.rmtree(tmp_path / "token" / "cluster_map")
+    index = json.loads((tmp_path / "token" / "model_index.json").read_text())
+    index["cluster_map"] = [None, None]
+    (tmp_path / "token" / "model_index.json").write_text(json.dumps(index))
+    done = push(tmp_path / "token", "tester/tiny")
+    assert "cluster_map/config.json" in done.deleted
+    files = hub.repository("tester/tiny").resolve().files
+    assert "notes.md" in files and not any(name.startswith("cluster_map/") for name in files)
+
+
+def test_a_commit_in_between_is_not_overwritten(hub, saved, monkeypatch):
+    push(saved, "tester/tiny")
+    read = HfApi.repo_info
+
+    def late(api, *arguments, **options):
+        info = read(api, *arguments, **options)
+        put(HfApi(hub.endpoint, token="hf_tester"), "notes.md", b"now", name="tester/tiny")
+        return info
+
+    monkeypatch.setattr(HfApi, "repo_info", late)
+    (saved / "samples.png").write_bytes(b"png")
+    with pytest.raises(ValueError, match="somebody committed to tester/tiny in the meantime"):
+        push(saved, "tester/tiny")
+
+
+def test_private_is_not_a_wish(hub, saved):
+    push(saved, "tester/tiny")
+    before = head(hub)
+    (saved / "samples.png").write_bytes(b"png")
+    with pytest.raises(ValueError, match="tester/tiny is there and public; nothing was sent"):
+        push(saved, "tester/tiny", private=True)
+    assert head(hub) == before
+    push(saved, "tester/hidden", private=True)
+    assert hub.repository("tester/hidden").private
+    push(saved, "tester/hidden")  # stays as it is
+    assert hub.repository("tester/hidden").private
+
+
+def test_a_pipeline_of_a_repositorys_own_code_is_pushed_like_ours(
+    hub, saved, bare_python, tmp_path
+):
+    push(saved, "tester/tiny")
+    save = """
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("tester/tiny", trust_remote_code=True)
+pipe.save_pretrained(sys.argv[1])
+"""
+    fresh(hub, tmp_path / "a", f"import sys{save}", tmp_path / "copy", interpreter=bare_python)
+    push(tmp_path / "copy", "tester/copy")
+    load = """
+from codeclade import CodecladePipeline
+print(image_hash(CodecladePipeline.from_pretrained("tester/copy")))
+"""
+    expected = image_hash(CodecladePipeline.from_pretrained(saved))
+    assert fresh(hub, tmp_path / "b", load) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--create-pr"], "--space shows what is on main"),
+        (["--space", "tester/a/b"], "is no repository name"),
+    ],
+)
+def test_spaces_that_cannot_work_are_refused_first(hub, saved, flags, words, capsys):
+    command = ["push", str(saved), "tester/tiny", "--no-samples", "--space", "tester/demo", *flags]
+    assert main(command) == 2
+    assert words in capsys.readouterr().err and not hub.log
+    command[1] = str(saved / "cluster_map")
+    assert main(command[:6]) == 2
+    assert "--space shows class-conditional pipelines, not a ClusterMap" in capsys.readouterr().err
+
+
+def test_a_private_space_says_what_it_needs(hub, saved, capsys):
+    command = ["push", str(saved), "tester/tiny", "--no-samples", "--private"]
+    assert main([*command, "--space", "tester/demo"]) == 0
+    assert "needs a secret HF_TOKEN" in capsys.readouterr().out
+    space = hub.repository("tester/demo", "space")
+    assert space.private
+    card = ModelCard(space.resolve().files["README.md"].content.decode()).data
+    assert card.models == ["tester/tiny"] and "preload_from_hub" not in card.to_dict()
+
+
+def test_nothing_is_drawn_for_a_hub_that_will_refuse(hub, saved, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    monkeypatch.setattr("codeclade.cli.push._sample_sheet", lambda folder: pytest.fail("drawn"))
+    assert main(["push", str(saved), "tester/tiny"]) == 2
+    assert "without a valid token" in capsys.readouterr().err
+
+
+def test_offline_mode_is_named(saved, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.constants.HF_HUB_OFFLINE", True)
+    assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
+    assert "HF_HUB_OFFLINE is set; unset it" in capsys.readouterr().err
+
+
 def test_private_repositories(hub, saved, tmp_path):
     push(saved, "tester/hidden", private=True)
     load = """
@@ -288,14 +409,16 @@ def test_missing_rights_are_one_sentence(hub, saved, token, name, words, monkeyp
         ("/commit/", 409, "in use by another operation"),
         ("/commit/", 412, "somebody committed to tester/tiny in the meantime"),
         ("/commit/", 413, "larger than the Hub takes"),
-        ("/commit/", 400, "the Hub refused tester/tiny"),
+        ("/commit/", 400, "the Hub refused tester/tiny (status 400); it says: "),
+        ("/commit/", 403, "this token may not write to tester/tiny; use one with write access"),
     ],
 )
 def test_refusals_are_one_sentence(hub, saved, path, status, words, capsys):
-    hub.fail_on("POST", path, status=status, times=None)
+    hub.fail_on("POST", path, status=status, times=None, message="because of <reasons>")
     assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("codeclade push: ") and words in error
+    assert "because of <reasons>" in error
     if ("model", "tester/tiny") in hub.repositories:
         assert set(hub.repository("tester/tiny").resolve().files) == {".gitattributes"}
 
@@ -369,11 +492,12 @@ def test_code_shards_are_trained_on_by_id(hub, tmp_path):
         own = json.dumps(header | {"split": split, "shards": [name.name]})
         (name.parent / "codes.json").write_text(own)
     assert main(["push", str(tmp_path / "codes"), "tester/codes", "--license", "cc0-1.0"]) == 0
-    card = ModelCard(
-        hub.repository("tester/codes", "dataset").resolve().files["README.md"].blob.decode()
-    )
+    files = hub.repository("tester/codes", "dataset").resolve().files
+    card = ModelCard(files["README.md"].content.decode())
     assert "--codes tester/codes" in card.text and "| train | 3 | 2 | 1 |" in card.text
     assert card.data.license == "cc0-1.0"
+    assert "Images of photos as codes" in card.text
+    assert b"somebody" not in files["README.md"].content + files["train/codes.json"].content
     load = """
 from codeclade.training.codes import Codes, codes_folder
 folder = codes_folder("tester/codes")
@@ -394,6 +518,8 @@ def test_an_own_readme_is_kept(hub, saved, capsys):
     (saved / "README.md").write_text(text)
     push(saved, "tester/tiny")
     assert hub.repository("tester/tiny").resolve().files["README.md"].content == text.encode()
+    assert main(["push", str(saved), "tester/tiny", "--no-samples", "--license", "mit"]) == 2
+    assert "README.md is there; state the licence mit in it" in capsys.readouterr().err
     (saved / "README.md").write_text("---\nlicense: [\n---\n")
     assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
     assert "is no valid YAML" in capsys.readouterr().err

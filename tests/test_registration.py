@@ -75,6 +75,25 @@ def test_a_folder_in_hub_layout_loads_the_installed_classes(tiny_pipeline, tmp_p
     assert again["vq_model"] == ["codeclade", "VQModel"]
 
 
+def test_a_subclass_loads_a_folder_in_hub_layout(tiny_pipeline, tmp_path):
+    tiny_pipeline("cluster").save_pretrained(tmp_path)
+    for name, content in read_repository(tmp_path).files.items():
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+
+    class Mine(CodecladePipeline):
+        pass
+
+    assert type(Mine.from_pretrained(tmp_path)) is Mine
+
+
+def test_pipelines_of_a_repositorys_own_code_can_be_saved_and_read_again():
+    code = "diffusers_modules.local.modeling_codeclade_vq_model"
+    assert installed_index({"vq_model": [code, "VQModel"]})["vq_model"] == ["codeclade", "VQModel"]
+    foreign = {"vq_model": ["my_modeling_codeclade_vq_model", "VQModel"]}
+    assert installed_index(foreign) == foreign
+
+
 def test_other_libraries_keep_their_names():
     index = {
         "_class_name": ["pipeline", "CodecladePipeline"],

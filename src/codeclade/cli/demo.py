@@ -25,6 +25,12 @@ def _demo(arguments: argparse.Namespace) -> None:
     import runpy
 
     from ..hub.space import space_folder
+    from .generate import check_source
+
+    if not 0 < arguments.port < 65536:
+        raise ValueError(f"--port {arguments.port} must be 1 to 65535.")
+    if arguments.pipeline:
+        check_source(arguments.pipeline)
 
     if not importlib.util.find_spec("gradio"):
         raise ImportError("the demo needs gradio; pip install 'codeclade[demo]'.")

@@ -72,14 +72,20 @@ def load_pipeline(source: str | None, device: str | None):
     import torch
 
     from .. import CodecladePipeline, bundled
-    from ..hub.push import REPO_ID
 
     source = source or bundled()
-    if not Path(source).is_dir() and not REPO_ID.fullmatch(source):
-        raise ValueError(f"there is no pipeline folder {source}, and it is no Hub id (user/name).")
+    check_source(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     return CodecladePipeline.from_pretrained(source, dtype=dtype).to(device)
+
+
+def check_source(source: str) -> None:
+    """Raise a ValueError unless this is a folder, or looks like a Hub id."""
+    parts = source.split("/")
+    fine = len(parts) == 2 and all(part and part[0].isalnum() for part in parts)
+    if not Path(source).is_dir() and not fine:
+        raise ValueError(f"there is no pipeline folder {source}, and it is no Hub id (user/name).")
 
 
 def some_classes(pipeline) -> list[int]:

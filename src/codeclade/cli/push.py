@@ -1,6 +1,7 @@
 """`codeclade push`: a folder to the Hugging Face Hub."""
 
 import argparse
+from pathlib import Path
 
 from .arguments import add_verb
 from .generate import load_pipeline, some_classes
@@ -32,19 +33,18 @@ def add_push(verbs) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from ..hub.push import check_repo_id, prepare, publish
+    from ..hub.push import check_access, prepare, publish
 
-    name, space = arguments.repository, arguments.space
-    if space:
-        check_repo_id(space)
-    repository = prepare(arguments.folder, name, arguments.license)
+    name, folder = arguments.repository, Path(arguments.folder)
+    repository = prepare(folder, name, arguments.license)
+    if arguments.space:
+        _check_space(arguments, repository)
     wanted = repository.class_name == "CodecladePipeline" and not arguments.no_samples
     draw = wanted and "samples.png" not in repository.files
     if draw and not arguments.dry_run:
-        extra = {"samples.png": _sample_sheet(arguments.folder)}
-        repository = prepare(arguments.folder, name, arguments.license, extra)
-    if space and repository.kind != "pipeline":
-        raise ValueError(f"--space shows a pipeline, but {arguments.folder} is none.")
+        check_access()
+        sheet = _sample_sheet(arguments.folder)
+        repository = prepare(folder, name, arguments.license, {"samples.png": sheet})
     sizes = repository.sizes()
     if arguments.dry_run:
         print("\n".join(f"{size:>15,}  {file}" for file, size in sizes.items()))
@@ -55,12 +55,28 @@ def _push(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         return
     done = publish(repository, name, arguments.private, arguments.create_pr, arguments.message)
-    gone = f", {len(done.deleted)} stale files deleted" if done.deleted else ""
-    print(f"published {done.url} ({len(sizes)} files, {sum(sizes.values()):,} bytes{gone})")
-    if space:
+    print(f"published {done.url} ({len(sizes)} files, {sum(sizes.values()):,} bytes)")
+    if done.deleted:
+        print(f"deleted there, as stale: {', '.join(done.deleted)}")
+    if arguments.space:
         from ..hub.space import push_space
 
-        print(f"published {push_space(space, name, arguments.private).url}")
+        print(f"published {push_space(arguments.space, name, arguments.private).url}")
+        if arguments.private:
+            print("the Space needs a secret HF_TOKEN that may read the pipeline: see its settings")
+
+
+def _check_space(arguments: argparse.Namespace, repository) -> None:
+    """Raise a ValueError unless a Space can show what is pushed."""
+    from ..hub.push import check_repo_id
+
+    check_repo_id(arguments.space)
+    if repository.class_name != "CodecladePipeline":
+        raise ValueError(
+            f"--space shows class-conditional pipelines, not a {repository.class_name}."
+        )
+    if arguments.create_pr:
+        raise ValueError("--space shows what is on main; push without --create-pr first.")
 
 
 def _sample_sheet(folder: str) -> bytes:

@@ -1,8 +1,12 @@
 """Strict loading: whole weight files, and every weight in its place, or one clear sentence."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+# How indexes name this package's classes: by module, or by code that came with a repository.
+OWN_CODE = re.compile(r"codeclade(\.|$)|(diffusers_modules\.[\w.]*\.)?modeling_codeclade_\w+$")
 
 
 class StrictLoading:
@@ -36,11 +40,12 @@ def installed_index(index: dict[str, Any]) -> dict[str, Any]:
     load without codeclade; with it there is nothing to trust and one class of each name.
     """
     index = dict(index)
-    if isinstance(index.get("_class_name"), list):
-        index["_class_name"] = index["_class_name"][-1]
+    name = index.get("_class_name")
+    if isinstance(name, list) and name:
+        index["_class_name"] = name[-1]
     for name, value in index.items():
         own = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-        if own and value[0].startswith(("modeling_codeclade_", "codeclade.")):
+        if own and OWN_CODE.match(value[0]):
             index[name] = ["codeclade", value[1]]
     return index
 
@@ -59,26 +64,37 @@ def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
             continue  # a setting, or an optional component that is not there
         if name in given or name == "tokenizer":  # a text tokenizer has no weights
             continue
-        part = folder / name
-        if not (part / "config.json").is_file():
-            raise OSError(
-                f"{part} is missing: model_index.json names it, so config.json must be there."
-            )
-        files = sorted(part.glob("*.safetensors"))
-        if not files:
-            raise OSError(f"{part} holds no weights; a .safetensors file must be there.")
-        for file in files:
-            check_whole(file)
+        check_weights(folder / name)
+
+
+def check_weights(part: Path) -> None:
+    """Raise an OSError unless a component's folder has a config and all of its weights, whole."""
+    if not (part / "config.json").is_file():
+        raise OSError(
+            f"{part} is missing: model_index.json names it, so config.json must be there."
+        )
+    files = sorted(part.glob("*.safetensors"))
+    if not files:
+        raise OSError(f"{part} holds no weights; a .safetensors file must be there.")
+    for file in files:
+        check_whole(file)
+    for index in part.glob("*.safetensors.index*.json"):
+        listed = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(listed - {file.name for file in files})
+        if missing:
+            raise OSError(f"{part / missing[0]} is missing: {index.name} lists it.")
 
 
 def check_whole(file: Path) -> None:
-    """Raise an OSError unless a .safetensors file is as long as its header says."""
-    size = file.stat().st_size
+    """Raise an OSError unless a .safetensors file holds weights and is as long as it says."""
+    size, ends = file.stat().st_size, []
     with file.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        if header_size + 8 <= size:
-            header = json.loads(stream.read(header_size))
+        expected = int.from_bytes(stream.read(8), "little") + 8
+        if expected <= size:
+            header = json.loads(stream.read(expected - 8))
             ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-            header_size += max(ends, default=0)
-    if header_size + 8 > size:
-        raise OSError(f"{file} is truncated: {size} bytes of {header_size + 8}.")
+            expected += max(ends, default=0)
+    if expected > size:
+        raise OSError(f"{file} is truncated: {size} bytes of {expected}.")
+    if not ends:
+        raise OSError(f"{file} holds no weights.")

@@ -81,6 +81,8 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         refiner: Refiner | None = None,
     ):
         super().__init__()
+        if transformer.config.text_dim:
+            raise ValueError("this transformer takes captions; use CodecladeTextPipeline.")
         parts = {"vq_model": vq_model, "transformer": transformer, "cluster_map": cluster_map}
         self.register_modules(**parts, refiner=refiner)
         self.register_to_config(
@@ -112,7 +114,7 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         Not where this file itself came with a repository: then the package may not be there.
         """
         index = super()._dict_from_json_file(json_file)
-        return installed_index(index) if cls.__module__.startswith("codeclade.") else index
+        return installed_index(index) if __name__.startswith("codeclade.") else index
 
     def _check_components(self) -> None:
         """Raise a ValueError unless all parts fit together."""

@@ -70,7 +70,7 @@ def save(cluster_map: ClusterMap, out: str | Path, source: str | None = None) ->
     cluster_map.save_pretrained(partial)
     if source:
         name = Path(source).name if Path(source).exists() else source
-        statement = f"Clusters of the codebook of `{name}`, made by codeclade {__version__}."
+        statement = f"Clusters of the codebook of {name}, made by codeclade {__version__}."
         (partial / "provenance.json").write_text(json.dumps({"statement": statement}, indent=2))
     if out.exists():
         shutil.rmtree(out)

@@ -294,8 +294,8 @@ def _tokenizer(kind: str, files: dict[str, Any]) -> VQModel:
 LICENCES = {
     "LlamaGen": ("mit", "LlamaGen's code and weights are published under the MIT licence."),
     "DCPE": ("mit", "DCPE's code is published under the MIT licence."),
-    "IAR": ("other", "The IAR project names no licence: all rights are its authors'."),
-    "IAR2": ("other", "The IAR2 project names no licence: all rights are its authors'."),
+    "IAR": (None, "The IAR project names no licence: all rights are its authors'."),
+    "IAR2": (None, "The IAR2 project names no licence: all rights are its authors'."),
 }
 PAPERS = {
     "LlamaGen": "arXiv 2406.06525",

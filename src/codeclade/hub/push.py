@@ -15,14 +15,16 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 # HTTPError is the base of what the HTTP library raises, lost connections included.
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from .card import check_front_matter, render_card
+from .codes_card import render_codes_card
 from .repository import Repository, read_repository
 
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-# Files of ours that go when a new push no longer has them; anything else stays.
-STALE = re.compile(r".*\.(safetensors|index\.json)|.*(modeling_codeclade_\w+|^pipeline)\.py")
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
+OWN_CODE = re.compile(r"(.*/)?(modeling_codeclade_\w+\.py|codes\.json)")
+WEIGHTS = re.compile(r".*\.(safetensors|safetensors\.index[\w.-]*\.json|bin|pt|ckpt|pth|msgpack)")
 
 
 @dataclass
@@ -55,6 +57,11 @@ def prepare(
         OSError: weights that are missing or cut short.
     """
     check_repo_id(repo_id)
+    if licence is not None and (not LICENCE.fullmatch(licence) or licence == "other"):
+        raise ValueError(
+            f"--license {licence!r} is none of the Hub's names (mit, apache-2.0, cc-by-4.0, ...); "
+            "state a licence of your own in a README.md with license_name and license_link."
+        )
     repository = read_repository(folder)
     repository.files.update(extra or {})
     if "README.md" in repository.files:
@@ -63,15 +70,17 @@ def prepare(
         if licence:
             raise ValueError(f"{folder}/README.md is there; state the licence {licence} in it.")
     else:
-        text = render_card(repository, repo_id, licence)
+        render = render_codes_card if repository.kind == "codes" else render_card
+        text = render(repository, repo_id, licence)
         check_front_matter(text, "the card")
         repository.files["README.md"] = text.encode()
     return repository
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise a ValueError unless this is a plain "user/name"."""
-    if not REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
+    """Raise a ValueError unless this is a plain "user/name" that the Hub takes."""
+    fine = REPO_ID.fullmatch(repo_id) and ".." not in repo_id and "--" not in repo_id
+    if not fine or repo_id.endswith((".", "-", ".git")) or "./" in repo_id or "-/" in repo_id:
         raise ValueError(
             f"{repo_id[:100]!r} is no repository name; give user/name of letters, digits, '-', '_' "
             "and '.'."
@@ -124,9 +133,56 @@ def publish(
     with clear_errors(repo_id, api):
         # None leaves the visibility to the account's or organisation's default.
         api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
-        return commit(
-            api, repo_id, kind, repository.files, message or "Upload with codeclade", create_pr
+        info = api.repo_info(repo_id, repo_type=kind)
+        if private and not info.private:
+            raise ValueError(
+                f"{repo_id} is there and public; nothing was sent. Make it private in its settings "
+                "first, or choose another name."
+            )
+        there = {sibling.rfilename for sibling in info.siblings}
+        gone = stale_files(repo_id, there, repository)
+        message = message or "Upload with codeclade"
+        return commit(api, repo_id, kind, repository.files, gone, message, create_pr, info.sha)
+
+
+def check_access(token: str | None = None) -> None:
+    """Raise a ValueError or ConnectionError unless the Hub knows the token; before long work."""
+    api = HfApi(token=token)
+    with clear_errors("a repository", api):
+        api.whoami()
+
+
+def stale_files(repo_id: str, there: set[str], repository: Repository) -> list[str]:
+    """Files of an earlier push of the same kind that the new one no longer has.
+
+    Raises:
+        ValueError: a repository of another kind, or with weights that codeclade did not write.
+    """
+    own_folders = {str(Path(name).parent) for name in there if OWN_CODE.fullmatch(name)}
+    pipeline = "model_index.json" in there
+    if own_folders and pipeline != (repository.kind == "pipeline"):
+        raise ValueError(
+            f"{repo_id} holds {'a pipeline' if pipeline else 'one component'}, and this is "
+            f"{'one component' if pipeline else 'a pipeline'}; choose another name."
         )
+    foreign = sorted(
+        name
+        for name in there - set(repository.files)
+        if WEIGHTS.fullmatch(name)
+        and str(Path(name).parent) not in own_folders
+        and name.split("/")[0] not in repository.parts
+    )
+    if foreign:
+        raise ValueError(
+            f"{repo_id} holds weights that codeclade did not write ({foreign[0]}); choose another "
+            "name, or delete them on the Hub first."
+        )
+    return sorted(
+        name
+        for name in there - set(repository.files)
+        if (WEIGHTS.fullmatch(name) or OWN_CODE.fullmatch(name))
+        or (str(Path(name).parent) in own_folders and Path(name).name == "config.json")
+    )
 
 
 def commit(
@@ -134,14 +190,12 @@ def commit(
     repo_id: str,
     repo_type: str,
     files: dict[str, Path | bytes],
+    gone: list[str],
     message: str,
     create_pr: bool = False,
-    stale: re.Pattern = STALE,
+    parent: str | None = None,
 ) -> Published:
-    """Add `files` and delete what matches `stale` beside them, as one commit on the latest one."""
-    info = api.repo_info(repo_id, repo_type=repo_type)
-    there = {sibling.rfilename for sibling in info.siblings}
-    gone = sorted(name for name in there - set(files) if stale.fullmatch(name))
+    """Add `files` and delete `gone` as one commit on `parent`."""
     operations = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in sorted(files.items())
@@ -152,7 +206,7 @@ def commit(
         commit_message=message,
         repo_type=repo_type,
         create_pr=create_pr,
-        parent_commit=info.sha,
+        parent_commit=parent,
     )
     return Published(done.pr_url or done.repo_url.url, done.oid, gone)
 
@@ -162,36 +216,42 @@ def clear_errors(repo_id: str, api: HfApi) -> Iterator[None]:
     """Turn what the Hub or the network answers into one sentence of what to do."""
     try:
         yield
+    except OfflineModeIsEnabled:
+        raise ValueError("HF_HUB_OFFLINE is set; unset it to reach the Hub.") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        raise ValueError(explain(status, repo_id, str(error))) from error
+        reason = getattr(error, "server_message", None) or ""
+        raise ValueError(explain(status, repo_id, reason)) from error
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's uploads
         raise ConnectionError(
-            f"the connection to {api.endpoint} was lost ({_first_line(error)}); nothing was "
+            f"the connection to {api.endpoint} was lost ({_first_line(error)}); nothing is half "
             f"published. Run the same command again: {repo_id} gets only what is missing."
         ) from error
 
 
-def explain(status: int, repo_id: str, message: str) -> str:
-    """One sentence for an HTTP status of the Hub, nothing having been published."""
+def explain(status: int, repo_id: str, reason: str = "") -> str:
+    """One sentence for an HTTP status of the Hub, with the reason it gave."""
+    owner = repo_id.split("/")[0]
     sentences = {
         401: f"the Hub accepts no write to {repo_id} without a valid token; run `hf auth login` or "
-        "set HF_TOKEN to a token with write access.",
+        "set HF_TOKEN to a token with write access",
         402: f"the Hub asks for payment for {repo_id}: private storage is full, or this kind of "
-        "Space needs a subscription (docs: huggingface.co/pricing).",
-        403: f"this token may not write to {repo_id}; use one with write access to "
-        f"{repo_id.split('/')[0]}, or push under your own name.",
+        "Space needs a subscription (huggingface.co/pricing)",
+        403: f"this token may not write to {repo_id}; use one with write access to {owner}, or "
+        "push under your own name",
         404: f"the Hub knows no {repo_id}, or this token may not see it; check the name and the "
-        "token.",
+        "token",
         409: f"{repo_id} is in use by another operation or exists as another kind of repository; "
-        "try again, or choose another name.",
-        412: f"somebody committed to {repo_id} in the meantime; run the same command again.",
-        413: f"a file is larger than the Hub takes for {repo_id}; save in shards (max_shard_size).",
-        429: f"the Hub asks to slow down for {repo_id}; wait a few minutes and run it again.",
+        "try again, or choose another name",
+        412: f"somebody committed to {repo_id} in the meantime; run the same command again",
+        413: f"a file is larger than the Hub takes for {repo_id}; save in shards (max_shard_size)",
+        429: f"the Hub asks to slow down for {repo_id}; wait a few minutes and run it again",
     }
+    sentence = sentences.get(status, f"the Hub refused {repo_id} (status {status})")
     if status >= 500:
-        return f"the Hub has a problem of its own (status {status}); {repo_id} is as it was."
-    return sentences.get(status) or f"the Hub refused {repo_id}: {message.splitlines()[0]}"
+        sentence = f"the Hub has a problem of its own (status {status}); {repo_id} is as it was"
+    told = " ".join(reason.split())[:300]
+    return f"{sentence}; it says: {told}" if told and status != 401 else f"{sentence}."
 
 
 def _first_line(error: Exception) -> str:

@@ -3,22 +3,56 @@
 Repositories are hybrid: weights and configs, the code of every own component as one file beside
 them, and an index that names this code. So they load with codeclade, without any trust flag, and
 without it by diffusers' `trust_remote_code=True`.
+
+Only files with a known place are sent; what else lies in a folder stays there.
 """
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..components.loading import check_weight_files, check_whole, installed_index
+from ..components.loading import check_weights, check_whole, installed_index
 from .component_files import MODULES, file_name, single_file
+from .facts import TEXT, check_field, read_facts, read_json, recipe_without_local_paths
+from .facts import without_local_paths as cleaned
 
+PIPELINES = ["CodecladePipeline", "CodecladeTextPipeline"]
 MODEL_TYPES = {"codeclade": "CodecladeTransformer", "codeclade_refiner": "Refiner"}
 CONFIG_CLASSES = {"CodecladeTransformer": "CodecladeConfig", "Refiner": "RefinerConfig"}
 PART_ORDER = {"vq_model": 1, "cluster_map": 2, "transformer": 3, "refiner": 4}
-SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".yaml", ".md", ".png", ".jpg", ".webp")
-LOCAL_KEYS = ("_name_or_path",)  # where a folder was loaded from: nobody else's business
+
+FACTS = ("provenance.json", "training.json", "evaluation.json")
+AT_THE_ROOT = ("README.md", "recipe.yaml", *FACTS)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[\w.-]*\.safetensors(\.index[\w.-]*\.json)?")
+INDEX = re.compile(r"[\w.-]+\.safetensors\.index[\w.-]*\.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+# Configs describe parts; the card reads these fields.
+CONFIG_FIELDS = {
+    "VQModel": {"block_out_channels": (list,), "codebook_size": (int,), "codebook_dim": (int,)},
+    "ClusterMap": {"codebook_size": (int,), "num_clusters": (int,), "method": TEXT},
+    "CodecladeTransformer": {
+        "scheme": TEXT, "vocab_size": (int,), "grid_size": (int,), "hidden_size": (int,),
+        "num_hidden_layers": (int,), "num_attention_heads": (int,),
+    },
+    "Refiner": {
+        "codebook_size": (int,), "num_clusters": (int,), "hidden_size": (int,),
+        "num_hidden_layers": (int,),
+    },
+}  # fmt: skip
 
 
 @dataclass
@@ -28,6 +62,7 @@ class Part:
     class_name: str
     config: dict[str, Any]
     parameters: int
+    folder: Path
 
 
 @dataclass
@@ -35,7 +70,7 @@ class Repository:
     """A checked folder.
 
     `kind` is "pipeline", "model" (one component) or "codes"; `files` are contents or local paths by
-    path in the repository; `left_out` names what is not sent.
+    path in the repository; `facts` are the checked JSON files by stem; `left_out` names what stays.
     """
 
     folder: Path
@@ -43,6 +78,7 @@ class Repository:
     class_name: str
     parts: dict[str, Part] = field(default_factory=dict)
     files: dict[str, Path | bytes] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     index: dict[str, Any] = field(default_factory=dict)
 
@@ -62,9 +98,9 @@ def read_repository(folder: str | Path) -> Repository:
     """What a folder becomes as a repository, its card left open.
 
     Raises:
-        ValueError: a folder that is none of pipeline, component or code shards, or that holds
-            symbolic links.
-        OSError: weights that are missing or cut short.
+        ValueError: a folder that is none of pipeline, component or code shards, that holds symbolic
+            links, or a file in it without the fields it needs.
+        OSError: weights or shards that are missing or cut short.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -77,7 +113,7 @@ def read_repository(folder: str | Path) -> Repository:
     elif (folder / "config.json").is_file():
         repository = _read_component(folder)
     elif any((folder / where / "codes.json").is_file() for where in ("", "train", "validation")):
-        repository = Repository(folder, "codes", "Codes")
+        repository = _read_codes(folder)
     else:
         inside = next((p.parent for p in folder.glob("*/model_index.json")), None)
         hint = f"; did you mean {inside}?" if inside else "."
@@ -85,94 +121,163 @@ def read_repository(folder: str | Path) -> Repository:
             f"{folder} is no pipeline, component or code shards (no model_index.json, config.json "
             f"or codes.json in it){hint}"
         )
-    return _with_files(repository)
+    _add_files_at_the_root(repository)
+    there = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
+    visible = {p.as_posix() for p in there if not any(x.startswith(".") for x in p.parts)}
+    repository.left_out = sorted(visible - set(repository.files))
+    return repository
 
 
 def _read_pipeline(folder: Path) -> Repository:
-    check_weight_files(folder)
-    index = _without_local_keys(folder / "model_index.json")
+    path = folder / "model_index.json"
+    index = cleaned(read_json(path))
     known = installed_index(index)
-    if known.get("_class_name") not in MODULES:
-        raise ValueError(f"{folder} holds a {known.get('_class_name')}, not a codeclade pipeline.")
-    repository = Repository(folder, "pipeline", known["_class_name"], index=index)
-    index["_class_name"] = ["pipeline", repository.class_name]
-    repository.files["pipeline.py"] = single_file(repository.class_name).encode()
+    class_name = known.get("_class_name")
+    if class_name not in PIPELINES:
+        raise ValueError(f"{folder} holds a {class_name}, not a codeclade pipeline.")
+    labels = index.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(
+        key.isdecimal() and isinstance(name, str) for key, name in labels.items()
+    ):
+        raise ValueError(f"{path}: id2label must map class numbers to names.")
+    repository = Repository(folder, "pipeline", class_name, index=index)
+    index["_class_name"] = ["pipeline", class_name]
+    repository.files["pipeline.py"] = single_file(class_name).encode()
     for name, value in sorted(known.items(), key=lambda item: PART_ORDER.get(item[0], 0)):
         if not (isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)):
             continue
-        library, class_name = value
-        config = folder / name / "config.json"
-        if config.is_file():
-            repository.parts[name] = _part(class_name, folder / name)
-        if library == "codeclade":
-            code = file_name(class_name)
-            index[name] = [code.removesuffix(".py"), class_name]
-            repository.files[f"{name}/{code}"] = single_file(class_name).encode()
+        library, part_class = value
+        fine = part_class in MODULES if library == "codeclade" else True
+        if library not in ("codeclade", "diffusers", "transformers") or not fine:
+            raise ValueError(f"{path}: {name} is a {part_class} of {library}, which nobody knows.")
+        if not name.isidentifier():
+            raise ValueError(f"{path}: {name!r} is no name of a component.")
+        _add_part(repository, name, part_class, library == "codeclade")
     repository.files["model_index.json"] = _as_json(index)
     return repository
 
 
+def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> None:
+    """Add one component of a pipeline: its weights, config or tokenizer files, and its code."""
+    folder = repository.folder / name
+    if not own and "Tokenizer" in class_name:
+        if not (folder / "tokenizer_config.json").is_file():
+            raise OSError(f"{folder} is missing: model_index.json names it as a {class_name}.")
+    else:
+        check_weights(folder)
+        repository.parts[name] = _part(class_name, folder)
+        config = repository.parts[name].config
+        repository.files[f"{name}/config.json"] = _as_json(config)
+    for path in sorted(folder.iterdir()):
+        if WEIGHTS.fullmatch(path.name) or (not own and path.name in TOKENIZER):
+            repository.files[f"{name}/{path.name}"] = path
+        elif path.name in FACTS:  # of a component that was trained or converted by itself
+            repository.files[f"{name}/{path.name}"] = _as_json(read_facts(path))
+    if own:
+        code = file_name(class_name)
+        repository.index[name] = [code.removesuffix(".py"), class_name]
+        repository.files[f"{name}/{code}"] = single_file(class_name).encode()
+
+
 def _read_component(folder: Path) -> Repository:
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     class_name = config.get("_class_name") or MODEL_TYPES.get(config.get("model_type"))
-    if class_name not in MODULES:
+    if class_name not in MODULES or class_name.endswith("Pipeline"):
         raise ValueError(f"{folder}/config.json describes no codeclade component ({class_name}).")
-    weights = list(folder.glob("*.safetensors"))
-    if not weights:
-        raise OSError(f"{folder} holds no weights; a .safetensors file must be there.")
-    for path in weights:
-        check_whole(path)
+    check_weights(folder)
     repository = Repository(folder, "model", class_name)
-    repository.parts["model"] = _part(class_name, folder)
+    part = repository.parts["model"] = _part(class_name, folder)
     code = file_name(class_name)
     module = code.removesuffix(".py")
     auto_map = {"AutoModel": f"{module}.{class_name}"}
     if class_name in CONFIG_CLASSES:
         auto_map["AutoConfig"] = f"{module}.{CONFIG_CLASSES[class_name]}"
-    config = _without_local_keys(folder / "config.json") | {"auto_map": auto_map}
-    repository.files = {code: single_file(class_name).encode(), "config.json": _as_json(config)}
+    repository.files[code] = single_file(class_name).encode()
+    repository.files["config.json"] = _as_json(part.config | {"auto_map": auto_map})
+    for path in folder.iterdir():
+        if WEIGHTS.fullmatch(path.name):
+            repository.files[path.name] = path
     return repository
 
 
-def _with_files(repository: Repository) -> Repository:
-    """Add every file of the folder that belongs in a repository."""
-    for path in sorted(p for p in repository.folder.rglob("*") if p.is_file()):
-        name = path.relative_to(repository.folder).as_posix()
-        if any(part.startswith(".") for part in Path(name).parts):
+def _read_codes(folder: Path) -> Repository:
+    """Code shards: every split with the shards that its codes.json lists."""
+    repository = Repository(folder, "codes", "Codes")
+    for split in ("", "train", "validation"):
+        path = folder / split / "codes.json"
+        if not path.is_file():
             continue
-        if path.suffix.lower() not in SUFFIXES or name.endswith(".partial.json"):
-            repository.left_out += [name] if name not in repository.files else []
-        elif path.name in ("config.json", "codes.json", "training.json"):
-            repository.files.setdefault(name, _as_json(_without_local_keys(path)))
-        else:
-            repository.files.setdefault(name, path)
+        header = repository.facts[split] = read_facts(path)
+        prefix = f"{split}/" if split else ""
+        repository.files[f"{prefix}codes.json"] = _as_json(header)
+        for name in map(str, header["shards"]):
+            shard = path.parent / name
+            if Path(name).name != name or not shard.is_file():
+                raise OSError(f"{shard} is missing: {path} lists it.")
+            check_whole(shard)
+            repository.files[prefix + name] = shard
+        if (path.parent / "preview.png").is_file():
+            repository.files[f"{prefix}preview.png"] = path.parent / "preview.png"
     return repository
+
+
+def _add_files_at_the_root(repository: Repository) -> None:
+    """Add card, recipe, facts, the sample sheet, and pictures that the card shows."""
+    folder, files = repository.folder, repository.files
+    for name in AT_THE_ROOT:
+        path = folder / name
+        if not path.is_file():
+            continue
+        files[name] = path
+        if name in FACTS:
+            repository.facts[path.stem] = read_facts(path)
+            files[name] = _as_json(repository.facts[path.stem])
+        if name == "recipe.yaml":
+            files[name] = recipe_without_local_paths(path.read_text()).encode()
+    shown = (folder / "README.md").read_text() if "README.md" in files else ""
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES):
+        if path.name == "samples.png" or f"({path.name})" in shown:
+            files[path.name] = path
 
 
 def _part(class_name: str, folder: Path) -> Part:
-    config = json.loads((folder / "config.json").read_text())
-    return Part(class_name, config, count_parameters(folder))
+    path = folder / "config.json"
+    config = cleaned(read_json(path))
+    for name, kinds in CONFIG_FIELDS.get(class_name, {}).items():
+        check_field(path, config, name, kinds)
+    parameters, dtype = stored_weights(folder)
+    if "dtype" in config and dtype:  # the last saved variant's, which is not always the plain one's
+        config["dtype"] = dtype
+    return Part(class_name, config, parameters, folder)
 
 
-def count_parameters(folder: Path) -> int:
-    """Numbers stored in a component's weight files, read from their headers; one variant only."""
+def variant_of(folder: Path) -> str | None:
+    """Variant of a component's weights ("bf16", ...); None where plain weights are there."""
+    names = [path.name.removesuffix(".safetensors") for path in folder.glob("*.safetensors")]
+    found = sorted({name.split(".", 1)[1].split("-")[0] for name in names if "." in name})
+    plain = any("." not in name for name in names)
+    return None if plain or not found else found[0]
+
+
+def stored_weights(folder: Path) -> tuple[int, str | None]:
+    """Numbers in a component's weight files, one variant counted, and torch's name of their dtype.
+
+    The dtype is that of most floating-point numbers.
+    """
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if "." not in file.name.removesuffix(".safetensors")]
-    total = 0
+    counts: dict[str, int] = {}
     for file in plain or files:
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        total += sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
-    return total
+        for key, value in header.items():
+            if key != "__metadata__":
+                kind = value["dtype"]
+                counts[kind] = counts.get(kind, 0) + math.prod(value["shape"])
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    floats = {kind: n for kind, n in counts.items() if kind in names}
+    return sum(counts.values()), names[max(floats, key=floats.get)] if floats else None
 
 
-def _without_local_keys(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
-    data = (content.get("recipe") or {}).get("data")
-    if data and data.startswith(("/", "~", ".")):  # somebody's home folder, not a dataset's name
-        content["recipe"]["data"] = Path(data).name
-    return {key: value for key, value in content.items() if key not in LOCAL_KEYS}
-
-
-def _as_json(content: dict[str, Any]) -> bytes:
+def _as_json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

@@ -3,7 +3,6 @@
 The package's own source travels with the app, so a Space runs exactly the version that was pushed.
 """
 
-import re
 from pathlib import Path
 
 import yaml
@@ -29,7 +28,9 @@ def space_folder() -> Path:
     raise OSError(f"the app is missing: {PACKAGE / 'spaces'} must hold app.py.")
 
 
-def space_files(space_id: str, repo_id: str | None) -> dict[str, Path | bytes]:
+def space_files(
+    space_id: str, repo_id: str | None, private: bool = False
+) -> dict[str, Path | bytes]:
     """Files of a Space that shows the pipeline `repo_id`, or the bundled one."""
     check_repo_id(space_id)
     folder = space_folder()
@@ -48,7 +49,9 @@ def space_files(space_id: str, repo_id: str | None) -> dict[str, Path | bytes]:
     _, front, text = (folder / "README.md").read_text().split("---", 2)
     metadata = yaml.safe_load(front) | {"title": space_id.split("/")[-1]}
     if repo_id:
-        metadata |= {"models": [repo_id], "preload_from_hub": [repo_id]}
+        metadata["models"] = [repo_id]
+        if not private:  # a preload has no token
+            metadata["preload_from_hub"] = [repo_id]
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     files["README.md"] = f"---\n{front}---{text}".encode()
     return files
@@ -59,17 +62,23 @@ def push_space(
 ) -> Published:
     """Create or update a Space; it shows the pipeline `repo_id`, or the bundled one.
 
+    A private pipeline needs the secret HF_TOKEN in the Space's settings.
+
     Raises:
         ValueError, ConnectionError: as `push`.
     """
-    api, files = HfApi(token=token), space_files(space_id, repo_id)
+    api, files = HfApi(token=token), space_files(space_id, repo_id, private)
     with clear_errors(space_id, api):
         api.create_repo(
             space_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
         )
-        done = commit(
-            api, space_id, "space", files, "Upload with codeclade", stale=re.compile(r".*\.py")
-        )
+        info = api.space_info(space_id)
+        there = {sibling.rfilename for sibling in info.siblings}
+        if "app.py" in there and "codeclade/__init__.py" not in there:
+            raise ValueError(f"{space_id} holds another app; choose another name for --space.")
+        gone = [name for name in there - set(files) if name.endswith(".py")]
+        message = "Upload with codeclade"
+        done = commit(api, space_id, "space", files, sorted(gone), message, parent=info.sha)
         if repo_id:
             api.add_space_variable(space_id, "CODECLADE_PIPELINE", repo_id)
     return done

@@ -1,0 +1,60 @@
+"""Dataset cards of code shards."""
+
+import yaml
+
+from .card import inline
+from .repository import Repository
+
+
+def render_codes_card(repository: Repository, repo_id: str, licence: str | None = None) -> str:
+    """README.md of a dataset repository of code shards, YAML metadata included.
+
+    Args:
+        repository: the checked folder.
+        repo_id: "user/name".
+        licence: a Hub licence name; None claims none.
+    """
+    headers = repository.facts
+    first = next(iter(headers.values()))
+    details = first.get("detail_codebook_size")
+    metadata = {
+        "pretty_name": repo_id.split("/")[-1],
+        "tags": ["codeclade", "image-codes", "vector-quantization"],
+        "viewer": False,  # safetensors are no table
+    } | ({"license": licence} if licence else {})
+    tokens, side = first["grid_size"] ** 2, first["grid_size"]
+    shape = f"(n, V, {tokens}{', 2' if details else ''})"
+    codes = f"{first['codebook_size']:,} codes"
+    codes += f" and {details:,} detail codes" if details else ""
+    data = inline(first["recipe"].get("data", "unknown origin"))
+    rows = "\n".join(
+        f"| {split or 'all'} | {h['images']:,} | {h['views']} | {len(h['shards'])} |"
+        for split, h in headers.items()
+    )
+    names = ", ".join(map(inline, first["class_names"][:100]))
+    more = " ..." if len(first["class_names"]) > 100 else ""
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False).strip()}
+---
+
+# {repo_id.split("/")[-1]}
+
+Images of {data} as codes of a VQ tokenizer ({codes}, {side} x {side} tokens), so that
+generators train without the images.
+
+```sh
+codeclade train-generator --codes {repo_id} --tokenizer TOKENIZER --recipe recipe.yaml --out run
+```
+
+| split | images | views | shards |
+| --- | --- | --- | --- |
+{rows}
+
+`codes.json` says what made the shards, the codebook's fingerprint included: training refuses
+another tokenizer. Every `codes-*.safetensors` holds `ids` {shape}, V random views of every image
+in raster order, and `labels` (n,), indices of the class names.
+
+Classes ({len(first["class_names"])}): {names}{more}.
+
+{"" if licence else "No licence was stated; the terms of the images apply."}
+"""
