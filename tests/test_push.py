@@ -366,6 +366,13 @@ def test_nothing_is_drawn_for_a_hub_that_will_refuse(hub, saved, capsys, monkeyp
     assert "without a valid token" in capsys.readouterr().err
 
 
+def test_a_sample_sheet_is_drawn_where_there_is_none(hub, saved):
+    assert main(["push", str(saved), "tester/tiny"]) == 0
+    files = hub.repository("tester/tiny").resolve().files
+    assert "![Samples, one class a row](samples.png)" in files["README.md"].content.decode()
+    assert files["samples.png"].size > 1000 and not (saved / "samples.png").exists()
+
+
 def test_offline_mode_is_named(saved, capsys, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.utils._http.constants.HF_HUB_OFFLINE", True)

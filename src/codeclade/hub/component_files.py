@@ -7,6 +7,7 @@ uses of its neighbours, definition by definition, with every comment. Nothing is
 
 import ast
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,13 +69,16 @@ def single_file(class_name: str) -> str:
     lines = {imports[name] for name in wanted if name in imports}
     lines |= {stand_ins[name] for name in wanted if name in stand_ins}
     modules = dict.fromkeys(definition.module for definition in kept)
-    note = (
-        f"# codeclade {__version__} (MIT licence): put together from src/codeclade/components/\n"
-        f"# {', '.join(f'{m}.py' for m in modules)}, so that this\n"
-        "# repository loads where codeclade is not installed.\n"
+    names = ", ".join(f"{module}.py" for module in modules)
+    note = textwrap.fill(
+        f"codeclade {__version__} (MIT licence), put together from src/codeclade/components/ "
+        f"({names}), so that this repository loads where codeclade is not installed.",
+        width=100,
+        initial_indent="# ",
+        subsequent_indent="# ",
     )
     body = "\n\n\n".join(definition.source for definition in kept)
-    return f"{docstring}\n\n{note}\n{_import_block(lines)}\n\n\n{body}\n"
+    return f"{docstring}\n\n{note}\n\n{_import_block(lines)}\n\n\n{body}\n"
 
 
 def _with_neighbours(module: str) -> list[str]:
@@ -159,15 +163,18 @@ def _needed(
 
 
 def _import_block(lines: set[str]) -> str:
-    """Import statements, the standard library's first, one line a module."""
-    froms, plain = {}, []
+    """Import statements, the standard library's first, one a module; aliases stand alone."""
+    modules, plain = {}, []
     for line in sorted(lines):
-        if line.startswith("from "):
-            module, names = line.removeprefix("from ").split(" import ")
-            froms.setdefault(module, []).append(names)
+        module, _, name = line.removeprefix("from ").partition(" import ")
+        if line.startswith("from ") and " as " not in name:
+            modules.setdefault(module, []).append(name)
         else:
             plain.append(line)
-    plain += [f"from {module} import {', '.join(names)}" for module, names in froms.items()]
+    for module, names in modules.items():
+        line = f"from {module} import {', '.join(names)}"
+        wrapped = f"from {module} import (\n    " + ",\n    ".join(names) + ",\n)"
+        plain.append(line if len(line) <= 100 else wrapped)
     groups = {True: [], False: []}
     for line in plain:
         groups[line.split()[1].split(".")[0] in sys.stdlib_module_names].append(line)
