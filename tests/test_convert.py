@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from codeclade import CodecladePipeline
+from codeclade import CodecladePipeline, CodecladeTextPipeline
 from codeclade.hub.convert import (
     load_checkpoint,
     transformer_from_llamagen,
@@ -49,7 +49,8 @@ def around(tiny_vq):
     """A pipeline around a converted generator of 192 ids."""
 
     def build(transformer):
-        pipe = CodecladePipeline(tiny_vq(codebook_size=192), transformer)
+        kind = CodecladeTextPipeline if transformer.config.text_dim else CodecladePipeline
+        pipe = kind(tiny_vq(codebook_size=192), transformer)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

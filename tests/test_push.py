@@ -40,7 +40,9 @@ def image_hash(pipe, label="tabby", seed=5):
 
 def fresh(hub, home, code: str, *arguments, interpreter=sys.executable, **options) -> list[str]:
     """Lines printed by a fresh process."""
-    code = f"{LOOPBACK_ONLY}import hashlib, torch\n{inspect.getsource(image_hash)}{code}"
+    # As many threads as in the tests' own process: sums in bfloat16 depend on it.
+    start = "import hashlib, torch\ntorch.set_num_threads(1)\n"
+    code = f"{LOOPBACK_ONLY}{start}{inspect.getsource(image_hash)}{code}"
     return run(hub, home, interpreter, "-c", code, *map(str, arguments), **options).splitlines()
 
 
