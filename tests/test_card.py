@@ -24,6 +24,10 @@ RESULT = {
 }
 
 
+RECORD = {"stage": "g", "data": "zh-plus/tiny-imagenet", "images": 1, "classes": 1, "steps": 1}
+RECORD |= {"seconds": 1, "machine": "m", "logged": {}}
+
+
 @pytest.fixture
 def saved(tiny_pipeline, tmp_path):
     tiny_pipeline("cluster", guidance_scale=2.5).save_pretrained(tmp_path)
@@ -84,6 +88,9 @@ def test_numbers_come_with_their_protocol(saved):
 def test_training_and_provenance_are_told(saved):
     training = {
         "stage": "generator",
+        "data": "zh-plus/tiny-imagenet",
+        "images": 8000,
+        "classes": 16,
         "steps": 4600,
         "seconds": 3060.0,
         "machine": "1 x x86_64 (cpu), torch 2.13.0",
@@ -100,12 +107,16 @@ def test_training_and_provenance_are_told(saved):
     (saved / "training.json").write_text(json.dumps(training))
     (saved / "provenance.json").write_text(json.dumps(provenance))
     found = card(saved)
-    assert "4,600 steps in 51 minutes, 1 x x86_64 (cpu), torch 2.13.0." in found.text
+    words = "Trained on 8,000 images of 16 classes from zh-plus/tiny-imagenet: 4,600 steps in 51 "
+    assert f"{words}minutes, 1 x x86_64 (cpu), torch 2.13.0." in found.text
     block = found.text.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block) == training["recipe"]
     assert "validation loss 4.823" in found.text
     assert "- DCPE-B.pt (1,234,567 bytes)" in found.text
-    assert found.data.license == "mit" and found.data.datasets == ["ILSVRC/imagenet-1k"]
+    assert found.data.license == "mit" and found.data.datasets == [
+        "ILSVRC/imagenet-1k",
+        "zh-plus/tiny-imagenet",
+    ]
     assert "dcpe" in found.data.tags
     assert card(saved, licence="apache-2.0").data.license == "apache-2.0"
 
@@ -144,16 +155,15 @@ def test_the_call_names_the_first_clear_class(saved):
 
 def test_recipes_cannot_close_their_block(saved):
     recipe = {"note": "```\n# out\n````"}
-    record = {"stage": "g", "steps": 1, "seconds": 1, "machine": "m", "logged": {}}
+    record = RECORD
     (saved / "training.json").write_text(json.dumps(record | {"recipe": recipe}))
     text = card(saved).text
     assert yaml.safe_load(text.split("`````yaml\n")[1].split("\n`````")[0]) == recipe
 
 
 def test_data_sets_and_licences_of_the_hub(saved):
-    record = {"stage": "g", "steps": 1, "seconds": 1, "machine": "m", "logged": {}}
-    recipe = {"data": "zh-plus/tiny-imagenet"}
-    (saved / "training.json").write_text(json.dumps(record | {"recipe": recipe}))
+    record = RECORD
+    (saved / "training.json").write_text(json.dumps(record | {"recipe": {}}))
     provenance = {"license": "other", "license_name": "own", "license_link": "https://x.y/z"}
     (saved / "provenance.json").write_text(json.dumps(provenance))
     data = card(saved).data.to_dict()

@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
+from codeclade import VQModel, bundled
 from codeclade.cli import build_parser, main
+from codeclade.cli.arguments import load_part
 
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
@@ -90,8 +93,21 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
     assert ".png" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "x.exe"))
     words = fails(capsys, "generate", "alp", "--out", out, "--pipeline", "no/such/folder")
     assert "there is no pipeline folder no/such/folder, and it is no Hub id" in words
+    for verb in ("encode", "train-generator"):
+        tokenizer = ["--tokenizer", "runs/tokenizr", "--out", out]
+        more = ["--codes", out] if verb == "train-generator" else ["data=x", "image_size=64"]
+        words = fails(capsys, verb, *tokenizer, *more)
+        assert "runs/tokenizr is no folder here, and no repository of the Hub" in words
     assert "0..15" in fails(capsys, "generate", "999", "--out", out)
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_part_is_found_in_its_own_folder_and_in_a_pipelines():
+    inside = load_part(VQModel, f"{bundled()}/vq_model", "vq_model")
+    assert torch.equal(load_part(VQModel, bundled(), "vq_model").codebook, inside.codebook)
+    assert load_part(VQModel, None, "vq_model") is None
+    with pytest.raises(ValueError, match="no/such/place is no folder here"):
+        load_part(VQModel, "no/such/place", "vq_model")
 
 
 def test_recipe_mistakes_are_named(capsys, tmp_path):

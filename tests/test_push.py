@@ -361,8 +361,9 @@ def test_a_private_space_says_what_it_needs(hub, saved, capsys):
     assert card.models == ["tester/tiny"] and "preload_from_hub" not in card.to_dict()
 
 
-def test_nothing_is_drawn_for_a_hub_that_will_refuse(hub, saved, capsys, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+@pytest.mark.parametrize("token", ["hf_wrong", None])
+def test_nothing_is_drawn_for_a_hub_that_will_refuse(hub, saved, capsys, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("codeclade.cli.push._sample_sheet", lambda folder: pytest.fail("drawn"))
     assert main(["push", str(saved), "tester/tiny"]) == 2
     assert "without a valid token" in capsys.readouterr().err

@@ -55,6 +55,9 @@ def test_a_pipeline(saved, tiny_pipeline):
 
 TRAINING = {
     "stage": "generator",
+    "data": "/home/alice/photos",
+    "images": 3,
+    "classes": 2,
     "steps": 3,
     "seconds": 9.0,
     "machine": "1 x x86_64 (cpu)",
@@ -252,7 +255,7 @@ def test_the_dtype_of_the_config_is_that_of_the_plain_weights(tiny_pipeline, tmp
             "value must be a number, got nan",
         ),
         ("training.json", "[]", "must hold an object, not list"),
-        ("training.json", '{"stage": "generator"}', "steps must be a number, got None"),
+        ("training.json", '{"stage": "generator"}', "data must be text, got None"),
         ("provenance.json", "[]", "must hold an object"),
         ("provenance.json", '{"method": 3}', "method must be text, got 3"),
         ("provenance.json", '{"files": [{"name": "x"}]}', "bytes must be a number"),

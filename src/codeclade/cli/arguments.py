@@ -1,6 +1,7 @@
 """What the verbs of the command line share."""
 
 import argparse
+from pathlib import Path
 
 
 def add_verb(verbs, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
@@ -23,3 +24,30 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings over the recipe's"
     )
+
+
+def load_part(kind, source: str | None, part: str):
+    """A component from its folder or Hub id, or from the pipeline that has it as `part`.
+
+    Without a source there is none.
+
+    Raises:
+        ValueError: neither a folder here nor a repository of the Hub.
+    """
+    from .generate import unknown
+
+    if source is None:
+        return None
+    folder = Path(source)
+    if folder.is_dir():
+        inside = not (folder / "config.json").is_file() and (folder / part).is_dir()
+        return kind.from_pretrained(folder / part if inside else folder)
+    if source.count("/") != 1 or source.startswith((".", "/")):
+        raise ValueError(unknown(source))
+    try:
+        return kind.from_pretrained(source)
+    except OSError:
+        try:
+            return kind.from_pretrained(source, subfolder=part)
+        except OSError as error:
+            raise ValueError(unknown(source)) from error

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 
 from .arguments import add_verb
 
@@ -29,6 +30,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     if not 0 < arguments.port < 65536:
         raise ValueError(f"--port {arguments.port} must be 1 to 65535.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((arguments.host, arguments.port))
+        except OSError as error:
+            where = f"{arguments.host}:{arguments.port}"
+            raise ValueError(f"{where} cannot be used ({error.strerror}); give --port.") from None
     if arguments.pipeline:
         check_source(arguments.pipeline)
 

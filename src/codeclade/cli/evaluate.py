@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from .arguments import add_verb
-from .generate import load_pipeline
+from .generate import check_source, load_pipeline
 
 EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
   codeclade evaluate user/my-pipeline --data photos/ --images 50 --out evaluation.json
@@ -39,7 +39,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {getattr(arguments, name)} must be 1 or more.")
-    out = Path(arguments.out or Path(arguments.pipeline) / "evaluation.json")
+    check_source(arguments.pipeline)
+    folder = Path(arguments.pipeline)
+    out = Path(arguments.out or (folder if folder.is_dir() else Path()) / "evaluation.json")
     npz = Path(arguments.npz) if arguments.npz else None
     for path in filter(None, (out, npz)):
         if not path.parent.is_dir():
@@ -56,6 +58,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     results = evaluate(pipe, protocol, npz)
     for result in results:
         print(f"{result['metric']}: {result['value']}{result['unit']} ({result['protocol']})")
+    if not any(result["metric"] == "Class accuracy" for result in results):
+        print("Class accuracy: not measured, as some classes are none of ImageNet's")
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(json.dumps(results, indent=1) + "\n")
     partial.rename(out)

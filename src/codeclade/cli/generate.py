@@ -77,7 +77,20 @@ def load_pipeline(source: str | None, device: str | None):
     check_source(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return CodecladePipeline.from_pretrained(source, dtype=dtype).to(device)
+    try:
+        return CodecladePipeline.from_pretrained(source, dtype=dtype).to(device)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise
+        raise ValueError(unknown(source)) from error
+
+
+def unknown(source: str) -> str:
+    """The sentence for a name that is neither a folder nor a repository."""
+    return (
+        f"{source} is no folder here, and no repository of the Hub that could be read; check the "
+        "name, the token and the connection."
+    )
 
 
 def check_source(source: str) -> None:

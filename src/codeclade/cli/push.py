@@ -42,7 +42,7 @@ def _push(arguments: argparse.Namespace) -> None:
     wanted = repository.class_name == "CodecladePipeline" and not arguments.no_samples
     draw = wanted and "samples.png" not in repository.files
     if draw and not arguments.dry_run:
-        check_access()
+        check_access(name)
         sheet = _sample_sheet(arguments.folder)
         repository = prepare(folder, name, arguments.license, {"samples.png": sheet})
     sizes = repository.sizes()
@@ -50,6 +50,8 @@ def _push(arguments: argparse.Namespace) -> None:
         print("\n".join(f"{size:>15,}  {file}" for file, size in sizes.items()))
         drawn = "; samples.png will be drawn" if draw else ""
         print(f"{sum(sizes.values()):>15,}  in {len(sizes)} files for {name}{drawn}")
+        if arguments.space:
+            print(f"{'':>15}  and the app for the Space {arguments.space}")
     if repository.left_out:
         print(f"left out, as no repository file: {', '.join(repository.left_out)}")
     if arguments.dry_run:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import add_verb, recipe_arguments
+from .arguments import add_verb, load_part, recipe_arguments
 
 
 def add_train_tokenizer(verbs) -> None:
@@ -23,6 +23,7 @@ def _train_tokenizer(arguments: argparse.Namespace) -> None:
 
     recipe = load_recipe(TokenizerRecipe, "tokenizer", arguments.recipe, arguments.overrides)
     train_tokenizer(recipe, arguments.out)
+    print(f"saved {arguments.out}/vq_model")
 
 
 def add_encode(verbs) -> None:
@@ -48,8 +49,9 @@ def _encode(arguments: argparse.Namespace) -> None:
     from ..training.run import load_recipe
 
     recipe = load_recipe(EncodeRecipe, "encode", arguments.recipe, arguments.overrides)
-    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
+    vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
     encode(recipe, vq_model.to("cuda" if torch.cuda.is_available() else "cpu"), arguments.out)
+    print(f"saved {arguments.out}")
 
 
 def add_train_generator(verbs) -> None:
@@ -81,11 +83,10 @@ def _train_generator(arguments: argparse.Namespace) -> None:
     from ..training.run import load_recipe
 
     recipe = load_recipe(GeneratorRecipe, "generator", arguments.recipe, arguments.overrides)
-    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
-    cluster_map = (
-        ClusterMap.from_pretrained(arguments.cluster_map) if arguments.cluster_map else None
-    )
+    vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
+    cluster_map = load_part(ClusterMap, arguments.cluster_map, "cluster_map")
     train_generator(recipe, arguments.codes, vq_model, cluster_map, arguments.out)
+    print(f"saved {arguments.out}/pipeline")
 
 
 def add_train_refiner(verbs) -> None:
@@ -123,9 +124,8 @@ def _train_refiner(arguments: argparse.Namespace) -> None:
     from ..training.run import load_recipe
 
     recipe = load_recipe(RefinerRecipe, "refiner", arguments.recipe, arguments.overrides)
-    vq_model = VQModel.from_pretrained(arguments.tokenizer).eval()
-    cluster_map = ClusterMap.from_pretrained(arguments.cluster_map)
-    generator = (
-        CodecladeTransformer.from_pretrained(arguments.generator) if arguments.generator else None
-    )
+    vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
+    cluster_map = load_part(ClusterMap, arguments.cluster_map, "cluster_map")
+    generator = load_part(CodecladeTransformer, arguments.generator, "transformer")
     train_refiner(recipe, arguments.codes, vq_model, cluster_map, arguments.out, generator)
+    print(f"saved {arguments.out}/refiner")

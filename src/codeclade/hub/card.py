@@ -97,7 +97,7 @@ def _metadata(repository: Repository, repo_id: str, licence: str | None) -> str:
     tags = ["codeclade", "autoregressive-image-generation", "vector-quantization"]
     tags += [tag for tag in ((provenance.get("method") or "").lower(), method, scheme) if tag]
     tags += ["refiner"] if "refiner" in repository.parts else []
-    trained_on = str(training.get("recipe", {}).get("data", ""))
+    trained_on = training.get("data", "")
     datasets = [str(one) for one in provenance.get("datasets") or []]
     datasets += [trained_on] if HUB_ID.fullmatch(trained_on) else []
     results = repository.facts.get("evaluation") or []
@@ -198,7 +198,9 @@ have read):
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained({given}, trust_remote_code=True)
-```"""
+```
+
+(diffusers saves no code: what is saved from there loads where codeclade is installed.)"""
     labels = repository.index.get("id2label") or {}
     if labels:
         names = [inline(labels[label].split(",")[0]) for label in sorted(labels, key=int)]
@@ -285,9 +287,12 @@ def _training(repository: Repository, training: dict | None) -> str:
     if training:
         settings = yaml.safe_dump(training["recipe"], sort_keys=False).strip()
         fence = "`" * (1 + max(map(len, re.findall("`{3,}", settings)), default=2))
+        minutes, seconds = divmod(round(training["seconds"]), 60)
+        time = f"{minutes:,} minutes" if minutes > 1 else f"{60 * minutes + seconds} seconds"
         return (
-            f"## Training\n\n{training['steps']:,} steps in {training['seconds'] / 60:,.0f} "
-            f"minutes, {inline(training['machine'])}.\n\n<details><summary>Recipe of the "
+            f"## Training\n\nTrained on {training['images']:,} images of {training['classes']:,} "
+            f"classes from {inline(training['data'])}: {training['steps']:,} steps in {time}, "
+            f"{inline(training['machine'])}.\n\n<details><summary>Recipe of the "
             f"{inline(training['stage'])}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"
         )
     if "recipe.yaml" in repository.files:
@@ -324,6 +329,9 @@ def _licence(provenance: dict, licence: str | None) -> str:
             f"- {inline(one['name'])} ({one['bytes']:,} bytes)" for one in provenance["files"]
         ]
         lines += [""]
-    if not (licence or provenance.get("license")):
+    named = licence or provenance.get("license")
+    if named:
+        lines += [f"Licence of the weights: {inline(named)}.", ""]
+    else:
         lines += ["No licence was stated for these weights; ask their owner.", ""]
     return "\n".join([*lines, "The code in this repository is codeclade's (MIT)."])

@@ -342,7 +342,7 @@ def _published_heads(width: int) -> int:
     if width not in HEADS:
         raise ValueError(
             f"width {width} is no published size ({', '.join(map(str, HEADS))}); "
-            "give num_attention_heads."
+            "give num_attention_heads (--heads)."
         )
     return HEADS[width]
 

@@ -17,7 +17,8 @@ LOCAL_WORD = re.compile(r"(?<![\w:/.~\\])(?:/|~/|\.\.?/|[A-Za-z]:\\)[^\s\"'#,\]]
 NUMBER, TEXT = (int, float), (str,)
 FIELDS = {  # required fields of every file, and what they hold
     "training.json": {
-        "stage": TEXT, "steps": NUMBER, "seconds": NUMBER, "machine": TEXT, "recipe": (dict,),
+        "stage": TEXT, "data": TEXT, "images": NUMBER, "classes": NUMBER,
+        "steps": NUMBER, "seconds": NUMBER, "machine": TEXT, "recipe": (dict,),
         "logged": (dict,),
     },
     "evaluation.json": {"metric": TEXT, "value": NUMBER, "dataset": TEXT, "protocol": TEXT},

@@ -15,7 +15,12 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 # HTTPError is the base of what the HTTP library raises, lost connections included.
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from .card import check_front_matter, render_card
 from .codes_card import render_codes_card
@@ -145,10 +150,10 @@ def publish(
         return commit(api, repo_id, kind, repository.files, gone, message, create_pr, info.sha)
 
 
-def check_access(token: str | None = None) -> None:
+def check_access(repo_id: str, token: str | None = None) -> None:
     """Raise a ValueError or ConnectionError unless the Hub knows the token; before long work."""
     api = HfApi(token=token)
-    with clear_errors("a repository", api):
+    with clear_errors(repo_id, api):
         api.whoami()
 
 
@@ -218,6 +223,8 @@ def clear_errors(repo_id: str, api: HfApi) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled:
         raise ValueError("HF_HUB_OFFLINE is set; unset it to reach the Hub.") from None
+    except LocalTokenNotFoundError:
+        raise ValueError(explain(401, repo_id)) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         reason = getattr(error, "server_message", None) or ""

@@ -59,6 +59,11 @@ class Codes(Dataset):
         self.ids = torch.cat([shard["ids"] for shard in shards])  # (n, V, T) uint16 or int32
         self.labels = torch.cat([shard["labels"] for shard in shards]).long()
 
+    @property
+    def source(self) -> str:
+        """Where the images came from: a folder or a Hub dataset."""
+        return self.header.get("recipe", {}).get("data", "unknown")
+
     def __len__(self) -> int:
         return len(self.labels)
 

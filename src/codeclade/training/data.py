@@ -113,7 +113,9 @@ def _class_index(source: str, names: list[str], own: str, name: str) -> int:
     for candidate in (own, name):
         if candidate in names:
             return names.index(candidate)
-    raise ValueError(f"{source} has no class {own!r}; it has {', '.join(names)}.")
+    raise ValueError(
+        f"{source} has no class {own!r}; it has {', '.join(names)}. For all of them give classes=."
+    )
 
 
 @dataclass

@@ -112,7 +112,8 @@ def train_generator(
     )
     if accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
-        run.record(run.out / "pipeline", "generator")
+        names, data = train.header["class_names"], train.source
+        run.record(run.out / "pipeline", "generator", data, len(train), len(names))
     return pipeline
 
 

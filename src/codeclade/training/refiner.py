@@ -104,7 +104,8 @@ def train_refiner(
     ema.copy_to(model.parameters())
     if accelerator.is_main_process:
         model.save_pretrained(run.out / "refiner")
-        run.record(run.out / "refiner", "refiner")
+        names, data = train.header["class_names"], train.source
+        run.record(run.out / "refiner", "refiner", data, len(train), len(names))
     return model
 
 

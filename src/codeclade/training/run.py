@@ -190,8 +190,14 @@ class Run:
         """Whether the model is to be evaluated after `done` steps."""
         return done % self.recipe["evaluate_every"] == 0 or done == self.total
 
-    def record(self, folder: Path, stage: str) -> None:
-        """Write training.json beside finished weights: recipe, time, machine, last numbers."""
+    def record(self, folder: Path, stage: str, data: str, images: int, classes: int) -> None:
+        """Write training.json beside finished weights: recipe, data, time, machine, last numbers.
+
+        Args:
+            folder: of the weights.
+            stage: "tokenizer", "generator" or "refiner".
+            data, images, classes: where the training images came from, and how many they were.
+        """
         logged: dict[str, float] = {}
         for line in (self.out / "log.jsonl").read_text().splitlines():
             logged |= json.loads(line)
@@ -203,6 +209,9 @@ class Run:
         )
         content = {
             "stage": stage,
+            "data": data,
+            "images": images,
+            "classes": classes,
             "steps": self.total,
             "seconds": round(self.seconds, 1),
             "machine": f"{self.accelerator.num_processes} x {machine} ({device.type}), "

@@ -142,7 +142,8 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
         held_out = load_images(recipe.data, "validation", recipe.image_size, recipe.classes)
         report = evaluate_tokenizer(vq_model, held_out)
         run.log(recipe.steps, report)
-        run.record(run.out / "vq_model", "tokenizer")
+        names = images.class_names
+        run.record(run.out / "vq_model", "tokenizer", recipe.data, len(images), len(names))
         save_reconstructions(vq_model, held_out, run.out / "reconstructions.png")
     return vq_model
 
