@@ -3,8 +3,10 @@
 Each check raises a ValueError of one sentence that never repeats a long input.
 """
 
+from pathlib import Path
 from typing import Any
 
+from gradio.utils import get_upload_folder
 from PIL import Image, ImageOps
 
 MAX_IMAGES, MAX_SEED = 8, 2**31 - 1
@@ -57,10 +59,22 @@ def uploaded(value: Any) -> Image.Image | None:
     """RGB image of an uploaded file as Gradio describes it, None for none; white shows through."""
     if value is None:
         return None
-    path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str) or not path:
+    return on_white(read_image(cached(value.get("path") if isinstance(value, dict) else None)))
+
+
+def cached(path: Any) -> Path:
+    """`path` from a client, which must lie in Gradio's folder of uploaded and generated files.
+
+    Gradio itself looks at paths only in a value that says it is a file, and a client need not say.
+    """
+    try:
+        found = Path(path).resolve()  # follows links
+        inside = found.is_relative_to(Path(get_upload_folder()).resolve())
+    except (TypeError, ValueError, OSError, RuntimeError):
+        inside = False
+    if not inside:
         raise ValueError("the image must be an uploaded file.")
-    return on_white(read_image(path))
+    return found
 
 
 def on_white(image: Image.Image) -> Image.Image:
