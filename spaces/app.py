@@ -57,7 +57,7 @@ def send(button: gr.Button, generate: Generate, target: gr.Image, tabs: gr.Tabs,
 
 def build(engine: Engine) -> gr.Blocks:
     """The whole app around a pipeline."""
-    with gr.Blocks(title="codeclade") as demo:
+    with gr.Blocks(title="codeclade", delete_cache=(600, 3600)) as demo:  # seconds
         recent = gr.State()  # ids and images this session generated last
         gr.Markdown(heading(engine), elem_classes="head")
         with gr.Tabs() as tabs:

@@ -1,13 +1,18 @@
 """Edit: paint over a part of a picture, and the tokens beneath are sampled anew."""
 
 import io
+from abc import ABCMeta
+from collections.abc import Iterator
+from typing import ClassVar
 
 import gradio as gr
 import numpy as np
 import torch
-from bounds import number, on_white, read_image
+from bounds import cached, number, on_white, read_image
 from engine import Engine, endpoint
-from gradio.components.image_editor import EditorData
+from fastapi import HTTPException
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBlobs
 from pictures import marked, square_box
 from PIL import Image
 
@@ -16,11 +21,54 @@ from codeclade.components.editing import token_mask
 from .shared import MODEL, class_menu, pictures, seed_row, take_button
 
 CANVAS = 512
-PROGRESS = gr.Progress()  # marks the argument; every run is given its own
+MAX_LAYERS, MAX_PENDING, MAX_PENDING_BYTES = 8, 32, 256_000_000
 EXPLANATION = (
     "Upload an image or take a generated one, paint over what should change, choose what it should "
     "become. Tokens that the brush touches are sampled anew, the others stay."
 )
+
+
+class Quiet(type(gr.ImageEditor)):
+    """Gradio's metaclass without the stub file that it writes beside the source of a component."""
+
+    def __new__(cls, *args):
+        return ABCMeta.__new__(cls, *args)
+
+
+class Canvas(gr.ImageEditor, metaclass=Quiet):
+    """An ImageEditor that keeps a bounded number of drawings until they are asked for.
+
+    Attributes:
+        pending: drawings by id, for all canvases: Gradio makes another canvas for a session in
+            which an event has changed this one's settings.
+    """
+
+    is_template = True  # the page shows what it shows for the class above
+    pending: ClassVar[dict[str, EditorDataBlobs]] = {}
+
+    @server
+    def accept_blobs(self, data: AcceptBlobs):
+        """Keep a background, layer or composite that the page sends ahead of an event."""
+        try:
+            key, index = str(data.data["id"]), data.data["index"] or "null"
+            fits = len(key) <= 64 and (index == "null" or 0 <= int(index) < MAX_LAYERS)
+            fits = fits and len(data.files) == 1 and isinstance(data.data["type"], str)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise HTTPException(400, f"A drawing has an id and at most {MAX_LAYERS} layers.")
+        self.blob_storage = self.pending
+        super().accept_blobs(data)
+        for oldest in list(self.pending)[:-1]:
+            sizes = [drawing_bytes(drawing) for drawing in list(self.pending.values())]
+            if len(sizes) > MAX_PENDING or sum(sizes) > MAX_PENDING_BYTES:
+                self.pending.pop(oldest, None)
+
+
+def drawing_bytes(drawing: EditorDataBlobs) -> int:
+    """How much a pending drawing holds."""
+    parts = [drawing.background, drawing.composite, *drawing.layers]
+    return sum(len(part) for part in parts if part)
 
 
 class Edit:
@@ -28,6 +76,7 @@ class Edit:
 
     def __init__(self, engine: Engine, recent: gr.State):
         self.engine = engine
+        self._sampled = endpoint(self._sample)
         gr.Markdown(EXPLANATION)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
@@ -37,17 +86,21 @@ class Edit:
                 inputs = self._controls()
         gallery = pictures("Before and after", 3)
         note = gr.Markdown(label="Summary", elem_classes="note")
-        self.start.click(
-            endpoint(self.edit),
+        running = self.start.click(
+            endpoint(self.edit, gpu=False),  # drawings are in this process, not in the GPU's
             [self.canvas, *inputs, recent],
             [gallery, note],
             api_name="edit",
             preprocess=False,
+            show_progress="minimal",
             **MODEL,
         )
+        self.stop.click(None, cancels=[running], api_visibility="private")
 
-    def edit(self, image, name, strength, guidance_scale, seed, recent, progress=PROGRESS):
-        """Sample the painted tokens of an image anew.
+    def edit(
+        self, image, name, strength, guidance_scale, seed, recent
+    ) -> Iterator[tuple[list, str]]:
+        """Sample the painted tokens of an image anew; yields after every row of tokens.
 
         Args:
             image: `background` is the picture, each of `layers` a picture of the same size that is
@@ -62,64 +115,72 @@ class Edit:
         """
         engine = self.engine
         label, strength = engine.label(name), number("strength", strength, 0, 1)
-        settings = {
-            "strength": strength,
-            "guidance_scale": number("guidance scale", guidance_scale, 0, 20),
-            "generator": engine.generator(seed),
-        }
+        scale = number("guidance scale", guidance_scale, 0, 20)
+        seed = engine.generator(seed).initial_seed()
         picture, mask = self._painted(image)
         if mask is None and strength == 1:
             raise ValueError("paint over what should change, or set the strength below 1.")
-        ids, cells = engine.ids_of(picture, recent), torch.ones(engine.grid, engine.grid) > 0
+        cells = np.ones((engine.grid, engine.grid), bool)
         if mask is not None:
-            cells = token_mask(mask, engine.grid)[0]
-        new = self._sampled(label, progress, latents=ids, mask_image=cells.float(), **settings)
-        changed = int((new != ids).reshape(engine.steps, -1).any(-1).sum())
-        before, after = engine.decode(torch.cat([ids, new]))
-        shown = marked(before, cells.numpy())
-        gallery = [(before, "before"), (shown, "tokens that may change"), (after, "after")]
-        return gallery, (
-            f"{changed} of {int(cells.sum())} tokens changed, {engine.steps} in the image."
-        )
+            cells = token_mask(torch.from_numpy(mask), engine.grid)[0].numpy()
+        settings = {"strength": strength, "guidance_scale": scale}
+        yield from self._sampled(label, picture, cells, seed, settings, recent)
 
-    def _sampled(self, label: int, progress: gr.Progress, **settings) -> torch.Tensor:
-        """Ids of the edited image; a client that goes away stops it."""
+    def _sample(
+        self, label: int, picture: Image.Image, cells: np.ndarray, seed: int, settings, recent
+    ) -> Iterator[tuple[list, str]]:
+        """What the endpoint yields, on the GPU; closing it stops the sampling."""
         engine = self.engine
+        ids = engine.ids_of(picture, recent)
+        (before,) = engine.decode(ids)
+        shown = marked(before, cells)
+        gallery = [(before, "before"), (shown, "tokens that may change")]
 
-        def run(callback_on_step_end):
-            def after_token(pipe, step, token, kwargs):
-                progress((step + 1, engine.steps), unit="tokens")
-                return callback_on_step_end(pipe, step, token, kwargs)
-
+        def run(**callback):
             return engine.pipe(
-                label, output_type="latent", callback_on_step_end=after_token, **settings
+                label,
+                latents=ids,
+                mask_image=torch.from_numpy(cells).float(),
+                generator=engine.generator(seed),
+                output_type="latent",
+                **settings,
+                **callback,
             ).images.cpu()
 
-        (new,) = engine.stream(run)
-        return new
+        for result in engine.stream(run, lambda latents, known: known):
+            if isinstance(result, int):
+                yield gallery, f"Row {result // engine.grid} of {engine.grid}"
+        before, after = engine.decode(torch.cat([ids, result]))
+        changed = int((result != ids).reshape(engine.steps, -1).any(-1).sum())
+        yield (
+            [*gallery, (after, "after")],
+            f"{changed} of {int(cells.sum())} tokens changed, {engine.steps} in the image.",
+        )
 
-    def _painted(self, value) -> tuple[Image.Image, torch.Tensor | None]:
+    def _painted(self, value) -> tuple[Image.Image, np.ndarray | None]:
         """Background and mask (H, W), cropped alike; the page sends bytes, clients send files."""
         try:
             data = EditorData.model_validate(value)
         except ValueError:
             raise ValueError("the image must be a background with layers.") from None
         if data.id is not None:
-            data = self.canvas.blob_storage.pop(data.id, None) or data
+            data = Canvas.pending.pop(data.id, None) or data
         if data.background is None:
             raise ValueError("upload an image first, or take a generated one.")
-        files = [data.background, *(data.layers or [])[:8]]
-        sources = [io.BytesIO(file) if isinstance(file, bytes) else file.path for file in files]
+        files = [data.background, *filter(None, (data.layers or [])[:MAX_LAYERS])]
+        sources = [
+            io.BytesIO(file) if isinstance(file, bytes) else cached(file.path) for file in files
+        ]
         background, *layers = [read_image(source) for source in sources]
         left, top, side = square_box(background.size)
         paint = np.zeros((side, side), bool)
         for layer in layers:
             alpha = np.asarray(layer.resize(background.size).getchannel("A"))
             paint |= alpha[top : top + side, left : left + side] > 127
-        return on_white(background), torch.from_numpy(paint) if paint.any() else None
+        return on_white(background), paint if paint.any() else None
 
-    def _canvas(self) -> gr.ImageEditor:
-        return gr.ImageEditor(
+    def _canvas(self) -> Canvas:
+        return Canvas(
             label="Paint over what should change",
             sources=["upload", "clipboard"],
             type="pil",
@@ -142,5 +203,7 @@ class Edit:
             0, 10, value=self.engine.default_guidance, step=0.25, label="Guidance scale"
         )
         seed = seed_row()
-        self.start = gr.Button("Edit", variant="primary")
+        with gr.Row():
+            self.start = gr.Button("Edit", variant="primary", scale=2, min_width=120)
+            self.stop = gr.Button("Stop", scale=1, min_width=80)
         return [name, strength, scale, seed]
