@@ -15,9 +15,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # runpy does not do this
 
 import gradio as gr
+from bounds import BodyLimit
 from engine import Engine, load
 from look import look
 from pictures import enlarge
+from starlette.middleware import Middleware
 from tabs.clusters import Clusters
 from tabs.edit import Edit
 from tabs.generate import Generate
@@ -78,7 +80,12 @@ def build(engine: Engine) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, **settings):
     """Serve `build`'s app with our look and limits; `settings` are Gradio's."""
-    return demo.launch(max_file_size="20mb", **look(), **settings)
+    limits = {
+        "max_file_size": "20mb",
+        "state_session_capacity": 200,
+        "app_kwargs": {"middleware": [Middleware(BodyLimit)]},
+    }
+    return demo.launch(**limits, **look(), **settings)
 
 
 demo = build(Engine(load()))

@@ -222,3 +222,16 @@ def test_edit_stops_when_nobody_waits(edit, picture):
     with tab.engine.lock:
         pass
     assert len(calls) <= 7, "a row of four tokens, and what was on its way"
+
+
+def test_large_requests_are_refused(address, canvas):
+    kind = {"Content-Type": "application/json"}
+    body = json.dumps({"data": ["x" * 1_000_000, 1, 3, "constant", 1, 0, 1, 7]}).encode()
+    for path in ("call/generate", "queue/join", "run/generate", "call/v2/generate"):
+        assert status(f"{address}/gradio_api/{path}", body, **kind) == 413
+    chunked = {**kind, "Transfer-Encoding": "chunked"}
+    assert status(f"{address}/gradio_api/call/generate", iter([body]), **chunked) == 411
+    large = "x" * 25_000_000  # and the rest of the request
+    assert draw(address, canvas, id=large) == 413 and not canvas.pending
+    assert draw(address, canvas, content="x" * 1_500_000) in (200, 400)
+    assert space().demo.state_session_capacity == 200 and space().demo.delete_cache == (600, 3600)
