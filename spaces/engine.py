@@ -38,6 +38,7 @@ except ImportError:  # outside a Space
 
 
 SLOW_PREVIEW = 0.5  # seconds; where one takes longer, previews get half of the time at most
+CUTS = 8  # of the merge tree that are kept
 BOARDS = 16  # decoded at once, 8 x 8 tokens each
 
 
@@ -312,11 +313,12 @@ class Engine:
         count = number("number of clusters", clusters, *self.cluster_bounds, integer=True)
         if count == self.map.num_clusters:
             return self.map
-        if count not in self._cuts:
-            if len(self._cuts) >= 8:
-                self._cuts.pop(next(iter(self._cuts)), None)
-            self._cuts[count] = self.map.cut(count)
-        return self._cuts[count]
+        cut = self._cuts.get(count)  # another thread may drop it from the dictionary any time
+        if cut is None:
+            cut = self._cuts[count] = self.map.cut(count)
+            for oldest in list(self._cuts)[:-CUTS]:
+                self._cuts.pop(oldest, None)
+        return cut
 
     def patches(self, ids: list[int]) -> list[Image.Image]:
         """What each id looks like, decoded once and kept."""

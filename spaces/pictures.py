@@ -1,9 +1,10 @@
 """Pictures of pictures: enlarged pixels, contact sheets, token grids."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
 ACCENT = (214, 72, 132)  # stands out from photographs, light and dark
 GAP = 2
@@ -35,6 +36,17 @@ def square_box(size: tuple[int, int]) -> tuple[int, int, int]:
     """Left, top and side of the largest centred square."""
     short = min(size)
     return (size[0] - short) // 2, (size[1] - short) // 2, short
+
+
+def upright_size(path: Path, formats: Sequence[str]) -> tuple[int, int]:
+    """Width and height of an image file as it is shown, from its header alone."""
+    try:
+        with Image.open(path, formats=formats) as image:
+            # That of PNG files reads all of the file, for the few with an orientation at its end.
+            turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except Exception:
+        raise ValueError(f"the file is no image of type {', '.join(formats)}.") from None
 
 
 def sheet(patches: Sequence[Image.Image], columns: int, rows: int, cell: int = 40) -> Image.Image:

@@ -5,9 +5,9 @@ import math
 import gradio as gr
 import numpy as np
 import torch
-from bounds import number, one_of, uploaded
+from bounds import FORMATS, cached, number, one_of, uploaded
 from engine import Engine, endpoint
-from pictures import enlarge, marked, sheet, square, square_box
+from pictures import enlarge, marked, sheet, square, square_box, upright_size
 from PIL import Image
 from tree import nearest_clusters
 
@@ -40,23 +40,23 @@ class Clusters:
         gr.Markdown("### What is this place made of?\n" + REGION)
         self._regions(recent)
 
-    def clusters(self, clusters, order, page) -> tuple[list, str, list[dict]]:
+    def clusters(self, clusters, order, page) -> tuple[list, str, list[dict], int, dict]:
         """Clusters of the codebook as cards of decoded patches, 24 a page.
 
         Args:
             clusters: number of clusters to cut the tree into.
             order: "largest first", "smallest first" or "by number".
-            page: from 1.
+            page: from 1; past the last page: the last.
 
         Returns:
-            One picture a cluster, a line about the page, and per card the cluster, its size and
-            its first codes.
+            One picture a cluster, a line about the page, per card the cluster, its size and its
+            first codes, and the page.
         """
         cut = self.engine.cut(clusters)
         order = one_of("order", order, list(ORDERS))
         pages = math.ceil(cut.num_clusters / PAGE)
-        page = number("page", page, 1, 10**9, integer=True)
-        page = min(page, pages)
+        page = min(page, pages) if isinstance(page, (int, float)) else page
+        page = number("page", page, 1, pages, integer=True)
         sizes = cut.sizes
         if order == ORDERS[2]:
             ranked = torch.arange(cut.num_clusters)
@@ -74,12 +74,20 @@ class Clusters:
             f"{cut.num_clusters} clusters of {cut.codebook_size} codes, the largest has "
             f"{int(sizes.max())}; {int((sizes == 1).sum())} have one. Page {page} of {pages}."
         )
-        return cards, note, table
+        return cards, note, table, page, {"clusters": cut.num_clusters, "cards": chosen}
 
-    def members(self, clusters, table, chosen: int) -> list[tuple]:
-        """All codes of a card."""
-        cut = self.engine.cut(clusters)
-        return self._codes(cut.members(table[chosen]["cluster"])[:MEMBERS].tolist())
+    def members(self, shown: dict | None, event: gr.SelectData) -> list[tuple]:
+        """All codes of the card that was clicked, in the cut that the cards are of."""
+        if not shown:
+            raise ValueError("the clusters are not shown yet.")
+        index, last = getattr(event, "index", None), len(shown["cards"]) - 1
+        card = number("card", index, 0, last, integer=True)
+        cut = self.engine.cut(shown["clusters"])
+        return self._codes(cut.members(shown["cards"][card])[:MEMBERS].tolist())
+
+    def _first_page(self, clusters, order) -> tuple:
+        """The cards of another cut or order."""
+        return self.clusters(clusters, order, 1)
 
     def region(self, image, clusters, row, column, recent) -> tuple:
         """Which code and cluster one place of an image has.
@@ -171,25 +179,21 @@ class Clusters:
         codes = pictures(
             "Codes of the chosen cluster", 12, "codes", allow_preview=False, elem_id="codes"
         )
-        inputs, outputs = [self.count, order, page], [cards, note, table]
+        shown = gr.State()  # the slider may be elsewhere by the time a card is chosen
+        inputs, outputs = [self.count, order, page], [cards, note, table, page, shown]
         show = endpoint(self.clusters, gpu=False)
         settings = {"preprocess": False, "show_progress": "minimal", **BROWSING}
         page.submit(show, inputs, outputs, api_name="clusters", **settings)
         private = {"api_visibility": "private", **settings}
         tab.select(show, inputs, outputs, **private)
-        for control in (self.count.release, order.input):
-            control(lambda: 1, None, page, queue=False, api_visibility="private").then(
-                show, inputs, outputs, **private
-            )
+        first = endpoint(self._first_page, gpu=False)
+        for control in (self.count, order):  # keys move a slider too, and do not release it
+            control.input(first, inputs[:2], outputs, trigger_mode="always_last", **private)
         for button, step in ((back, -1), (on, 1)):
             button.click(
                 None, page, page, js=f"page => Math.max(1, page + {step})", api_visibility="private"
             ).then(show, inputs, outputs, **private)
-
-        def choose(clusters, table, event: gr.SelectData):
-            return self.members(clusters, table, event.index)
-
-        cards.select(endpoint(choose, gpu=False), [self.count, table], codes, **private)
+        cards.select(endpoint(self.members, gpu=False), shown, codes, **private)
 
     def _regions(self, recent: gr.State) -> None:
         """A picture to click on, and what is there."""
@@ -225,18 +229,22 @@ class Clusters:
                 endpoint(self._clicked, gpu=False),
                 picture,
                 [row, column],
-                **{**private, "queue": False, "concurrency_limit": None, "concurrency_id": None},
+                **{**private, **BROWSING},
             ).then(show, inputs, outputs, **private)
 
     def _arrived(self, image, *rest) -> tuple:
         """The middle of a picture that was just put in; nothing for one that was taken away."""
         if image is None or self.engine.map is None:
-            return (gr.skip(),) * 5
+            return None, [], [], "", None
         return self.region(image, *rest)
 
     def _clicked(self, image, event: gr.SelectData) -> tuple[int, int]:
         """Token grid place of a click on a picture."""
-        left, top, side = square_box(uploaded(image).size)
-        x, y = event.index
+        size = upright_size(cached(image.get("path") if isinstance(image, dict) else None), FORMATS)
+        left, top, side = square_box(size)
+        index = getattr(event, "index", None)
+        if not isinstance(index, (list, tuple)) or len(index) != 2:
+            raise ValueError("a place must be two numbers.")
+        x, y = (number("place", at, -(10**6), 10**6) for at in index)
         places = [int((at - low) / side * self.engine.grid) for at, low in ((y, top), (x, left))]
         return tuple(min(max(at, 0), self.engine.grid - 1) for at in places)

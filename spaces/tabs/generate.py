@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import gradio as gr
-from bounds import MAX_IMAGES
+from bounds import MAX_IMAGES, number
 from engine import Engine, endpoint
 
 from .shared import MODEL, class_menu, pictures, seed_row
@@ -64,7 +64,8 @@ class Generate:
         for known, images, ids in engine.sample(label, count, seed, settings):
             if ids is None:
                 rows = f"{known // engine.grid} of {engine.grid}"
-                yield images, f"{name}, seed {seed}: row {rows}", gr.skip()
+                # Stopped here, no earlier images may be sent on as if they were those shown.
+                yield images, f"{name}, seed {seed}: row {rows}", None
             else:
                 made = {"ids": ids, "images": images}
                 yield images, f"{name}, seed {seed}, guidance {guidance_scale:g}", made
@@ -111,13 +112,14 @@ class Generate:
             layout.to_edit = gr.Button("Edit", size="sm")
         layout.chosen = gr.State(0)
 
-        def choose(event: gr.SelectData):
-            return event.index
+        def choose(recent, event: gr.SelectData):
+            chosen = number("image", getattr(event, "index", None), 0, MAX_IMAGES - 1, integer=True)
+            return chosen, recent | {"chosen": chosen} if recent else gr.skip()
 
         layout.gallery.select(
-            choose,
-            None,
-            layout.chosen,
+            endpoint(choose, gpu=False),
+            layout.recent,
+            [layout.chosen, layout.recent],
             queue=False,
             show_progress="hidden",
             api_visibility="private",

@@ -1,5 +1,7 @@
 """Reconstruct: what the tokenizer keeps of a picture, and what its clusters keep of that."""
 
+import math
+
 import gradio as gr
 import torch
 from bounds import MAX_SEED, number, uploaded
@@ -39,7 +41,18 @@ class Reconstruct:
         settings = {"preprocess": False, **MODEL}
         run = endpoint(self.reconstruct)
         start.click(run, inputs, outputs, api_name="reconstruct", **settings)
-        clusters.release(run, inputs, outputs, api_visibility="private", **settings)
+        clusters.input(  # keys move a slider too, and do not release it
+            endpoint(self._moved),
+            inputs,
+            outputs,
+            api_visibility="private",
+            trigger_mode="always_last",
+            **settings,
+        )
+
+    def _moved(self, image, *rest) -> tuple:
+        """The same with another number of clusters; nothing as long as there is no image."""
+        return self.reconstruct(image, *rest) if image is not None else (gr.skip(),) * 3
 
     def reconstruct(self, image, clusters, seed) -> tuple[list, str, dict]:
         """Tokenize and decode an image, then with codes replaced inside their clusters.
@@ -51,7 +64,8 @@ class Reconstruct:
 
         Returns:
             Original, reconstruction and replaced picture, what they score, and the scores as data:
-            PSNR in dB to the original, and of the replaced picture to the reconstruction.
+            PSNR in dB to the original, and of the replaced picture to the reconstruction, null
+            where the two are identical; and the share of (semantic) codes that changed.
         """
         engine = self.engine
         seed = number("seed", seed, 0, MAX_SEED, integer=True)
@@ -71,10 +85,14 @@ class Reconstruct:
         note = f"Tokens: {scores[0]:.1f} dB to the original."
         if cut is not None:
             between = psnr(shown[1:], shown[:1]).item()
-            share = (versions[1][1] != ids).float().mean().item()
-            data |= {"psnr_replaced": scores[1], "psnr_between": between, "changed": share}
+            different = versions[1][1] != ids
+            share = (different[..., 0] if engine.pairs else different).float().mean().item()
+            alike = math.isinf(between)
+            data |= {"psnr_replaced": scores[1], "changed": share}
+            data["psnr_between"] = None if alike else between
+            distance = "identical to the tokens" if alike else f"{between:.1f} dB to the tokens"
             note += (
-                f" Replaced: {scores[1]:.1f} dB to the original, {between:.1f} dB to the tokens; "
+                f" Replaced: {scores[1]:.1f} dB to the original, {distance}; "
                 f"{share:.0%} of the codes changed."
             )
         gallery = [(square(picture, engine.side), "original")]

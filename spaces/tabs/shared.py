@@ -64,11 +64,12 @@ def image_input(engine: Engine, recent: gr.State, **settings) -> gr.Image:
 
 
 def take_button(engine: Engine, recent: gr.State, target: gr.components.Component) -> None:
-    """A button that puts the last generated image, or a new one, into `target`."""
+    """A button that puts the chosen one of the last images, or a new one, into `target`."""
 
     def take(recent):
         recent = recent or engine.example()
-        return enlarge(recent["images"][0]), recent
+        images = recent["images"]
+        return enlarge(images[min(recent.get("chosen", 0), len(images) - 1)]), recent
 
     button = gr.Button("Take a generated image", size="sm")
     button.click(endpoint(take), recent, [target, recent], api_visibility="private", **MODEL)
