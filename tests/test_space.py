@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,17 +13,22 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
-from PIL import Image
+from PIL import ExifTags, Image
 
 from codeclade import CodecladePipeline, bundled
 from codeclade.evaluation.images import psnr
+from codeclade.evaluation.replacement import replace_codes
 from codeclade.training.data import to_pixels
-from conftest import build_pipeline
+from conftest import build_map, build_pipeline
 from scheme_pipelines import SCHEMES, build_scheme
 from space_server import APP, served, space
 
@@ -104,6 +110,27 @@ def test_generate_streams_and_ends_with_what_the_pipeline_makes(client, pipe):
     assert first[:8].std() > 5
 
 
+def test_generate_follows_every_setting(client, pipe):
+    settings = {"guidance_schedule": "linear", "temperature": 0.7, "top_k": 50, "top_p": 0.9}
+    settings["guidance_scale"] = 5.0
+    last, _ = client.predict(**{**GENERATE, **settings}, api_name="/generate")
+    expected = pipe("lion", num_images_per_prompt=2, generator=seeded(), **settings).images
+    for image, made in zip(arrays(last), expected, strict=True):
+        assert (image == np.asarray(made)).all()
+
+
+def test_generate_keeps_no_earlier_images_until_it_ends(tiny_pipeline):
+    app = space()
+    engine = app.engine.Engine(tiny_pipeline("cluster"))
+    generate = sys.modules["tabs.generate"].Generate
+    *parts, last = generate.generate(SimpleNamespace(engine=engine), "tabby", *(1, 3.0), *SAMPLING)
+    assert len(parts) == 3 and all(recent is None for *_, recent in parts)
+    assert set(last[2]) == {"ids", "images"}
+
+
+SAMPLING = ("constant", 1, 0, 1, 7)
+
+
 def test_redraw_keeps_the_clusters(client, pipe, picture):
     gallery, note = client.predict(handle_file(picture), "lion", 3, 5, api_name="/redraw")
     ids = ids_of(picture, pipe)
@@ -161,13 +188,36 @@ def test_clusters_lists_the_cut(client, pipe):
     cut = pipe.cluster_map.cut(30)
     seen = []
     for page in (1, 2):
-        cards, note, table = client.predict(30, "largest first", page, api_name="/clusters")
+        cards, note, table, _ = client.predict(30, "largest first", page, api_name="/clusters")
         assert len(cards) == len(table) and "30 clusters of 1024 codes" in note
         seen += table
     assert sorted(card["cluster"] for card in seen) == list(range(30))
     sizes = [card["size"] for card in seen]
     assert sizes == sorted(cut.sizes.tolist(), reverse=True)
     assert all(card["codes"] == cut.members(card["cluster"])[:12].tolist() for card in seen)
+
+
+def test_clusters_come_in_three_orders(client, pipe):
+    sizes = pipe.cluster_map.cut(30).sizes
+    orders = {
+        "largest first": sizes.argsort(descending=True, stable=True),
+        "smallest first": sizes.argsort(stable=True),
+        "by number": torch.arange(30),
+    }
+    for order, expected in orders.items():
+        *_, table, _ = client.predict(30, order, 1, api_name="/clusters")
+        assert [card["cluster"] for card in table] == expected[:24].tolist()
+
+
+def test_a_card_shows_the_patches_of_its_codes(client):
+    cards, _, table, _ = client.predict(30, "largest first", 1, api_name="/clusters")
+    card = np.asarray(Image.open(cards[0]["image"]).convert("RGB"))
+    assert card.shape == (3 * 42 - 2, 4 * 42 - 2, 3)
+    cells = [
+        card[row * 42 :][:40, column * 42 :][:, :40] for row in range(3) for column in range(4)
+    ]
+    assert len(table[0]["codes"]) == 12
+    assert all(cell.mean() > 10 for cell in cells) and np.std([c.mean() for c in cells]) > 1
 
 
 def test_region_tells_id_cluster_and_neighbours(client, pipe, picture):
@@ -210,6 +260,77 @@ def test_reconstruct_measures(client, pipe, picture):
     for name, (image, reference) in pairs.items():
         assert data[name] == pytest.approx(psnr(image, reference).item(), abs=0.05)
     assert data["psnr_between"] < 40
+    ids, cut = ids_of(picture, pipe), pipe.cluster_map.cut(200)
+    new = replace_codes(ids, cut, 3)
+    with torch.no_grad():
+        pixels = pipe.vq_model.decode(torch.cat([ids, new]))
+    expected = pipe.image_processor.postprocess(pixels, output_type="pil")
+    for image, made in zip(arrays(gallery)[1:], expected, strict=True):
+        assert np.abs(image.astype(int) - np.asarray(made)).max() <= 1
+    assert data["changed"] == pytest.approx((new != ids).float().mean().item())
+
+
+def test_reconstruct_with_every_code_alone(client, picture):
+    _, note, data = client.predict(handle_file(picture), 1024, 3, api_name="/reconstruct")
+    assert data["psnr_between"] is None and data["changed"] == 0
+    assert "identical to the tokens; 0% of the codes changed" in note
+
+
+def test_reconstruct_counts_the_replaced_table_alone(picture):
+    pipe = build_scheme("semantic_detail")
+    pipe.register_modules(cluster_map=build_map(pipe.vq_model.codebook))
+    engine = space().engine.Engine(pipe)
+    tab = SimpleNamespace(engine=engine)
+    reconstruct = sys.modules["tabs.reconstruct"].Reconstruct.reconstruct
+    file = upload(picture)
+    *_, data = reconstruct(tab, file, 12, 5)
+    ids = engine.encode(Image.open(picture).convert("RGB"))[..., 0]
+    new = replace_codes(ids, engine.map.cut(12), 5)
+    assert (new != ids).any()
+    assert data["changed"] == pytest.approx((new != ids).float().mean().item())
+
+
+def upload(path) -> dict:
+    """A file as Gradio describes one that was uploaded."""
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"path": shutil.copy(path, folder / f"{uuid.uuid4()}{path.suffix}")}
+
+
+def clicked(engine, path, index) -> tuple[int, int]:
+    """Row and column of a click at `index` in a picture file."""
+    listener = sys.modules["tabs.clusters"].Clusters._clicked
+    return listener(SimpleNamespace(engine=engine), upload(path), SimpleNamespace(index=index))
+
+
+def test_clicks_land_in_the_centred_square(tmp_path):
+    grid = SimpleNamespace(grid=8)
+    wide, turned = tmp_path / "wide.png", tmp_path / "turned.jpg"
+    Image.new("RGB", (200, 96)).save(wide)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn, so it is shown 96 wide and 200 high
+    Image.new("RGB", (200, 96)).save(turned, exif=exif)
+    space()
+    for row, column in ((0, 0), (2, 6), (7, 7)):
+        x, y = (column + 0.5) * 12, (row + 0.5) * 12
+        assert clicked(grid, wide, [52 + x, y]) == (row, column)
+        assert clicked(grid, turned, [x, 52 + y]) == (row, column)
+    assert clicked(grid, wide, [0, 95]) == (7, 0) and clicked(grid, wide, [199, 0]) == (0, 7)
+
+
+def test_clicks_that_no_page_makes(tmp_path):
+    space()
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (200, 96)).save(path)
+    for index in (5, None, "x", [1], ["x", 2], [float("nan"), 0]):
+        with pytest.raises(ValueError, match="must be"):
+            clicked(SimpleNamespace(grid=8), path, index)
+    members = sys.modules["tabs.clusters"].Clusters.members
+    for index in (-1, 2, "x", None, [0]):
+        with pytest.raises(ValueError, match="card must be"):
+            members(None, {"clusters": 30, "cards": [3, 4]}, SimpleNamespace(index=index))
+    with pytest.raises(ValueError, match="not shown yet"):
+        members(None, None, SimpleNamespace(index=0))
 
 
 def test_twenty_clients_are_served_in_turn(tiny_pipeline):
@@ -349,10 +470,11 @@ def test_hostile_places_and_pages(address, client, picture):
     for arguments in ([0, 0], [1025, 0], ["100", 0], [100, "by name"], [True, 0]):
         data = [arguments[0], arguments[1] or "by number", 1]
         assert "event: error" in post(address, "clusters", data)
-    for page in (0, -1, None, 1.5, 10**10):
-        assert "event: error" in post(address, "clusters", [100, "by number", page])
-    _, note, _ = client.predict(100, "by number", 10**6, api_name="/clusters")
-    assert note.endswith("Page 5 of 5.")
+    for page in (0, -1, None, 1.5, True, float("nan")):
+        answer = post(address, "clusters", [100, "by number", page])
+        assert "Page must be a whole number from 1 to 5." in answer
+    _, note, _, page = client.predict(100, "by number", 10**6, api_name="/clusters")
+    assert note.endswith("Page 5 of 5.") and page == 5
     for row, column in ((8, 0), (-1, 0), (0, 8), (0.5, 0)):
         with pytest.raises(Exception, match="must be a whole number from 0 to 7"):
             client.predict(handle_file(picture), 100, row, column, api_name="/region")
