@@ -248,6 +248,74 @@ def test_clusters_and_places_can_be_clicked(desktop, engine):
     assert desktop.locator("#neighbours button:has(img)").count() == 8
 
 
+def test_cards_and_codes_are_of_the_cut_shown(desktop, engine, monkeypatch):
+    open_tab(desktop, "Clusters")
+    desktop.locator("#cards button:has(img)").first.wait_for()
+    slider = desktop.locator('input[type="range"]:visible').first
+    slider.focus()
+    for _ in range(3):
+        desktop.keyboard.press("ArrowLeft")
+    count = engine.map.num_clusters - 3
+    wait_for_note(desktop, f"{count} clusters of")
+    asked = []
+    members = type(engine.map).members
+
+    def recorded(cut, cluster):
+        asked.append(cut.num_clusters)
+        return members(cut, cluster)
+
+    monkeypatch.setattr(type(engine.map), "members", recorded)
+    desktop.locator("#cards button:has(img)").nth(1).click()
+    desktop.locator("#codes button:has(img)").first.wait_for()
+    assert set(asked) == {count}
+
+
+def test_pages_end(desktop, engine):
+    open_tab(desktop, "Clusters")
+    page, last = desktop.get_by_label("Page", exact=True), -(-engine.map.num_clusters // 24)
+    wait_for_note(desktop, f"Page 1 of {last}")
+    page.fill(str(last))
+    page.press("Enter")
+    for _ in range(2):
+        wait_for_note(desktop, f"Page {last} of {last}")
+        button(desktop, "Next").click()
+        desktop.wait_for_timeout(700)
+    playwright.expect(page).to_have_value(str(last))
+    button(desktop, "Back").click()
+    wait_for_note(desktop, f"Page {last - 1} of {last}")
+
+
+def test_a_stopped_run_sends_no_earlier_images(desktop, engine):
+    generated(desktop)
+    with slowed(engine, 0.08):
+        button(desktop, "Generate").click()
+        wait_for_note(desktop, "row [1-4] of 8")
+        button(desktop, "Stop").click()
+    button(desktop, "New details, same layout").click()
+    button(desktop, "Draw new details").wait_for()
+    desktop.wait_for_timeout(500)
+    assert desktop.locator('[data-testid="image"] img:visible').count() == 0
+
+
+def test_the_chosen_image_is_taken_and_cleared(desktop, engine):
+    generated(desktop)
+    source = engine.pipe(
+        0,
+        guidance_scale=3.0,
+        num_images_per_prompt=4,
+        generator=torch.Generator().manual_seed(7),
+        output_type="latent",
+    ).images
+    desktop.locator(".pictures:visible button:has(img)").nth(2).click()
+    desktop.wait_for_timeout(500)
+    open_tab(desktop, "Clusters")
+    button(desktop, "Take a generated image").click()
+    wait_for_note(desktop, f"Row 4, column 4: code {source[2, 4, 4]},")
+    button(desktop, "Remove Image").click()
+    desktop.locator("#region-codes button:has(img)").first.wait_for(state="detached")
+    assert desktop.locator("#neighbours button:has(img)").count() == 0
+
+
 def test_errors_are_one_sentence(desktop):
     box = desktop.get_by_label("Class", exact=True).locator("visible=true").first
     box.fill("gold fish")
