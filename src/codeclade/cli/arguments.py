@@ -26,6 +26,26 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def looks_like_hub_id(source: str) -> bool:
+    """Whether this could be "user/name"."""
+    parts = source.split("/")
+    return len(parts) == 2 and all(part and part[0].isalnum() for part in parts)
+
+
+def unknown(source: str) -> str:
+    """The sentence for a name that is neither a folder nor a repository."""
+    return (
+        f"{source} is no folder here, and no repository of the Hub that could be read; check the "
+        "name, the token and the connection."
+    )
+
+
+def check_source(source: str) -> None:
+    """Raise a ValueError unless this is a folder, or looks like a Hub id."""
+    if not Path(source).is_dir() and not looks_like_hub_id(source):
+        raise ValueError(f"there is no pipeline folder {source}, and it is no Hub id (user/name).")
+
+
 def load_part(kind, source: str | None, part: str):
     """A component from its folder or Hub id, or from the pipeline that has it as `part`.
 
@@ -34,15 +54,13 @@ def load_part(kind, source: str | None, part: str):
     Raises:
         ValueError: neither a folder here nor a repository of the Hub.
     """
-    from .generate import unknown
-
     if source is None:
         return None
     folder = Path(source)
     if folder.is_dir():
         inside = not (folder / "config.json").is_file() and (folder / part).is_dir()
         return kind.from_pretrained(folder / part if inside else folder)
-    if source.count("/") != 1 or source.startswith((".", "/")):
+    if not looks_like_hub_id(source):
         raise ValueError(unknown(source))
     try:
         return kind.from_pretrained(source)

@@ -4,7 +4,7 @@ import argparse
 import os
 import socket
 
-from .arguments import add_verb
+from .arguments import add_verb, check_source
 
 
 def add_demo(verbs) -> None:
@@ -26,7 +26,6 @@ def _demo(arguments: argparse.Namespace) -> None:
     import runpy
 
     from ..hub.space import space_folder
-    from .generate import check_source
 
     if not 0 < arguments.port < 65536:
         raise ValueError(f"--port {arguments.port} must be 1 to 65535.")
@@ -37,12 +36,10 @@ def _demo(arguments: argparse.Namespace) -> None:
         except OSError as error:
             where = f"{arguments.host}:{arguments.port}"
             raise ValueError(f"{where} cannot be used ({error.strerror}); give --port.") from None
-    if arguments.pipeline:
-        check_source(arguments.pipeline)
-
     if not importlib.util.find_spec("gradio"):
         raise ImportError("the demo needs gradio; pip install 'codeclade[demo]'.")
     if arguments.pipeline:
+        check_source(arguments.pipeline)
         os.environ["CODECLADE_PIPELINE"] = arguments.pipeline
     os.environ["GRADIO_SERVER_NAME"] = arguments.host
     os.environ["GRADIO_SERVER_PORT"] = str(arguments.port)

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from .arguments import add_verb
-from .generate import check_source, load_pipeline
+from .arguments import add_verb, check_source
+from .generate import load_pipeline
 
 EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
   codeclade evaluate user/my-pipeline --data photos/ --images 50 --out evaluation.json

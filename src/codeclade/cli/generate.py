@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_verb
+from .arguments import add_verb, check_source, unknown
 
 
 def add_generate(verbs) -> None:
@@ -43,8 +43,6 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
     import torch
 
-    from ..evaluation.sheet import contact_sheet
-
     pipeline = load_pipeline(arguments.pipeline, arguments.device)
     labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
     count = arguments.images or (1 if labels else 8)
@@ -60,9 +58,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     ).images
     picture = images[0]
     if len(images) > 1:
-        names = [pipeline.config.id2label.get(str(label), str(label)) for label in label_ids]
-        rows = [(name, images[i * count : (i + 1) * count]) for i, name in enumerate(names)]
-        picture = contact_sheet(rows, arguments.scale)
+        picture = class_sheet(pipeline, label_ids, images, arguments.scale)
     picture.save(out)
     print(f"saved {out} ({picture.width}x{picture.height})")
 
@@ -85,23 +81,17 @@ def load_pipeline(source: str | None, device: str | None):
         raise ValueError(unknown(source)) from error
 
 
-def unknown(source: str) -> str:
-    """The sentence for a name that is neither a folder nor a repository."""
-    return (
-        f"{source} is no folder here, and no repository of the Hub that could be read; check the "
-        "name, the token and the connection."
-    )
-
-
-def check_source(source: str) -> None:
-    """Raise a ValueError unless this is a folder, or looks like a Hub id."""
-    parts = source.split("/")
-    fine = len(parts) == 2 and all(part and part[0].isalnum() for part in parts)
-    if not Path(source).is_dir() and not fine:
-        raise ValueError(f"there is no pipeline folder {source}, and it is no Hub id (user/name).")
-
-
 def some_classes(pipeline) -> list[int]:
     """Eight classes, evenly spread."""
     known = pipeline.transformer.config.num_classes
     return list(range(0, known, max(1, known // 8)))[:8]
+
+
+def class_sheet(pipeline, label_ids: list[int], images: list, scale: int):
+    """One picture of the images, as many of every class, one class a row."""
+    from ..evaluation.sheet import contact_sheet
+
+    count = len(images) // len(label_ids)
+    names = [pipeline.config.id2label.get(str(i), str(i)).split(",")[0] for i in label_ids]
+    rows = [(name, images[i * count : (i + 1) * count]) for i, name in enumerate(names)]
+    return contact_sheet(rows, scale)

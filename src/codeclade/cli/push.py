@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .arguments import add_verb
-from .generate import load_pipeline, some_classes
+from .generate import class_sheet, load_pipeline, some_classes
 
 PUSH_EXAMPLES = """codeclade push runs/generator/pipeline user/my-pipeline --dry-run
   codeclade push runs/generator/pipeline user/my-pipeline --space user/my-demo
@@ -87,15 +87,11 @@ def _sample_sheet(folder: str) -> bytes:
 
     import torch
 
-    from ..evaluation.sheet import contact_sheet
-
     pipeline = load_pipeline(folder, None)
     pipeline.set_progress_bar_config(desc="samples")
     labels = some_classes(pipeline)
     generator = torch.Generator().manual_seed(0)
     images = pipeline(labels, num_images_per_prompt=4, generator=generator).images
-    names = [pipeline.config.id2label.get(str(i), str(i)).split(",")[0] for i in labels]
-    rows = [(name, images[4 * i : 4 * i + 4]) for i, name in enumerate(names)]
     scale = max(1, 128 // images[0].width)
-    contact_sheet(rows, scale).save(stream := io.BytesIO(), "PNG")
+    class_sheet(pipeline, labels, images, scale).save(stream := io.BytesIO(), "PNG")
     return stream.getvalue()

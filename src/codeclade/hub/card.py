@@ -17,9 +17,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..components.cluster_map import ClusterMap
 from ..components.labels import ids_by_name
 from .citations import cited_papers
-from .repository import Part, Repository, variant_of
+from .repository import CONFIG_CLASSES, Part, Repository, variant_of
 
-MODELS = ("CodecladeTransformer", "Refiner")  # transformers' models; the others are diffusers'
 SCHEMES = {
     "token": "codebook ids, one by one",
     "cluster": "clusters of codebook ids",
@@ -125,7 +124,7 @@ def _library(repository: Repository) -> str:
     """The library whose usual lines load the repository."""
     if repository.kind == "pipeline":
         return "diffusers"
-    return "transformers" if repository.class_name in MODELS else "codeclade"
+    return "transformers" if repository.class_name in CONFIG_CLASSES else "codeclade"
 
 
 def _eval_result(result: dict[str, Any], task: str) -> EvalResult:
@@ -242,7 +241,7 @@ def _contents(repository: Repository) -> str:
 def _describe(part: Part) -> str:
     """One component in one line."""
     config, size = part.config, ""
-    if part.class_name in MODELS:
+    if part.class_name in CONFIG_CLASSES:
         size = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"
     if part.class_name == "VQModel":
         factor = 2 ** (len(config["block_out_channels"]) - 1)

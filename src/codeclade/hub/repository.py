@@ -21,14 +21,16 @@ from .facts import without_local_paths as cleaned
 
 PIPELINES = ["CodecladePipeline", "CodecladeTextPipeline"]
 MODEL_TYPES = {"codeclade": "CodecladeTransformer", "codeclade_refiner": "Refiner"}
-CONFIG_CLASSES = {"CodecladeTransformer": "CodecladeConfig", "Refiner": "RefinerConfig"}
+CONFIG_CLASSES = {  # of the models that are transformers'; the others are diffusers'
+    "CodecladeTransformer": "CodecladeConfig",
+    "Refiner": "RefinerConfig",
+}
 PART_ORDER = {"vq_model": 1, "cluster_map": 2, "transformer": 3, "refiner": 4}
 
 FACTS = ("provenance.json", "training.json", "evaluation.json")
 AT_THE_ROOT = ("README.md", "recipe.yaml", *FACTS)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[\w.-]*\.safetensors(\.index[\w.-]*\.json)?")
-INDEX = re.compile(r"[\w.-]+\.safetensors\.index[\w.-]*\.json")
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
