@@ -1,7 +1,7 @@
 """Makes the components known to diffusers and transformers, once, when any of them is imported.
 
 diffusers loads components of a Hub repository only from libraries in two module-level tables; they
-are no documented interface, so tests/test_registration.py fails loudly when they change.
+are no documented interface, so tests/components/test_registration.py fails loudly when they change.
 """
 
 import diffusers

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..components.cluster_map import ClusterMap
 from ..components.pipeline import CodecladePipeline
 from ..components.vq_model import VQModel
+from ..data.atomic import new_folder
 from . import convert
 from .dcpe import cluster_map_from_dcpe, refiner_from_dcpe, refiner_to_dcpe
-from .folders import new_folder
 from .imagenet import class_names
 
 # Guidance of the published evaluations by width: B 768, L 1024, XL 1280, XXL 1536, 3B 3200.

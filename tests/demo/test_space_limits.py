@@ -18,7 +18,7 @@ from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from space_server import served, space
+from demo.space_server import served, space
 
 # Gradio 6.31 calls pandas in ways that pandas 3 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio.queueing")

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from space_server import served, space
+from demo.space_server import served, space
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")

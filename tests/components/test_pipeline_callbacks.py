@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scheme_pipelines import SCHEMES, build_scheme
+from builders import SCHEMES, build_scheme
 
 TOKENS = 16
 

@@ -4,14 +4,16 @@ import hashlib
 import http.client
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationCopy, HfApi, errors
 
-import hub_server
-from hub_client import TOKENS, contents, download, head, hf, put, python, raw, write_files
+from fake_hub import server as hub_server
+from fake_hub.client import TOKENS, contents, download, head, hf, put, python, raw, write_files
 
-pytest_plugins = "hub_fixtures"
+pytest_plugins = "fake_hub.fixtures"
+pytestmark = pytest.mark.fake_hub
 
 
 # Uploads and downloads
@@ -296,8 +298,9 @@ def test_stopped_server_answers_no_more(tmp_path):
 
 
 def test_started_by_hand(tmp_path):
-    command = [sys.executable, hub_server.__file__, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", hub_server.__name__, str(tmp_path)]
+    here = Path(hub_server.__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=here) as process:
         try:
             line = process.stdout.readline()
             settings = dict(it.split("=") for it in line.split())

@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import linkage
 
 from codeclade import clustering
 
-GOLDEN = load_file(Path(__file__).parent / "golden" / "clustering.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "clustering.safetensors")
 ROWS = GOLDEN["codebook"]
 
 

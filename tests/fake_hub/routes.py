@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import yaml
 
-from hub_repos import (
+from fake_hub.repos import (
     HubError,
     Repository,
     Upload,

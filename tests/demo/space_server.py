@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-APP = Path(__file__).parents[1] / "spaces" / "app.py"
+APP = Path(__file__).parents[2] / "spaces" / "app.py"
 
 
 @functools.cache

@@ -4,10 +4,11 @@
         api = HfApi(endpoint=server.endpoint, token="hf_tester")
         server.fail_on("POST", "/commit/", status=412)
 
-`python tests/hub_server.py ROOT [PORT]` starts one by hand. It listens on the loopback address only
-and never sleeps. It knows no quotas, gating, .gitignore rules or Space builds, and a file that came
-by Xet goes out by Xet only: it answers 501 to clients with HF_HUB_DISABLE_XET=1. Xet contents pass
-through a folder instead of HTTP, so failures can be injected into the requests around them only.
+`python -m fake_hub.server ROOT [PORT]`, run in tests/, starts one by hand. It listens on the
+loopback address only and never sleeps. It knows no quotas, gating, .gitignore rules or Space
+builds, and a file that came by Xet goes out by Xet only: it answers 501 to clients with
+HF_HUB_DISABLE_XET=1. Xet contents pass through a folder instead of HTTP, so failures can be
+injected into the requests around them only.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from hub_repos import HubError, LargeFiles, Repository, check_repo_name
-from hub_routes import REPO_TYPES, ROUTES, Answer, Request, error_answer
+from fake_hub.repos import HubError, LargeFiles, Repository, check_repo_name
+from fake_hub.routes import REPO_TYPES, ROUTES, Answer, Request, error_answer
 
 MESSAGES = {
     401: "Invalid username or password.",
@@ -361,7 +362,7 @@ def serve(root, tokens=None, xet=True, port=0, **settings) -> Iterator[Hub]:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) not in (1, 2):
-        sys.exit("usage: python tests/hub_server.py ROOT [PORT]")
+        sys.exit("usage: python -m fake_hub.server ROOT [PORT]")
     with serve(arguments[0], port=int(arguments[1]) if arguments[1:] else 0) as hub:
         print(f"HF_ENDPOINT={hub.endpoint} HF_TOKEN={next(iter(hub.tokens))}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, StaticCache
 
+from builders import DETAILS, build_scheme
 from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
 from codeclade.components.heads import neighbours
 from codeclade.components.transformer import rotation
@@ -19,7 +20,6 @@ from codeclade.hub.convert import (
 )
 from codeclade.training.losses import cluster_loss
 from golden_weights import golden_case
-from scheme_pipelines import DETAILS, build_scheme
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 PUBLISHED = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from builders import SCHEMES, build_scheme
 from codeclade import CodecladePipeline
 from codeclade.components import transformer as transformer_file
 from codeclade.components.guidance import (
@@ -19,7 +20,6 @@ from codeclade.components.guidance import (
 )
 from codeclade.hub.convert import transformer_from_llamagen
 from golden_weights import golden_case
-from scheme_pipelines import SCHEMES, build_scheme
 
 
 def ids_of(pipe, **settings) -> torch.Tensor:

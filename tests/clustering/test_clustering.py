@@ -10,7 +10,7 @@ from scipy.cluster.hierarchy import is_valid_linkage, linkage
 from codeclade import clustering
 from codeclade.clustering import linkage as linkage_module
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 METRICS = ["euclidean", "sqeuclidean", "cosine"]
 
 

@@ -8,9 +8,10 @@ import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants, errors
 from huggingface_hub.utils import _http
 
-from hub_client import contents, download, head, put, raw
+from fake_hub.client import contents, download, head, put, raw
 
-pytest_plugins = "hub_fixtures"
+pytest_plugins = "fake_hub.fixtures"
+pytestmark = pytest.mark.fake_hub
 
 TRANSPORT_ERRORS = _http._DEFAULT_RETRY_ON_EXCEPTIONS  # of httpx or httpx2
 

@@ -7,10 +7,10 @@ import torch
 from scipy.stats import chisquare
 from transformers import DynamicCache
 
+from builders import DETAILS, SCHEMES, build_scheme
 from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
 from codeclade.components.heads import cluster_logsumexp
 from codeclade.components.sampling import guide
-from scheme_pipelines import DETAILS, SCHEMES, build_scheme
 
 MAPPING = torch.tensor([0, 1, 2, 0, 3, 3, 3, 1, 0, 3])  # ten ids in clusters of 3, 2, 1 and 4
 CLASSES = torch.tensor([3, 0, 5])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from builders import SCHEMES, build_scheme
 from codeclade.components.editing import thin_mask, token_mask
-from scheme_pipelines import SCHEMES, build_scheme
 
 LOWER = torch.arange(4).view(4, 1).expand(4, 4) >= 2
 SPOT = torch.zeros(4, 4, dtype=torch.bool)

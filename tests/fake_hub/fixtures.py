@@ -1,4 +1,4 @@
-"""Fixtures for tests that use the test Hub: `pytest_plugins = "hub_fixtures"`."""
+"""Fixtures for tests that use the test Hub: `pytest_plugins = "fake_hub.fixtures"`."""
 
 import socket
 import time
@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import HfApi, constants, file_download
 from huggingface_hub.utils import _http
 
-import hub_server
-from hub_client import TOKENS, write_files
+from fake_hub import server as hub_server
+from fake_hub.client import TOKENS, write_files
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from builders import build_scheme
 from codeclade import bundled
 from codeclade.hub.card import check_front_matter, describe_map, render_card
 from codeclade.hub.citations import PAPERS
 from codeclade.hub.push import prepare
 from codeclade.hub.repository import read_repository
-from scheme_pipelines import build_scheme
 
 RESULT = {
     "metric": "Class accuracy",

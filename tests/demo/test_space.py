@@ -24,13 +24,12 @@ from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from PIL import ExifTags, Image
 
+from builders import SCHEMES, build_map, build_pipeline, build_scheme
 from codeclade import CodecladePipeline, bundled
 from codeclade.evaluation.images import psnr
 from codeclade.evaluation.replacement import replace_codes
 from codeclade.training.data import to_pixels
-from conftest import build_map, build_pipeline
-from scheme_pipelines import SCHEMES, build_scheme
-from space_server import APP, served, space
+from demo.space_server import APP, served, space
 
 # Gradio 6.31 calls pandas in ways that pandas 3 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio.queueing")

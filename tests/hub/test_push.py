@@ -20,14 +20,14 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import save_file
 
-import hub_server
+from builders import build_scheme
 from codeclade import ClusterMap, CodecladePipeline, bundled
 from codeclade.cli import main
 from codeclade.hub.push import push
-from hub_client import LOOPBACK_ONLY, TOKENS, head, hf, put, run
-from scheme_pipelines import build_scheme
+from fake_hub import server as hub_server
+from fake_hub.client import LOOPBACK_ONLY, TOKENS, head, hf, put, run
 
-pytest_plugins = "hub_fixtures"
+pytest_plugins = "fake_hub.fixtures"
 
 
 def image_hash(pipe, label="tabby", seed=5):
