@@ -11,10 +11,11 @@ from PIL import Image
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import cdist, pdist
 
-from codeclade.evaluation import clusters, comparison, replacement
+from codeclade.evaluation import comparison, replacement
 from codeclade.evaluation.cluster_report import write_report
 from codeclade.evaluation.document import Document, Table
-from codeclade.evaluation.images import gaussian_window, psnr, ssim
+from codeclade.metrics import clusters
+from codeclade.metrics.image_quality import gaussian_window, psnr, ssim
 
 
 @pytest.fixture

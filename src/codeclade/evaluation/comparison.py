@@ -12,15 +12,15 @@ from tqdm.auto import tqdm
 from ..clustering import cut, make
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
-from ..training.codes import Codes
-from .clusters import (
+from ..metrics.clusters import (
     cluster_entropy,
     cophenetic_correlation,
     in_cluster_distance,
     random_like,
     size_spread,
 )
-from .images import feature_network
+from ..metrics.features import feature_network
+from ..training.codes import Codes
 from .replacement import Seen, decode_all, encode_all, image_distances, replace_codes
 
 OTHERS = ("masc", "kmeans", "balanced", "random")  # what every report compares

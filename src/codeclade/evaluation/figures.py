@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from PIL import Image
 from torch import Tensor
 
-from .clusters import leaf_order
+from ..metrics.clusters import leaf_order
 
 COLOURS = {
     "masc": "#0f766e",

@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from ..components.pipeline import CodecladePipeline
 from ..hub.imagenet import class_names, synset_names
+from ..metrics.distances import frechet_distance, kernel_distance
+from ..metrics.features import FEATURE_SIZE, Features
+from ..metrics.image_quality import psnr, ssim
 from ..training.data import LabelledImages, load_images, plain_batches, to_pixels
-from .features import FEATURE_SIZE, Features, frechet_distance, kernel_distance
-from .images import psnr, ssim
 
 
 @dataclass

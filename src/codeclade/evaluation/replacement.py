@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
+from ..metrics.features import feature_distance
+from ..metrics.image_quality import psnr, ssim
 from ..training.data import LabelledImages, load_images, to_pixels
-from ..training.losses import perceptual_loss
-from .images import psnr, ssim
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -105,7 +105,7 @@ def image_distances(images: Seen, reference: Seen) -> dict[str, float]:
     }
     if images.maps:
         total = sum(
-            len(a[0]) * perceptual_loss(lambda maps: maps, a, b).item()
+            len(a[0]) * feature_distance(a, b).item()
             for a, b in zip(images.maps, reference.maps, strict=True)
         )
         values["features"] = total / len(images.pixels)

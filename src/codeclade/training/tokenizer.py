@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..components.vq_model import VQModel
+from ..metrics.features import EfficientNetFeatures
 from .data import LabelledImages, load_images, plain_batches, to_pixels
-from .losses import EfficientNetFeatures, codebook_loss, commitment_loss, perceptual_loss
+from .losses import codebook_loss, commitment_loss, perceptual_loss
 from .run import Run
 
 

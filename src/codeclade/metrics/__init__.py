@@ -1,0 +1,1 @@
+"""Measures of images and of clusters: pure functions of tensors and arrays."""

@@ -1,0 +1,33 @@
+"""Distances between two sets of image features: Fréchet distance and KID."""
+
+import torch
+from torch import Tensor
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Distance of Gaussians fitted to features (n, D) and (m, D) (Heusel et al. 2017, eq. 6).
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) with covariances A and B, in float64. The trace
+    of the root is the sum of the singular values of the product of the centered, scaled features.
+    """
+    a, b = a.double(), b.double()
+    gap = (a.mean(0) - b.mean(0)).square().sum()
+    a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+    # Many images: the triangular factor has the same covariance in D rows.
+    a, b = (torch.linalg.qr(x).R if len(x) > x.shape[1] else x for x in (a, b))
+    cross = torch.linalg.svdvals(a @ b.T).sum()
+    return float(gap + a.square().sum() + b.square().sum() - 2 * cross)
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Unbiased squared MMD with the cubic kernel (x.y / D + 1)^3 (KID, Binkowski et al. 2018)."""
+    a, b = a.double(), b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        values = kernel(x, x)
+        return (values.sum() - values.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())

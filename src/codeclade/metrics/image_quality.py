@@ -1,0 +1,57 @@
+"""How far every image is from its reference: PSNR and SSIM.
+
+Both take pixels (B, 3, H, W) in [-1, 1], clamped first, since that is what a viewer sees.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RANGE = 2.0  # of pixels
+WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window
+K1, K2 = 0.01, 0.03  # SSIM's stabilizing constants
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB, 10 log10(range^2 / MSE); infinite for equal images."""
+    error = (images.clamp(-1, 1) - reference.clamp(-1, 1)).square().flatten(1).mean(1)
+    return 10 * torch.log10(RANGE**2 / error)
+
+
+def gaussian_window() -> Tensor:
+    """The 11 weights, sum 1, that SSIM uses along each axis."""
+    offset = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    weights = torch.exp(-offset.square() / (2 * SIGMA**2))
+    return weights / weights.sum()
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity (B,), 1 for equal images (Wang et al. 2004, eq. 13).
+
+    Gaussian window of 11 x 11, sigma 1.5, population variances, windows inside the image only,
+    averaged over colors: scikit-image's `gaussian_weights=True, use_sample_covariance=False`.
+
+    Raises:
+        ValueError: images smaller than the window.
+    """
+    if min(images.shape[-2:]) < WINDOW:
+        raise ValueError(
+            f"SSIM needs images of at least {WINDOW}x{WINDOW} pixels, got {tuple(images.shape)}."
+        )
+    x, y = images.clamp(-1, 1).double(), reference.clamp(-1, 1).double()
+    window = gaussian_window().to(x.device)
+    kernels = [window.view(1, 1, -1, 1), window.view(1, 1, 1, -1)]
+
+    def smoothed(image: Tensor) -> Tensor:
+        planes = image.flatten(0, 1).unsqueeze(1)
+        for kernel in kernels:
+            planes = F.conv2d(planes, kernel)
+        return planes.unflatten(0, image.shape[:2]).squeeze(2)
+
+    mean_x, mean_y = smoothed(x), smoothed(y)
+    variance_x, variance_y = smoothed(x * x) - mean_x**2, smoothed(y * y) - mean_y**2
+    covariance = smoothed(x * y) - mean_x * mean_y
+    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).flatten(1).mean(1)
