@@ -13,7 +13,7 @@ from codeclade.clustering import METHODS
 from codeclade.components.transformer import SCHEMES
 from codeclade.components.vq_model import VQModel
 from codeclade.hub import published
-from codeclade.training.codes import EncodeRecipe
+from codeclade.training.encode import EncodeRecipe
 from codeclade.training.generator import GeneratorRecipe, generator_config
 from codeclade.training.refiner import RefinerRecipe, refiner_config
 from codeclade.training.run import load_recipe

@@ -13,13 +13,27 @@ import codeclade
 ROOT = Path(codeclade.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
+ROOMS = {"components", "clustering", "data", "metrics", "training", "evaluation"}
+ROOMS |= {"checkpoints", "hub", "demo", "cli"}
+
+
+def all_but(*allowed: str) -> tuple[str, ...]:
+    return tuple(sorted(ROOMS - set(allowed)))
+
+
 FORBIDDEN = {
-    "components": ("clustering", "training", "evaluation", "hub", "cli"),
-    "clustering": ("components", "training", "evaluation", "hub", "cli"),
-    "training": ("evaluation", "hub", "cli"),
-    "evaluation": ("cli",),  # reads images, codes and codebooks with the loaders of the others
+    "components": all_but("components"),
+    "clustering": all_but("clustering"),
+    "metrics": all_but("metrics"),
+    "data": all_but("data", "components"),
+    "training": all_but("training", "data", "metrics", "clustering", "components"),
+    "evaluation": all_but(
+        "evaluation", "data", "metrics", "checkpoints", "components",
+        "clustering",  # the methods that a comparison sets side by side
+        "hub",  # load_tokenizer alone, until it is in checkpoints
+    ),
     "hub": ("training", "evaluation", "cli"),
-}
+}  # fmt: skip
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
 COMPONENT_LIBRARIES |= {"PIL", "numpy"}  # diffusers itself needs them

@@ -11,16 +11,16 @@ def moved(old: str, places: dict[str, str]) -> Callable[[str], Any]:
 
     Args:
         old: dotted name of the old module.
-        places: dotted name of the new module of every public name, below `codeclade`.
+        places: where every public name of it is now: "data.codes.Codes" is
+            `codeclade.data.codes.Codes`.
     """
 
     def attribute(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        new = f"codeclade.{places[name]}"
-        warnings.warn(
-            f"{old}.{name} is deprecated; import it from {new}.", DeprecationWarning, stacklevel=2
-        )
-        return getattr(importlib.import_module(new), name)
+        module, _, new = f"codeclade.{places[name]}".rpartition(".")
+        text = f"{old}.{name} is deprecated; use {module}.{new}."
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(module), new)
 
     return attribute

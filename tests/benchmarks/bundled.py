@@ -11,8 +11,8 @@ import platform
 import torch
 
 from codeclade import CodecladePipeline, bundled
+from codeclade.data.codes import Codes
 from codeclade.evaluation.generation import Protocol, evaluate
-from codeclade.training.codes import Codes
 from codeclade.training.generator import baselines, validation_loss
 
 

@@ -10,7 +10,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from codeclade import ClusterMap
 from codeclade.cli import main
 from codeclade.clustering import codebook as checks
-from codeclade.training.codes import EncodeRecipe, encode
+from codeclade.training.encode import EncodeRecipe, encode
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from torch import Tensor
 from codeclade import CodecladePipeline, CodecladeTextPipeline, Refiner, VQModel
 from codeclade.cli import main
 from codeclade.components.refiner import RefinerConfig
+from codeclade.data.imagenet import class_names, synset_names
 from codeclade.hub import published
 from codeclade.hub.convert import (
     transformer_to_iar2,
@@ -21,7 +22,6 @@ from codeclade.hub.convert import (
     vq_model_to_llamagen,
 )
 from codeclade.hub.dcpe import refiner_to_dcpe
-from codeclade.hub.imagenet import class_names, synset_names
 
 CODES, CLUSTERS, GRID = 64, 24, 4
 HEADS = ["--heads", "2"]

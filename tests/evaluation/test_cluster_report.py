@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import cdist, pdist
 
+from codeclade.data.images import photographs
 from codeclade.evaluation import comparison, replacement
 from codeclade.evaluation.cluster_report import write_report
 from codeclade.evaluation.document import Document, Table
@@ -147,16 +148,16 @@ def test_photographs_are_spread_cropped_and_scaled(tmp_path):
     for value in range(6):
         image = Image.new("RGB", (40, 20), (value * 51,) * 3)
         image.save(tmp_path / "a" / f"{value}.png")
-    found = replacement.photographs(tmp_path, 3, 16)
+    found = photographs(tmp_path, 3, 16)
     assert found.shape == (3, 3, 16, 16)
     means = found.mean((1, 2, 3))
     torch.testing.assert_close(means, torch.tensor([0, 102, 204]) / 127.5 - 1)
-    assert len(replacement.photographs(tmp_path, 100, 16)) == 6
+    assert len(photographs(tmp_path, 100, 16)) == 6
     with pytest.raises(ValueError, match="there is no folder"):
-        replacement.photographs(tmp_path / "gone", 3, 16)
+        photographs(tmp_path / "gone", 3, 16)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no images"):
-        replacement.photographs(tmp_path / "empty", 3, 16)
+        photographs(tmp_path / "empty", 3, 16)
 
 
 # --- the whole comparison and its page

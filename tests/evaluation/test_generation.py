@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from codeclade.cli import main
+from codeclade.data.imagenet import class_names, synset_names
 from codeclade.evaluation.generation import Protocol, generate, match_classes
 from codeclade.hub.card import render_card
-from codeclade.hub.imagenet import class_names, synset_names
 from codeclade.hub.repository import read_repository
 from codeclade.metrics.distances import frechet_distance, kernel_distance
 

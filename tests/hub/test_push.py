@@ -509,7 +509,7 @@ def test_code_shards_are_trained_on_by_id(hub, tmp_path):
     assert "Images of photos as codes" in card.text
     assert b"somebody" not in files["README.md"].content + files["train/codes.json"].content
     load = """
-from codeclade.training.codes import Codes, codes_folder
+from codeclade.data.codes import Codes, codes_folder
 folder = codes_folder("tester/codes")
 print(Codes(folder / "train").ids.long().sum().item(), len(Codes(folder / "validation")))
 try:

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from codeclade import ClusterMap, CodecladePipeline, VQModel
-from codeclade.training.codes import Codes, EncodeRecipe, encode
-from codeclade.training.data import load_images, to_pixels
+from codeclade.data.codes import Codes
+from codeclade.data.images import load_images
+from codeclade.data.pixels import to_pixels
+from codeclade.training.encode import EncodeRecipe, encode
 from codeclade.training.generator import (
     GeneratorRecipe,
     baselines,
@@ -194,6 +196,50 @@ def test_encode_again_keeps_finished_shards(photos, tokenizer, tmp_path):
     encode(recipe, vq_model, tmp_path)
     assert torch.equal(Codes(tmp_path / "train").ids, before)
     assert (tmp_path / "train" / "codes-00000.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_no_more_views_than_a_batch_go_through_the_tokenizer_at_once(photos, parts, tmp_path):
+    vq_model, passes = parts[0], []
+    hook = vq_model.encoder.register_forward_hook(
+        lambda module, given, output: passes.append(len(given[0]))
+    )
+    try:
+        for batch_size in (4, 7, 100):
+            settings = {"image_size": 16, "views": 5, "batch_size": batch_size}
+            encode(EncodeRecipe(data=str(photos), **settings), vq_model, tmp_path / str(batch_size))
+            assert max(passes) <= batch_size
+            assert sum(passes) == 57 * 5 + 3
+            passes.clear()
+    finally:
+        hook.remove()
+    whole = Codes(tmp_path / "100" / "train").ids
+    for batch_size in (4, 7):
+        assert torch.equal(Codes(tmp_path / str(batch_size) / "train").ids, whole)
+
+
+def test_mixed_precision_is_of_the_convolutions_alone(photos, parts, tmp_path):
+    vq_model, dtypes = parts[0], []
+    hook = vq_model.encoder.register_forward_hook(
+        lambda module, given, output: dtypes.append(output.dtype)
+    )
+    recipe = EncodeRecipe(data=str(photos), image_size=16, views=1, mixed_precision="bf16")
+    try:
+        encode(recipe, vq_model, tmp_path / "half")
+    finally:
+        hook.remove()
+    assert set(dtypes) == {torch.bfloat16}
+    encode(replace(recipe, mixed_precision="no"), vq_model, tmp_path / "full")
+    half, full = (Codes(tmp_path / name / "train").ids.long() for name in ("half", "full"))
+    assert 0.8 < (half == full).float().mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("views", 0), ("batch_size", -1), ("image_size", 0), ("mixed_precision", "fp8")],
+)
+def test_encode_refuses_settings_that_cannot_be(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} is {value!r}; it must be"):
+        EncodeRecipe(**{"data": "photos", "image_size": 16, setting: value})
 
 
 def test_missing_codes_are_named(tmp_path):

@@ -89,7 +89,7 @@ def some_classes(pipeline) -> list[int]:
 
 def class_sheet(pipeline, label_ids: list[int], images: list, scale: int):
     """One picture of the images, as many of every class, one class a row."""
-    from ..evaluation.sheet import contact_sheet
+    from ..data.sheets import contact_sheet
 
     count = len(images) // len(label_ids)
     names = [pipeline.config.id2label.get(str(i), str(i)).split(",")[0] for i in label_ids]

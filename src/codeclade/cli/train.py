@@ -45,7 +45,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..components.vq_model import VQModel
-    from ..training.codes import EncodeRecipe, encode
+    from ..training.encode import EncodeRecipe, encode
     from ..training.run import load_recipe
 
     recipe = load_recipe(EncodeRecipe, "encode", arguments.recipe, arguments.overrides)

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
+from ..data.codes import Codes
+from ..data.images import photographs
+from ..data.pixels import to_image
+from ..data.sheets import contact_sheet
 from ..hub.codebooks import load_tokenizer
-from ..training.codes import Codes
 from . import figures
 from .comparison import Comparison, Settings, compare
 from .document import Document, Table, check_ending
-from .replacement import photographs
-from .sheet import contact_sheet
 
 NONE = "·"  # a cell without a number
 NAMES = {
@@ -154,10 +155,10 @@ def _partition_table(result: Comparison) -> Table:
 def _image_protocol(result: Comparison) -> str:
     side = result.photographs.shape[-1]
     return (
-        f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, centre "
+        f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, center "
         f"crops; one random draw of members (seed {result.settings.seed}); means over images. PSNR "
         "in dB over [-1, 1]; SSIM with the Gaussian window of 11; "
-        "features: mean squared distance of normalised EfficientNet-Lite0 features "
+        "features: mean squared distance of normalized EfficientNet-Lite0 features "
         "(strides 2 to 16). First against the photographs, then against the tokenizer's own "
         "reconstruction of them, which K = N would reach."
     )
@@ -192,6 +193,6 @@ def _sheet(result: Comparison):
     rows |= {part.method: part.images for part in result.at(result.clusters)}
     side = result.photographs.shape[-1]
     return contact_sheet(
-        [(name, [figures.to_image(image) for image in images]) for name, images in rows.items()],
+        [(name, [to_image(image) for image in images]) for name, images in rows.items()],
         scale=max(1, 216 // side),
     )

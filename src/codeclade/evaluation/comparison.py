@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..clustering import cut, make
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
+from ..data.codes import Codes
 from ..metrics.clusters import (
     cluster_entropy,
     cophenetic_correlation,
@@ -20,7 +21,6 @@ from ..metrics.clusters import (
     size_spread,
 )
 from ..metrics.features import feature_network
-from ..training.codes import Codes
 from .replacement import Seen, decode_all, encode_all, image_distances, replace_codes
 
 OTHERS = ("masc", "kmeans", "balanced", "random")  # what every report compares
@@ -96,15 +96,20 @@ def compare(
 
     Args:
         codebook: (N, d) stored rows.
-        rows: (N, d) what was clustered: stored or normalised rows.
+        rows: (N, d) what was clustered: stored or normalized rows.
         vq_model, pixels: tokenizer and photographs (B, 3, S, S) of the replacement test.
         shards: codes to take frequencies from; None for those of the photographs.
     """
+    # One tree serves all cuts; a map without one (k-means, say) gets that of average linkage.
     children, heights = cluster_map.merges.numpy(), cluster_map.heights.double().numpy()
     if len(children) < len(rows) - 1:
         found = make("masc", n_clusters=1).fit(rows)
         children, heights = found.children_, found.distances_
     result = Comparison(settings, cluster_map.num_clusters, rows, (children, heights))
+    if any(_makes_pairs(part) for part in (vq_model, shards)):
+        result.level = int(not str(settings.table).endswith(("semantic", "embedding.weight")))
+
+    # Partitions, measured by the codebook alone.
     counts = {result.clusters, *(settings.counts or cluster_counts(len(rows), result.clusters))}
     for count in tqdm(sorted(counts, reverse=True), desc="clustering", unit="K"):
         result.partitions += _partitions(result, cluster_map.mapping.numpy(), count)
@@ -116,10 +121,10 @@ def compare(
         part.numbers |= {"distance": inside, "against_random": inside / outside}
     if len(rows) > 2:
         result.cophenetic = cophenetic_correlation(rows, children, heights, settings.seed)
+
+    # Measured by photographs and by how often codes occur, where there are any.
     ids = None
     if vq_model is not None and pixels is not None:
-        if vq_model.detail_codebook_size is not None:
-            result.level = int(not str(settings.table).endswith(("semantic", "embedding.weight")))
         ids = encode_all(vq_model, pixels)
         _replacement_test(result, codebook, vq_model, pixels, ids)
         ids = ids if result.level is None else ids[..., result.level]
@@ -127,21 +132,28 @@ def compare(
     return result
 
 
+def _makes_pairs(part: VQModel | Codes | None) -> bool:
+    """Whether a tokenizer, or what made shards, has a detail codebook."""
+    if isinstance(part, Codes):
+        return bool(part.header["detail_codebook_size"])
+    return part is not None and part.detail_codebook_size is not None
+
+
 def _entropies(result: Comparison, ids: Tensor | None, shards: Codes | None) -> None:
     if shards is not None:
-        ids = shards.ids.long()
-        split = shards.header["split"]
-        result.tokens = f"the {ids.numel():,} codes of {len(ids):,} images ({split} shards)"
+        counts = shards.counts()[result.level or 0].numpy()
+        split, images = shards.header["split"], len(shards)
+        result.tokens = f"the {counts.sum():,} codes of {images:,} images ({split} shards)"
     elif ids is not None:
+        counts = ids.flatten().bincount(minlength=len(result.rows)).numpy()
         result.tokens = f"the {ids.numel():,} codes of {len(ids):,} photographs"
     else:
         return
-    if ids.max() >= len(result.rows):
+    if len(counts) != len(result.rows):
         raise ValueError(
-            f"{result.settings.codes} holds code {ids.max()}, but the codebook has only "
-            f"{len(result.rows)} rows."
+            f"{result.settings.codes} holds codes of a codebook of {len(counts)} rows, but "
+            f"{len(result.rows)} rows were clustered."
         )
-    counts = ids.flatten().bincount(minlength=len(result.rows)).numpy()
     for part in result.partitions:
         part.numbers["entropy"] = cluster_entropy(counts, part.labels)
 

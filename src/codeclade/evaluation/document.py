@@ -2,13 +2,14 @@
 
 import base64
 import html
-import os
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+
+from ..data.atomic import new_file
 
 ENDINGS = (".html", ".png")
 INK, SOFT, LINE, PANEL = "#1f2933", "#5b6773", "#d9dee3", "#f4f6f8"
@@ -104,12 +105,11 @@ class Document:
         """
         path = Path(path)
         check_ending(path)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        if path.suffix.lower() == ".html":
-            partial.write_text(self.html(), encoding="utf-8")
-        else:
-            self.image().save(partial, format="png")
-        partial.replace(path)
+        with new_file(path) as partial:
+            if path.suffix.lower() == ".html":
+                partial.write_text(self.html(), encoding="utf-8")
+            else:
+                self.image().save(partial, format="png")
 
     def html(self) -> str:
         """The page as HTML that loads nothing from anywhere."""

@@ -1,13 +1,13 @@
-"""Features and distances moved to codeclade.metrics."""
+"""Moved to codeclade.metrics."""
 
 from ..deprecation import moved
 
 __getattr__ = moved(
     __name__,
     {
-        "Features": "metrics.features",
-        "FEATURE_SIZE": "metrics.features",
-        "frechet_distance": "metrics.distances",
-        "kernel_distance": "metrics.distances",
+        "Features": "metrics.features.Features",
+        "FEATURE_SIZE": "metrics.features.FEATURE_SIZE",
+        "frechet_distance": "metrics.distances.frechet_distance",
+        "kernel_distance": "metrics.distances.kernel_distance",
     },
 )

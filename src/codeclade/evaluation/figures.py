@@ -8,8 +8,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
-from torch import Tensor
 
+from ..data.pixels import to_image
 from ..metrics.clusters import leaf_order
 
 COLOURS = {
@@ -40,12 +40,6 @@ def _plain(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """One image (3, H, W) in [-1, 1] as a picture."""
-    array = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).byte()
-    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
 class _Top:

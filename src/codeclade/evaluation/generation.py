@@ -17,11 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..components.pipeline import CodecladePipeline
-from ..hub.imagenet import class_names, synset_names
+from ..data.atomic import new_file
+from ..data.imagenet import class_names, synset_names
+from ..data.images import LabeledImages, load_images, plain_batches
+from ..data.pixels import to_pixels, to_uint8
 from ..metrics.distances import frechet_distance, kernel_distance
 from ..metrics.features import FEATURE_SIZE, Features
 from ..metrics.image_quality import psnr, ssim
-from ..training.data import LabelledImages, load_images, plain_batches, to_pixels
 
 
 @dataclass
@@ -146,15 +148,14 @@ def _generation_rows(made, rebuilt, real, config, protocol: Protocol) -> list[Ro
     return rows
 
 
-def _photographs(pipe, photographs: LabelledImages, features: Features):
+def _photographs(pipe, photographs: LabeledImages, features: Features):
     """Features of photographs and reconstructions, mean PSNR and SSIM, share of ids in use."""
     real, rebuilt, scores, seen = [], [], [], torch.zeros(pipe.vq_model.codebook_size, dtype=bool)
     total = -(-len(photographs) // 32)
     for batch, labels in tqdm(plain_batches(photographs, 32), "reconstruct", total, unit="batch"):
         pixels = to_pixels(batch)
         ids = pipe.vq_model.encode(pixels.to(pipe.device, pipe.vq_model.dtype)).ids
-        decoded = pipe.vq_model.decode(ids).float().cpu().clamp(-1, 1)
-        decoded = (decoded * 127.5 + 127.5).round() / 127.5 - 1  # as 8-bit files would hold them
+        decoded = to_pixels(to_uint8(pipe.vq_model.decode(ids).cpu()))  # as files would hold them
         scores.append(torch.stack([psnr(decoded, pixels), ssim(decoded, pixels)], dim=1))
         seen[(ids if ids.ndim == 3 else ids[..., 0]).flatten().cpu()] = True
         real.append((*features(pixels), labels))
@@ -195,6 +196,5 @@ def _result(metric: str, value: float, unit: str, protocol: str, data: str, pipe
 
 def save_npz(images: Tensor, path: Path) -> None:
     """Images (N, 3, S, S) uint8 as the `arr_0` (N, S, S, 3) that ADM's evaluator reads."""
-    partial = path.with_name(f".{path.name}.partial.npz")
-    np.savez(partial, images.permute(0, 2, 3, 1).contiguous().numpy())
-    partial.rename(path)
+    with new_file(path) as partial, partial.open("wb") as file:  # an open file keeps its name
+        np.savez(file, images.permute(0, 2, 3, 1).contiguous().numpy())

@@ -3,54 +3,14 @@ random member of its cluster and the image decoded. The less it changes, the bet
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..metrics.features import feature_distance
 from ..metrics.image_quality import psnr, ssim
-from ..training.data import LabelledImages, load_images, to_pixels
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-class _Files:
-    """Image files as rows of a dataset, opened when asked for."""
-
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
-
-    def __getitem__(self, index: int) -> dict[str, Image.Image]:
-        return {"image": Image.open(self.paths[index])}
-
-
-def photographs(folder: str | Path, count: int, image_size: int) -> Tensor:
-    """Pixels (B, 3, S, S) of up to `count` centre-cropped photographs, spread evenly over a folder.
-
-    Args:
-        folder: image files at any depth, or parquet files, of which the validation images are used.
-
-    Raises:
-        ValueError: a folder without images.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder} of images.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    if paths:
-        labels = torch.zeros(len(paths), dtype=torch.int64)
-        images = LabelledImages(_Files(paths), labels, ["image"], image_size, 1.0)
-    elif any(folder.glob("*.parquet")):
-        images = load_images(str(folder), "validation", image_size)
-    else:
-        raise ValueError(f"{folder} holds no images ({', '.join(ENDINGS)} or .parquet).")
-    count = min(count, len(images))
-    chosen = [i * len(images) // count for i in range(count)]
-    return to_pixels(torch.stack([images[i, None][0] for i in chosen]))
 
 
 def replace_codes(

@@ -20,7 +20,7 @@ from ..components.cluster_map import ClusterMap
 from ..components.pipeline import CodecladePipeline
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
-from .codes import Codes, codes_folder
+from ..data.codes import Codes, codes_folder
 from .losses import cluster_loss
 from .run import Run, ema_weights
 
@@ -198,11 +198,10 @@ def validation_loss(
     training = model.training
     model.eval()
     total = 0.0
-    for start in range(0, len(codes), batch_size):
-        ids = codes.ids[start : start + batch_size, 0].long()
+    for ids, labels in codes.first_views(batch_size):
         tokens = (ids if mapping is None else mapping[ids]).to(model.device)
-        labels = codes.labels[start : start + batch_size].to(model.device)
-        total += model(tokens[:, :-1], labels, labels=tokens).loss.item() * len(tokens)
+        loss = model(tokens[:, :-1], labels.to(model.device), labels=tokens).loss
+        total += loss.item() * len(tokens)
     model.train(training)
     return total / len(codes)
 
@@ -212,14 +211,11 @@ def baselines(codes: Codes, mapping: Tensor | None) -> dict[str, float]:
 
     Pairs of semantic and detail codes count as the sum of both.
     """
-    ids = codes.ids.long()
-    sizes = [codes.header["codebook_size"], codes.header["detail_codebook_size"]]
-    streams = ids.flatten(0, -2).unbind(-1) if sizes[1] else [ids.flatten()]
     uniform = entropy = 0.0
-    for stream, size in zip(streams, sizes, strict=False):
-        tokens = stream if mapping is None else mapping[stream]
-        vocabulary = size if mapping is None else int(mapping.max()) + 1
-        p = tokens.bincount(minlength=vocabulary).double() / len(tokens)
-        uniform += math.log(vocabulary)
+    for counts in codes.counts():
+        if mapping is not None:
+            counts = mapping.bincount(counts.double())
+        p = counts.double() / counts.sum()
+        uniform += math.log(len(counts))
         entropy -= (p[p > 0] * p[p > 0].log()).sum().item()
     return {"uniform_baseline": uniform, "unigram_entropy": entropy}

@@ -18,7 +18,7 @@ from ..components.cluster_map import ClusterMap
 from ..components.refiner import Refiner, RefinerConfig, generator_states
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
-from .codes import Codes, codes_folder
+from ..data.codes import Codes, codes_folder
 from .generator import build_optimizer
 from .run import Run, ema_weights
 
@@ -181,9 +181,8 @@ def validation(model: Refiner, batches: _Batches, batch_size: int = 64) -> dict[
     training, codes = model.training, batches.held_out
     model.eval()
     loss = correct = 0.0
-    for start in range(0, len(codes), batch_size):
-        ids = codes.ids[start : start + batch_size, 0].long()
-        given = batches.inputs(ids, codes.labels[start : start + batch_size])
+    for ids, labels in codes.first_views(batch_size):
+        given = batches.inputs(ids, labels)
         output = model(**given)
         loss += output.loss.item() * len(ids)
         correct += (output.logits.argmax(-1) == given["labels"]).float().mean().item() * len(ids)
@@ -193,5 +192,6 @@ def validation(model: Refiner, batches: _Batches, batch_size: int = 64) -> dict[
 
 def member_entropy(codes: Codes, cluster_map: ClusterMap) -> float:
     """Nats per token of the uniform member draw, mean ln(cluster size): the bar for a refiner."""
-    clusters = cluster_map.mapping[codes.ids.flatten().long()]
-    return cluster_map.sizes[clusters].double().log().mean().item()
+    counts = codes.counts()[0].double()
+    nats = cluster_map.sizes[cluster_map.mapping].double().log()  # (N,) of every code
+    return ((counts * nats).sum() / counts.sum()).item()

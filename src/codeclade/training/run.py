@@ -22,7 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import StepSampler, step_loader
+from .batches import StepSampler, step_loader
 
 Recipe = TypeVar("Recipe")
 

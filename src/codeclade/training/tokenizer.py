@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from PIL import Image
 from torch import Tensor, nn
 
 from ..components.vq_model import VQModel
+from ..data.atomic import new_file
+from ..data.images import LabeledImages, load_images, plain_batches
+from ..data.pixels import to_pixels, to_uint8
+from ..data.sheets import image_grid
 from ..metrics.features import EfficientNetFeatures
-from .data import LabelledImages, load_images, plain_batches, to_pixels
 from .losses import codebook_loss, commitment_loss, perceptual_loss
 from .run import Run
 
@@ -165,7 +167,7 @@ def _optimize(run: Run, recipe: TokenizerRecipe, images, module, optimizer, star
 
 @torch.no_grad()
 def evaluate_tokenizer(
-    vq_model: VQModel, images: LabelledImages, batch_size: int = 100
+    vq_model: VQModel, images: LabeledImages, batch_size: int = 100
 ) -> dict[str, float]:
     """Validation PSNR in dB (of 8-bit images, averaged over images), codebook usage and perplexity.
 
@@ -174,8 +176,8 @@ def evaluate_tokenizer(
     psnr, counts = [], torch.zeros(vq_model.codebook_size, dtype=torch.int64)
     for batch, _ in plain_batches(images, batch_size):
         ids = vq_model.encode(to_pixels(batch).to(vq_model.device)).ids
-        decoded = (vq_model.decode(ids).float().cpu() * 127.5 + 127.5).round().clamp(0, 255)
-        error = (decoded - batch.float()).square().mean(dim=(1, 2, 3))
+        decoded = to_uint8(vq_model.decode(ids).cpu())
+        error = (decoded.float() - batch.float()).square().mean(dim=(1, 2, 3))
         psnr.append(10 * torch.log10(255**2 / error.clamp_min(1e-10)))
         counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
     p = counts[counts > 0] / counts.sum()
@@ -188,17 +190,12 @@ def evaluate_tokenizer(
 
 @torch.no_grad()
 def save_reconstructions(
-    vq_model: VQModel, images: LabelledImages, path: Path, count: int = 32
+    vq_model: VQModel, images: LabeledImages, path: Path, count: int = 32
 ) -> None:
     """A sheet of originals (upper rows) and their reconstructions (lower rows) to look at."""
     stride = max(1, len(images) // count)
     originals = torch.stack([images[i, None][0] for i in range(0, len(images), stride)][:count])
-    decoded = vq_model(to_pixels(originals).to(vq_model.device)).float().cpu()
-    decoded = (decoded * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-    rows = []
-    for first in range(0, len(originals), 8):
-        for part in (originals, decoded):
-            rows.append(torch.cat(list(part[first : first + 8]), dim=2))
-    width = max(row.shape[2] for row in rows)
-    rows = [F.pad(row, (0, width - row.shape[2])) for row in rows]
-    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
+    decoded = to_uint8(vq_model(to_pixels(originals).to(vq_model.device)).cpu())
+    pairs = zip(originals.split(8), decoded.split(8), strict=True)
+    with new_file(path) as partial:
+        image_grid([row for pair in pairs for row in pair]).save(partial)

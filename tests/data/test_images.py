@@ -1,18 +1,11 @@
-"""Training data: which images a step sees, how they are cropped, and where they come from."""
+"""Photographs: how they are cropped and where they come from."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from codeclade.training.data import (
-    LabelledImages,
-    StepSampler,
-    load_images,
-    plain_batches,
-    step_loader,
-    to_pixels,
-)
+from codeclade.data.images import LabeledImages, load_images, plain_batches
 
 CLASSES = ("apple", "boat", "cloud")
 
@@ -22,9 +15,9 @@ def picture(seed: int, width: int = 24, height: int = 20) -> Image.Image:
     return Image.fromarray(noise)
 
 
-def labelled(count: int = 4, crop: float = 1.5, size: int = 8, **shape) -> LabelledImages:
+def labeled(count: int = 4, crop: float = 1.5, size: int = 8, **shape) -> LabeledImages:
     rows = [{"image": picture(i, **shape)} for i in range(count)]
-    return LabelledImages(rows, torch.arange(count) % 2, ["a", "b"], size, crop)
+    return LabeledImages(rows, torch.arange(count) % 2, ["a", "b"], size, crop)
 
 
 @pytest.fixture(scope="module")
@@ -45,47 +38,8 @@ def photo_folder(tmp_path_factory):
     return build
 
 
-def test_every_item_is_seen_once_an_epoch_across_batch_borders():
-    sampler = StepSampler(size=10, batch_size=4, seed=1, start=0, end=15)
-    batches = list(sampler)
-    assert len(batches) == len(sampler) == 15
-    assert all(len(batch) == 4 for batch in batches)
-    order = [index for batch in batches for index, _ in batch]
-    epochs = [order[start : start + 10] for start in range(0, 60, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 6
-
-
-def test_a_batch_may_span_several_epochs():
-    (batch,) = StepSampler(size=3, batch_size=9, seed=0, start=0, end=1)
-    assert sorted(index for index, _ in batch) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-
-
-def test_view_seeds_never_repeat_and_order_depends_on_the_seed():
-    runs = [list(StepSampler(10, 4, seed, 0, 30)) for seed in (0, 0, 1)]
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
-    seeds = [seed for batch in runs[0] + runs[2] for _, seed in batch]
-    assert len(set(seeds)) == len(seeds)
-
-
-@pytest.mark.parametrize("start", [1, 2, 5, 13, 20])
-def test_starting_at_a_step_gives_the_batches_from_there(start):
-    whole = list(StepSampler(size=10, batch_size=4, seed=3, start=0, end=20))
-    assert list(StepSampler(size=10, batch_size=4, seed=3, start=start, end=20)) == whole[start:]
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_share_every_global_batch(world_size):
-    whole = StepSampler(size=10, batch_size=12, seed=3, start=2, end=9)
-    ranks = [StepSampler(10, 12, 3, 2, 9, rank, world_size) for rank in range(world_size)]
-    for batch, *parts in zip(whole, *ranks, strict=True):
-        assert all(len(part) == 12 // world_size for part in parts)
-        assert sorted(key for part in parts for key in part) == sorted(batch)
-
-
 def test_views_are_a_function_of_the_seed():
-    images = labelled()
+    images = labeled()
     view, label = images[1, 7]
     assert view.shape == (3, 8, 8)
     assert view.dtype == torch.uint8
@@ -94,14 +48,29 @@ def test_views_are_a_function_of_the_seed():
     assert len({images[1, seed][0].numpy().tobytes() for seed in range(20)}) > 10
 
 
+def test_an_image_is_decoded_once_for_all_of_its_views():
+    class Rows(list):
+        opened = 0
+
+        def __getitem__(self, index):
+            Rows.opened += 1
+            return super().__getitem__(index)
+
+    images = labeled()
+    images.rows = Rows(images.rows)
+    views = images.views(2, [None, 5, 6])
+    assert Rows.opened == 1
+    assert torch.equal(views, torch.stack([images[2, seed][0] for seed in (None, 5, 6)]))
+
+
 def test_without_a_seed_the_crop_is_central_and_unflipped():
-    images = labelled(width=24, height=20, size=20)
+    images = labeled(width=24, height=20, size=20)
     expected = np.asarray(picture(2))[:, 2:22].transpose(2, 0, 1)
     np.testing.assert_array_equal(images[2, None][0], expected)
 
 
 def test_without_crop_a_square_image_is_only_flipped():
-    images = labelled(crop=1.0, width=8, height=8)
+    images = labeled(crop=1.0, width=8, height=8)
     original = torch.from_numpy(np.asarray(picture(0, 8, 8)).transpose(2, 0, 1).copy())
     views = [images[0, seed][0] for seed in range(60)]
     flipped = [torch.equal(view, original.flip(2)) for view in views]
@@ -110,7 +79,7 @@ def test_without_crop_a_square_image_is_only_flipped():
 
 
 def test_random_crops_reach_every_corner():
-    images = labelled(count=1, crop=1.0, width=10, height=8)
+    images = labeled(count=1, crop=1.0, width=10, height=8)
     array = np.asarray(picture(0, 10, 8)).transpose(2, 0, 1)
     windows = {array[:, :, left : left + 8].tobytes(): left for left in range(3)}
     windows |= {array[:, :, left : left + 8][:, :, ::-1].tobytes(): left for left in range(3)}
@@ -121,44 +90,24 @@ def test_random_crops_reach_every_corner():
 @pytest.mark.parametrize("shape", [(5, 40), (40, 5), (8, 9), (3, 3), (64, 64)])
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_images_of_any_shape_give_the_asked_size(shape, seed):
-    images = labelled(count=1, width=shape[0], height=shape[1])
+    images = labeled(count=1, width=shape[0], height=shape[1])
     assert images[0, seed][0].shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_images_of_any_mode_become_rgb(mode):
     rows = [{"image": picture(0).convert(mode)}]
-    images = LabelledImages(rows, torch.zeros(1, dtype=torch.int64), ["a"], 8, 1.0)
+    images = LabeledImages(rows, torch.zeros(1, dtype=torch.int64), ["a"], 8, 1.0)
     assert images[0, None][0].shape == (3, 8, 8)
 
 
-def test_pixels_run_from_minus_one_to_one():
-    pixels = to_pixels(torch.tensor([[0, 255]], dtype=torch.uint8))
-    assert pixels.dtype == torch.float32
-    assert pixels.tolist() == [[-1.0, 1.0]]
-
-
 def test_plain_batches_give_all_items_in_order():
-    images = labelled(count=7)
+    images = labeled(count=7)
     batches = list(plain_batches(images, 3))
     assert [len(batch) for batch, _ in batches] == [3, 3, 1]
     stacked = torch.cat([batch for batch, _ in batches])
     assert torch.equal(stacked, torch.stack([images[i, None][0] for i in range(7)]))
     assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 0, 1, 0, 1, 0]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_follows_the_sampler_whatever_the_workers(workers):
-    images = labelled(count=6)
-    sampler = StepSampler(size=6, batch_size=4, seed=0, start=2, end=6)
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    batches = list(step_loader(images, sampler, workers))
-    assert torch.equal(torch.get_rng_state(), state)  # dropout resumes from it
-    assert len(batches) == 4
-    for keys, (views, labels) in zip(sampler, batches, strict=True):
-        assert torch.equal(views, torch.stack([images[key][0] for key in keys]))
-        assert labels.tolist() == [index % 2 for index, _ in keys]
 
 
 def test_image_folder_with_splits(photo_folder):

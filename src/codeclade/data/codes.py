@@ -1,0 +1,128 @@
+"""Code shards: a dataset tokenized once, so that generators train on ids alone.
+
+A folder holds codes.json (what made it) and codes-00000.safetensors, ... with `ids` (n, V, T) and
+`labels` (n,): V random views (crop and flip) of every image, T tokens in raster order. Tokenizers
+with a detail codebook give pairs, `ids` (n, V, T, 2). Shards are memory-mapped: what a process
+holds of them is what it last read.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..components.cluster_map import SKETCH_TOLERANCE, codebook_sketch
+from ..components.vq_model import VQModel
+from .hub_ids import is_hub_id
+
+HEADER = "codes.json"
+COUNTED = 2**22  # ids that are counted at once: 32 MiB as int64
+
+
+class Codes(Dataset):
+    """Tokenized images of one split.
+
+    Items are asked for by `(index, seed)`; the seed picks the view. An item is `(ids, label)`, ids
+    (T,) or (T, 2) int64.
+
+    Raises:
+        ValueError: a folder without code shards.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / HEADER).is_file():
+            raise ValueError(
+                f"{self.folder} holds no code shards ({HEADER} is missing); run encode first."
+            )
+        self.header = json.loads((self.folder / HEADER).read_text())
+        self.shards: list[Tensor] = []  # (n, V, T) or (n, V, T, 2), uint16 or int32
+        labels = []
+        for name in self.header["shards"]:
+            with safe_open(self.folder / name, framework="pt") as shard:
+                self.shards.append(shard.get_tensor("ids"))
+                labels.append(shard.get_tensor("labels"))
+        self.labels = torch.cat(labels).long()  # (images,)
+        self.ends = list(accumulate(len(shard) for shard in self.shards))
+
+    def __reduce__(self):
+        # Another process maps the files itself instead of getting a copy of what they hold.
+        return type(self), (self.folder,)
+
+    @property
+    def source(self) -> str:
+        """Where the images came from: a folder or a Hub dataset."""
+        return self.header.get("recipe", {}).get("data", "unknown")
+
+    @property
+    def ids(self) -> Tensor:
+        """All ids (images, V, T) or (images, V, T, 2) in one tensor: a copy of all shards."""
+        return torch.cat(self.shards)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int | None]) -> tuple[Tensor, Tensor]:
+        index, seed = key
+        place = bisect_right(self.ends, index)
+        shard = self.shards[place]
+        view = 0 if seed is None else (seed * 2654435761 >> 7) % shard.shape[1]
+        return shard[index - self.ends[place], view].long(), self.labels[index]
+
+    def first_views(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of ids (B, T) or (B, T, 2) int64 and labels (B,): view 0 of every image."""
+        for end, shard in zip(self.ends, self.shards, strict=True):
+            labels = self.labels[end - len(shard) : end]
+            yield from (
+                (ids[:, 0].long(), part)
+                for ids, part in zip(shard.split(batch_size), labels.split(batch_size), strict=True)
+            )
+
+    def counts(self) -> list[Tensor]:
+        """How often every code occurs, (N,) int64, and every detail code, (M,), if there are any.
+
+        All views count. Needs memory for the counts alone, however many shards there are.
+
+        Raises:
+            ValueError: a shard with an id that its header's codebook does not have.
+        """
+        sizes = [self.header["codebook_size"], self.header["detail_codebook_size"]]
+        found = [torch.zeros(size, dtype=torch.int64) for size in sizes if size]
+        for shard in self.shards:
+            flat = shard.flatten(0, 2).unsqueeze(-1).flatten(1)  # (n V T, 1) or (n V T, 2)
+            for part in flat.split(COUNTED):
+                for total, ids in zip(found, part.long().unbind(1), strict=True):
+                    if int(ids.max()) >= len(total):
+                        raise ValueError(
+                            f"{self.folder} holds id {int(ids.max())}, but the codebook has "
+                            f"{len(total)} codes; encode again."
+                        )
+                    total += ids.bincount(minlength=len(total))
+        return found
+
+    def check_tokenizer(self, vq_model: VQModel) -> None:
+        """Raise a ValueError unless these codes were made with this tokenizer's codebook."""
+        sketch = torch.tensor(self.header["codebook_sketch"])
+        gap = (codebook_sketch(vq_model.codebook) - sketch).abs().max()
+        if self.header["codebook_size"] != vq_model.codebook_size or gap > SKETCH_TOLERANCE:
+            raise ValueError("these code shards were made by another tokenizer; encode again.")
+
+
+def codes_folder(source: str | Path) -> Path:
+    """The folder of code shards: `source` itself, or the cached download of a Hub dataset.
+
+    Raises:
+        ValueError: neither a folder here nor "user/name".
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not is_hub_id(str(source)):
+        raise ValueError(f"there is no folder {source} of code shards, and it is no Hub id.")
+    return Path(snapshot_download(str(source), repo_type="dataset"))

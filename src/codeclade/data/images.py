@@ -1,0 +1,165 @@
+"""Photographs with class labels: image folders, parquet files and Hub datasets, and views of them.
+
+A view is a square crop that is a function of the image and a seed alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .pixels import to_pixels
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+HELD_OUT = 0.05  # share of the images kept for validation where the source has no such split
+
+
+class LabeledImages(Dataset):
+    """Square RGB images with class labels.
+
+    Items are asked for by `(index, seed)`; the seed picks the random crop and flip, and None means
+    center crop, no flip. An item is `(pixels, label)`, pixels (3, S, S) uint8.
+    """
+
+    def __init__(
+        self, rows, labels: Tensor, class_names: Sequence[str], image_size: int, crop: float
+    ):
+        self.rows, self.labels, self.class_names = rows, labels, list(class_names)
+        self.image_size, self.crop = image_size, crop
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int | None]) -> tuple[Tensor, Tensor]:
+        index, seed = key
+        return self.views(index, [seed])[0], self.labels[index]
+
+    def views(self, index: int, seeds: Sequence[int | None]) -> Tensor:
+        """Views (V, 3, S, S) uint8 of one image, which is decoded once for all of them."""
+        image = self.rows[int(index)]["image"].convert("RGB")
+        return torch.stack([self.view(image, seed) for seed in seeds])
+
+    def view(self, image: Image.Image, seed: int | None) -> Tensor:
+        """One (3, S, S) uint8 crop of a PIL image."""
+        # The order of the draws (size, place, flip) is part of what a seed means: keep it.
+        size = self.image_size
+        random = None if seed is None else np.random.default_rng(seed)
+        short = size if random is None else round(size * random.uniform(1.0, self.crop))
+        scale = short / min(image.size)
+        if scale != 1:
+            width, height = (max(size, round(side * scale)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        free = image.width - size, image.height - size
+        left, top = (f // 2 if random is None else int(random.integers(f + 1)) for f in free)
+        array = np.asarray(image.crop((left, top, left + size, top + size)))
+        if random is not None and random.random() < 0.5:
+            array = array[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def load_images(
+    source: str,
+    split: str,
+    image_size: int,
+    classes: Sequence[str] | dict[str, str] | None = None,
+    crop: float = 1.0,
+) -> LabeledImages:
+    """Photographs from an image folder, a folder of parquet files or a Hub dataset.
+
+    Args:
+        source: a local folder (one sub-folder a class, or parquet files) or a Hub dataset id.
+        split: "train" or "validation"; where the source has no validation split, the last 5 % of
+            a fixed shuffle are held out.
+        image_size: side S of the square crops.
+        classes: names to keep, in the order of their new labels; None keeps all. A dict gives
+            the source's own name first (a WordNet id, say) and then the name to use.
+        crop: largest resize factor before a random crop (1.0 crops nothing off square images).
+
+    Raises:
+        ValueError: a source without images, or a class name it does not have.
+    """
+    from datasets import load_dataset
+
+    # The split: as the source has it, else a share that depends on the source alone.
+    parts = load_dataset(str(source))
+    validation = next((name for name in ("validation", "valid", "val") if name in parts), None)
+    if validation:
+        rows = parts["train" if split == "train" else validation]
+    else:
+        halves = parts["train"].train_test_split(test_size=HELD_OUT, seed=0)
+        rows = halves["train" if split == "train" else "test"]
+    if "image" not in rows.column_names:
+        raise ValueError(f"{source} has no 'image' column; it has {rows.column_names}.")
+    # Labels: a source without them is one class.
+    if "label" in rows.column_names:
+        names = rows.features["label"].names
+        labels = torch.tensor(rows["label"][:])
+    else:
+        names, labels = ["image"], torch.zeros(len(rows), dtype=torch.int64)
+    # A choice of classes drops rows and numbers the rest by the order of the choice.
+    if classes:
+        wanted = classes if isinstance(classes, dict) else {name: name for name in classes}
+        new_label = {
+            _class_index(source, names, own, name): label
+            for label, (own, name) in enumerate(wanted.items())
+        }
+        keep = [i for i, label in enumerate(labels.tolist()) if label in new_label]
+        rows = rows.select(keep)
+        labels = torch.tensor([new_label[labels[i].item()] for i in keep])
+        names = list(wanted.values())
+    return LabeledImages(rows, labels, names, image_size, crop)
+
+
+def _class_index(source: str, names: list[str], own: str, name: str) -> int:
+    for candidate in (own, name):
+        if candidate in names:
+            return names.index(candidate)
+    raise ValueError(
+        f"{source} has no class {own!r}; it has {', '.join(names)}. For all of them give classes=."
+    )
+
+
+def plain_batches(dataset: LabeledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All items once, in order, center-cropped: (images uint8, labels)."""
+    for start in range(0, len(dataset), batch_size):
+        items = [dataset[i, None] for i in range(start, min(start + batch_size, len(dataset)))]
+        yield torch.stack([image for image, _ in items]), torch.stack([label for _, label in items])
+
+
+class _Files:
+    """Image files as rows of a dataset, opened when asked for."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __getitem__(self, index: int) -> dict[str, Image.Image]:
+        return {"image": Image.open(self.paths[index])}
+
+
+def photographs(folder: str | Path, count: int, image_size: int) -> Tensor:
+    """Pixels (B, 3, S, S) of up to `count` center-cropped photographs, spread evenly over a folder.
+
+    Args:
+        folder: image files at any depth, or parquet files, of which the validation images are used.
+
+    Raises:
+        ValueError: a folder without images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} of images.")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    if paths:
+        labels = torch.zeros(len(paths), dtype=torch.int64)
+        images = LabeledImages(_Files(paths), labels, ["image"], image_size, 1.0)
+    elif any(folder.glob("*.parquet")):
+        images = load_images(str(folder), "validation", image_size)
+    else:
+        raise ValueError(f"{folder} holds no images ({', '.join(ENDINGS)} or .parquet).")
+    count = min(count, len(images))
+    chosen = [i * len(images) // count for i in range(count)]
+    return to_pixels(torch.stack([images[i, None][0] for i in chosen]))
