@@ -135,7 +135,7 @@ def compare(
 def _makes_pairs(part: VQModel | Codes | None) -> bool:
     """Whether a tokenizer, or what made shards, has a detail codebook."""
     if isinstance(part, Codes):
-        return bool(part.header["detail_codebook_size"])
+        return bool(part.header.get("detail_codebook_size"))
     return part is not None and part.detail_codebook_size is not None
 
 
