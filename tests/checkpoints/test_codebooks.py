@@ -12,8 +12,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from codeclade.hub.codebooks import load_codebook, load_tokenizer
-from codeclade.hub.convert import vq_model_to_llamagen
+from codeclade.checkpoints.codebooks import load_codebook, load_tokenizer
+from codeclade.checkpoints.llamagen import vq_model_to_llamagen
 
 KEY = "quantize.embedding.weight"
 

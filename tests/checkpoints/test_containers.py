@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from codeclade import CodecladeConfig, CodecladeTransformer
-from codeclade.hub.convert import (
+from codeclade.checkpoints.llamagen import (
     load_checkpoint,
     load_mapping,
     transformer_from_llamagen,

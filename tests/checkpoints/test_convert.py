@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from codeclade import CodecladePipeline, CodecladeTextPipeline
-from codeclade.hub.convert import (
+from codeclade.checkpoints.llamagen import (
     load_checkpoint,
     transformer_from_llamagen,
     transformer_to_llamagen,

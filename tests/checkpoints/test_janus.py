@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from codeclade.hub.convert import vq_model_from_llamagen
+from codeclade.checkpoints.llamagen import vq_model_from_llamagen
 
 RENAMES = (
     (r"\.(down|up)\.(\d+)\.block\.", r".conv_blocks.\2.res."),

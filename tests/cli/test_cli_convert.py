@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codeclade import CodecladePipeline, CodecladeTextPipeline, Refiner, VQModel
-from codeclade.cli import main
-from codeclade.components.refiner import RefinerConfig
-from codeclade.hub import published
-from codeclade.hub.convert import (
+from codeclade.checkpoints import conversion as published
+from codeclade.checkpoints.dcpe import refiner_to_dcpe
+from codeclade.checkpoints.llamagen import (
     transformer_to_iar2,
     transformer_to_llamagen,
     vq_model_to_iar2,
     vq_model_to_llamagen,
 )
-from codeclade.hub.dcpe import refiner_to_dcpe
+from codeclade.cli import main
+from codeclade.components.refiner import RefinerConfig
 from codeclade.hub.imagenet import class_names, synset_names
 
 CODES, CLUSTERS, GRID = 64, 24, 4

@@ -8,6 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from builders import SCHEMES, build_scheme
 from codeclade import CodecladePipeline
+from codeclade.checkpoints.llamagen import transformer_from_llamagen
 from codeclade.components import transformer as transformer_file
 from codeclade.components.guidance import (
     SCHEDULES,
@@ -18,7 +19,6 @@ from codeclade.components.guidance import (
     interval,
     linear,
 )
-from codeclade.hub.convert import transformer_from_llamagen
 from golden_weights import golden_case
 
 

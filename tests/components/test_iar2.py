@@ -7,9 +7,7 @@ from transformers import DynamicCache, StaticCache
 
 from builders import DETAILS, build_scheme
 from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
-from codeclade.components.heads import neighbours
-from codeclade.components.transformer import rotation
-from codeclade.hub.convert import (
+from codeclade.checkpoints.llamagen import (
     load_checkpoint,
     load_mapping,
     transformer_from_iar2,
@@ -18,6 +16,8 @@ from codeclade.hub.convert import (
     vq_model_from_iar2,
     vq_model_to_iar2,
 )
+from codeclade.components.heads import neighbours
+from codeclade.components.transformer import rotation
 from codeclade.training.losses import cluster_loss
 from golden_weights import golden_case
 

@@ -11,9 +11,9 @@ from scipy.stats import chisquare
 from torch import nn
 
 from codeclade import CodecladePipeline
+from codeclade.checkpoints.dcpe import cluster_map_from_dcpe, refiner_from_dcpe, refiner_to_dcpe
 from codeclade.components.cluster_map import codebook_sketch
 from codeclade.components.refiner import Refiner, RefinerConfig, generator_states
-from codeclade.hub.dcpe import cluster_map_from_dcpe, refiner_from_dcpe, refiner_to_dcpe
 from codeclade.training.refiner import RefinerRecipe, train_refiner
 
 CODES, CLUSTERS, CLASSES, TOKENS = 32, 12, 5, 16

@@ -5,8 +5,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from codeclade.checkpoints.llamagen import transformer_from_llamagen
 from codeclade.components.text_pipeline import CodecladeTextPipeline, pad_left
-from codeclade.hub.convert import transformer_from_llamagen
 from golden_weights import golden_case
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "dog", "house", "on", "the", "beach"]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from codeclade import VQModel
-from codeclade.hub.convert import vq_model_from_llamagen
+from codeclade.checkpoints.llamagen import vq_model_from_llamagen
 from golden_weights import golden_case
 
 

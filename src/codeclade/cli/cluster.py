@@ -50,9 +50,9 @@ def add_cluster(verbs) -> None:
 def _cluster(arguments: argparse.Namespace) -> None:
     if not arguments.report and (arguments.images or arguments.codes or arguments.report_clusters):
         raise ValueError("--images, --codes and --report-clusters are for --report FILE.")
+    from ..checkpoints.cluster_maps import check_out, make_cluster_map, save
+    from ..checkpoints.codebooks import load_codebook
     from ..clustering.codebook import check_clusters
-    from ..hub.cluster_maps import check_out, make_cluster_map, save
-    from ..hub.codebooks import load_codebook
 
     check_out(arguments.out)
     report = _prepared_report(arguments) if arguments.report else None

@@ -58,8 +58,8 @@ def _add_convert_kind(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from ..checkpoints import conversion as published
     from ..data.atomic import new_folder
-    from ..hub import published
 
     given = vars(arguments)
     if arguments.kind == "to-llamagen":

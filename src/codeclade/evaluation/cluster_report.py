@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..checkpoints.codebooks import load_tokenizer
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
-from ..hub.codebooks import load_tokenizer
 from ..training.codes import Codes
 from . import figures
 from .comparison import Comparison, Settings, compare

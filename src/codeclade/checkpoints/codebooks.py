@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..components.vq_model import VQModel
-from .convert import load_checkpoint, vq_model_from_iar2, vq_model_from_llamagen
+from .llamagen import load_checkpoint, vq_model_from_iar2, vq_model_from_llamagen
 
 Fetch = Callable[[str], Path]
 TRANSPORT_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, or the fork this huggingface_hub uses

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
 from ..components.refiner import Refiner, RefinerConfig
-from .convert import (
+from .llamagen import (
     GPT_NAMES,
     HEADS,
     IGNORED,

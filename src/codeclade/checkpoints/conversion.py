@@ -18,9 +18,9 @@ from ..components.cluster_map import ClusterMap
 from ..components.pipeline import CodecladePipeline
 from ..components.vq_model import VQModel
 from ..data.atomic import new_folder
-from . import convert
+from ..hub.imagenet import class_names
+from . import llamagen as convert
 from .dcpe import cluster_map_from_dcpe, refiner_from_dcpe, refiner_to_dcpe
-from .imagenet import class_names
 
 # Guidance of the published evaluations by width: B 768, L 1024, XL 1280, XXL 1536, 3B 3200.
 LLAMAGEN_GUIDANCE = {768: 2.0, 1024: 2.0, 1280: 1.75, 1536: 1.75, 3200: 1.65}
