@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from codeclade import ClusterMap, CodecladeConfig, CodecladeTransformer, Refiner, RefinerConfig
-from codeclade.checkpoints import conversion as published
 from codeclade.clustering import METHODS
 from codeclade.components.transformer import SCHEMES
 from codeclade.components.vq_model import VQModel
+from codeclade.hub import published
 from codeclade.training.codes import EncodeRecipe
 from codeclade.training.generator import GeneratorRecipe, generator_config
 from codeclade.training.refiner import RefinerRecipe, refiner_config

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..components.pipeline import CodecladePipeline
-from ..hub.imagenet import class_names, synset_names
+from ..data.imagenet import class_names, synset_names
+from ..data.records import EvaluationRecord
 from ..training.data import LabelledImages, load_images, plain_batches, to_pixels
 from .features import FEATURE_SIZE, Features, frechet_distance, kernel_distance
 from .images import psnr, ssim
@@ -182,14 +183,14 @@ def _accuracy(part: list[Tensor], classes: list[int]) -> float:
 def _result(metric: str, value: float, unit: str, protocol: str, data: str, pipe) -> dict[str, Any]:
     dtype = str(pipe.transformer.dtype).removeprefix("torch.")
     machine = f"{pipe.device.type}, {dtype} transformer"
-    return {
-        "metric": metric,
-        "value": float(f"{value:.4g}"),
-        "unit": unit,
-        "dataset": data,
-        "split": "validation",
-        "protocol": f"{protocol}; torch {torch.__version__}, {machine}",
-    }
+    return EvaluationRecord(
+        metric=metric,
+        value=float(f"{value:.4g}"),
+        unit=unit,
+        dataset=data,
+        split="validation",
+        protocol=f"{protocol}; torch {torch.__version__}, {machine}",
+    ).to_json()
 
 
 def save_npz(images: Tensor, path: Path) -> None:

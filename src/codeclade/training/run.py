@@ -22,6 +22,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data.atomic import write_json
+from ..data.records import TrainingRecord
 from .data import StepSampler, step_loader
 
 Recipe = TypeVar("Recipe")
@@ -207,19 +209,19 @@ class Run:
         machine = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         )
-        content = {
-            "stage": stage,
-            "data": data,
-            "images": images,
-            "classes": classes,
-            "steps": self.total,
-            "seconds": round(self.seconds, 1),
-            "machine": f"{self.accelerator.num_processes} x {machine} ({device.type}), "
+        record = TrainingRecord(
+            stage=stage,
+            data=data,
+            images=images,
+            classes=classes,
+            steps=self.total,
+            seconds=round(self.seconds, 1),
+            machine=f"{self.accelerator.num_processes} x {machine} ({device.type}), "
             f"torch {torch.__version__}",
-            "recipe": self.recipe,
-            "logged": logged,
-        }
-        (folder / "training.json").write_text(json.dumps(content, indent=1) + "\n")
+            recipe=self.recipe,
+            logged=logged,
+        )
+        write_json(folder / TrainingRecord.FILE, record.to_json())
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append a line to log.jsonl and show it beside the progress bar."""
