@@ -1,6 +1,6 @@
 """Modules that moved: the old path answers for one more version, with a warning."""
 
-import importlib
+import pkgutil
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ def moved(old: str, places: dict[str, str]) -> Callable[[str], Any]:
     Args:
         old: dotted name of the old module.
         places: where every public name of it is now: "data.codes.Codes" is
-            `codeclade.data.codes.Codes`.
+            `codeclade.data.codes.Codes`; attributes of objects may follow.
     """
 
     def attribute(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        module, _, new = f"codeclade.{places[name]}".rpartition(".")
-        text = f"{old}.{name} is deprecated; use {module}.{new}."
+        new = f"codeclade.{places[name]}"
+        text = f"{old}.{name} is deprecated; use {new}."
         warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(module), new)
+        return pkgutil.resolve_name(new)
 
     return attribute

@@ -12,8 +12,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from codeclade.hub.codebooks import load_codebook, load_tokenizer
-from codeclade.hub.convert import vq_model_to_llamagen
+from codeclade.checkpoints.codebooks import load_codebook, load_tokenizer
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 
 KEY = "quantize.embedding.weight"
 
@@ -88,7 +88,7 @@ def test_vq_model_pipeline_and_map_folders(tmp_path, tiny_pipeline):
 def test_tokenizers(tmp_path, tiny_pipeline):
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path / "pipe")
-    torch.save({"model": vq_model_to_llamagen(pipe.vq_model)}, tmp_path / "vq.pt")
+    torch.save({"model": LLAMAGEN.tokenizer.published_weights(pipe.vq_model)}, tmp_path / "vq.pt")
     ids = torch.arange(16).view(1, 16)
     for source in ("pipe", "pipe/vq_model"):
         assert torch.equal(load_tokenizer(tmp_path / source).decode(ids), pipe.vq_model.decode(ids))
@@ -101,7 +101,10 @@ def test_tokenizers(tmp_path, tiny_pipeline):
 
 def test_llamagen_file(tmp_path, tiny_vq):
     model = tiny_vq()
-    torch.save({"model": vq_model_to_llamagen(model), "steps": 3}, tmp_path / "vq_ds16_c2i.pt")
+    torch.save(
+        {"model": LLAMAGEN.tokenizer.published_weights(model), "steps": 3},
+        tmp_path / "vq_ds16_c2i.pt",
+    )
     assert torch.equal(load_codebook(tmp_path / "vq_ds16_c2i.pt"), model.codebook)
 
 

@@ -10,14 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from codeclade import CodecladeConfig, CodecladeTransformer
-from codeclade.hub.convert import (
-    load_checkpoint,
-    load_mapping,
-    transformer_from_llamagen,
-    transformer_to_llamagen,
-    vq_model_from_llamagen,
-    vq_model_to_llamagen,
-)
+from codeclade.checkpoints.containers import load_checkpoint, load_mapping
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 
 SIZES = {  # layers, width, heads, feed-forward width, parameters with 16384 ids, tensors
     "B": (12, 768, 12, 2048, 110_888_448, 88),
@@ -141,23 +135,23 @@ def test_weights_that_are_views_of_one_storage(weights, tmp_path):
     torch.save(views, tmp_path / "c.pt")
     loaded = load_checkpoint(tmp_path / "c.pt")
     assert_same(loaded, weights)
-    model = transformer_from_llamagen(loaded, grid_size=4, num_attention_heads=2)
+    model = LLAMAGEN.generator.build(loaded, grid_size=4, num_attention_heads=2)
     model.save_pretrained(tmp_path / "model")
     again = CodecladeTransformer.from_pretrained(tmp_path / "model")
-    assert_same(transformer_to_llamagen(again), weights)
+    assert_same(LLAMAGEN.generator.published_weights(again), weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_dtype_round_trips_byte_for_byte(dtype, weights, tmp_path):
     weights = {key: value.to(dtype) for key, value in weights.items()}
     torch.save({"model": weights}, tmp_path / "c.pt")
-    model = transformer_from_llamagen(
+    model = LLAMAGEN.generator.build(
         load_checkpoint(tmp_path / "c.pt"), grid_size=4, num_attention_heads=2
     )
     assert model.dtype == dtype
     model.save_pretrained(tmp_path / "model")
     again = CodecladeTransformer.from_pretrained(tmp_path / "model", dtype="auto")
-    assert_same(transformer_to_llamagen(again), weights)
+    assert_same(LLAMAGEN.generator.published_weights(again), weights)
 
 
 def test_a_mapping_may_start_inside_a_larger_storage(tmp_path):
@@ -242,10 +236,10 @@ def test_published_sizes_on_the_meta_device(size):
     with torch.device("meta"):
         weights = {key: torch.empty(shape) for key, shape in gpt_shapes(layers, width, ffn).items()}
     assert len(weights) == tensors
-    model = transformer_from_llamagen(weights, grid_size=24)
+    model = LLAMAGEN.generator.build(weights, grid_size=24)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model.config.num_attention_heads == heads
-    back = transformer_to_llamagen(model)
+    back = LLAMAGEN.generator.published_weights(model)
     assert {key: value.shape for key, value in back.items()} == {
         key: value.shape for key, value in weights.items()
     }
@@ -256,15 +250,15 @@ def test_a_whole_gpt_b_round_trips_byte_for_byte(tmp_path):
     layers, width, _, ffn, *_ = SIZES["B"]
     weights = random_weights(gpt_shapes(layers, width, ffn), torch.bfloat16)
     torch.save({"model": weights} | TRAINING, tmp_path / "c2i_B_256.pt")
-    model = transformer_from_llamagen(load_checkpoint(tmp_path / "c2i_B_256.pt"), grid_size=16)
+    model = LLAMAGEN.generator.build(load_checkpoint(tmp_path / "c2i_B_256.pt"), grid_size=16)
     model.save_pretrained(tmp_path / "model")
     again = CodecladeTransformer.from_pretrained(tmp_path / "model", dtype="auto")
-    assert_same(transformer_to_llamagen(again), weights)
+    assert_same(LLAMAGEN.generator.published_weights(again), weights)
 
 
 def test_saved_weights_hold_nothing_but_the_weights(weights, tmp_path):
     torch.save({"model": weights | caches()}, tmp_path / "c.pt")
-    model = transformer_from_llamagen(
+    model = LLAMAGEN.generator.build(
         load_checkpoint(tmp_path / "c.pt"), grid_size=4, num_attention_heads=2
     )
     model.save_pretrained(tmp_path / "model")
@@ -276,9 +270,9 @@ def test_the_published_tokenizer_round_trips_byte_for_byte(tiny_vq):
     vq_model = tiny_vq(
         block_out_channels=(32, 32, 64), latent_channels=32, norm_num_groups=32, codebook_dim=8
     )
-    weights = vq_model_to_llamagen(vq_model)
+    weights = LLAMAGEN.tokenizer.published_weights(vq_model)
     assert weights["encoder.mid.1.q.weight"].ndim == 4
-    assert_same(vq_model_to_llamagen(vq_model_from_llamagen(weights)), weights)
+    assert_same(LLAMAGEN.tokenizer.published_weights(LLAMAGEN.tokenizer.build(weights)), weights)
 
 
 def test_text_conditional_xl_on_the_meta_device():
@@ -292,8 +286,8 @@ def test_text_conditional_xl_on_the_meta_device():
     }
     with torch.device("meta"):
         weights = {key: torch.empty(shape) for key, shape in shapes.items()}
-    model = transformer_from_llamagen(weights, grid_size=32)
+    model = LLAMAGEN.generator.build(weights, grid_size=32)
     count = sum(p.numel() for p in model.parameters())
     assert count - 120 * 2048 == 777_678_080
     assert isinstance(model.config, CodecladeConfig) and model.config.prefix_length == 120
-    assert sorted(transformer_to_llamagen(model)) == sorted(weights)
+    assert sorted(LLAMAGEN.generator.published_weights(model)) == sorted(weights)

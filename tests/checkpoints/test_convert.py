@@ -11,13 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from codeclade import CodecladePipeline, CodecladeTextPipeline
-from codeclade.hub.convert import (
-    load_checkpoint,
-    transformer_from_llamagen,
-    transformer_to_llamagen,
-    vq_model_from_llamagen,
-    vq_model_to_llamagen,
-)
+from codeclade.checkpoints.containers import load_checkpoint
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 from golden_weights import golden_case
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -35,13 +30,13 @@ def byte_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def class_case():
     _, weights, golden = golden_case("llamagen_gpt_c2i")
-    return transformer_from_llamagen(weights, grid_size=4, num_attention_heads=4), golden
+    return LLAMAGEN.generator.build(weights, grid_size=4, num_attention_heads=4), golden
 
 
 @pytest.fixture(scope="module")
 def text_case():
     _, weights, golden = golden_case("llamagen_gpt_t2i")
-    return transformer_from_llamagen(weights, grid_size=4, num_attention_heads=4), golden
+    return LLAMAGEN.generator.build(weights, grid_size=4, num_attention_heads=4), golden
 
 
 @pytest.fixture
@@ -123,7 +118,7 @@ def test_text_generator_has_the_published_greedy_ids(text_case, around, name, sc
 @torch.no_grad()
 def test_generator_b_has_the_published_numbers():
     _, weights, golden = golden_case("llamagen_gpt_B_256")
-    model = transformer_from_llamagen(weights, grid_size=16)
+    model = LLAMAGEN.generator.build(weights, grid_size=16)
     assert model.config.num_attention_heads == 12  # known from the width
     logits = model(golden["idx"], golden["cond"]).logits
     assert torch.equal(logits.argmax(-1), golden["argmax"])
@@ -134,25 +129,27 @@ def test_generator_b_has_the_published_numbers():
 @pytest.mark.parametrize("name", ["llamagen_gpt_c2i", "llamagen_gpt_t2i"])
 def test_generators_come_back_byte_equal(name):
     _, weights, _ = golden_case(name)
-    model = transformer_from_llamagen(weights, grid_size=4, num_attention_heads=4)
+    model = LLAMAGEN.generator.build(weights, grid_size=4, num_attention_heads=4)
     assert not model.training
-    assert byte_equal(transformer_to_llamagen(model), weights)
+    assert byte_equal(LLAMAGEN.generator.published_weights(model), weights)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llamagen_vq16", "llamagen_vq8"])
 def test_tokenizers_come_back_byte_equal(name):
     _, weights, _ = golden_case(name)
-    assert byte_equal(vq_model_to_llamagen(vq_model_from_llamagen(weights)), weights)
+    assert byte_equal(
+        LLAMAGEN.tokenizer.published_weights(LLAMAGEN.tokenizer.build(weights)), weights
+    )
 
 
 def test_models_of_ours_survive_the_way_out_and_back(tiny_vq, tiny_transformer):
     vq_model, transformer = tiny_vq(), tiny_transformer()
-    theirs = vq_model_to_llamagen(vq_model)
+    theirs = LLAMAGEN.tokenizer.published_weights(vq_model)
     assert theirs["encoder.mid.1.q.weight"].shape == (16, 16, 1, 1)
     # The two things a LlamaGen file does not say come from elsewhere.
-    again = transformer_from_llamagen(
-        transformer_to_llamagen(transformer), grid_size=4, num_attention_heads=2
+    again = LLAMAGEN.generator.build(
+        LLAMAGEN.generator.published_weights(transformer), grid_size=4, num_attention_heads=2
     )
     assert byte_equal(again.state_dict(), transformer.state_dict())
     assert again.config.num_classes == 5
@@ -235,7 +232,7 @@ def test_files_without_weights_are_named(tmp_path):
         (lambda w: w.update(extra=torch.ones(1)), "unexpected extra"),
         (
             lambda w: w.update({"layers.1.attention.wo.weight": torch.ones(96, 95)}),
-            r"layers\.1\.attention\.out\.weight has shape \(96, 95\), but .* needs \(96, 96\)",
+            r"layers\.1\.attention\.wo\.weight has shape \(96, 95\), but .* needs \(96, 96\)",
         ),
     ],
 )
@@ -243,13 +240,13 @@ def test_a_generator_that_does_not_fit_is_refused(change, message):
     _, weights, _ = golden_case("llamagen_gpt_c2i")
     change(weights)
     with pytest.raises(ValueError, match=message):
-        transformer_from_llamagen(weights, grid_size=4, num_attention_heads=4)
+        LLAMAGEN.generator.build(weights, grid_size=4, num_attention_heads=4)
 
 
 def test_heads_of_an_unpublished_width_must_be_given():
     _, weights, _ = golden_case("llamagen_gpt_c2i")
     with pytest.raises(ValueError, match="width 96 is no published size"):
-        transformer_from_llamagen(weights, grid_size=4)
+        LLAMAGEN.generator.build(weights, grid_size=4)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +259,19 @@ def test_heads_of_an_unpublished_width_must_be_given():
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(tiny_vq, change, message):
-    weights = vq_model_to_llamagen(tiny_vq(block_out_channels=(32, 32), norm_num_groups=32))
+    weights = LLAMAGEN.tokenizer.published_weights(
+        tiny_vq(block_out_channels=(32, 32), norm_num_groups=32)
+    )
     change(weights)
     with pytest.raises(ValueError, match=message):
-        vq_model_from_llamagen(weights)
+        LLAMAGEN.tokenizer.build(weights)
 
 
 def test_the_usage_counter_of_a_tokenizer_is_dropped(tiny_vq):
-    weights = vq_model_to_llamagen(tiny_vq(block_out_channels=(32, 32), norm_num_groups=32))
+    weights = LLAMAGEN.tokenizer.published_weights(
+        tiny_vq(block_out_channels=(32, 32), norm_num_groups=32)
+    )
     counted = weights | {"quantize.codebook_used": torch.zeros(65536)}
-    assert byte_equal(vq_model_to_llamagen(vq_model_from_llamagen(counted)), weights)
+    assert byte_equal(
+        LLAMAGEN.tokenizer.published_weights(LLAMAGEN.tokenizer.build(counted)), weights
+    )

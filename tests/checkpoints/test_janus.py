@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from codeclade.hub.convert import vq_model_from_llamagen
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 
 RENAMES = (
     (r"\.(down|up)\.(\d+)\.block\.", r".conv_blocks.\2.res."),
@@ -44,7 +44,7 @@ def models(request):
         rows = torch.nn.functional.normalize(torch.randn(64, 8), dim=-1)
         janus.quantize.embedding.weight.copy_(rows)  # its encoder side does not normalise
     state_dict = {llamagen_name(key): value for key, value in janus.state_dict().items()}
-    return janus, vq_model_from_llamagen(state_dict)
+    return janus, LLAMAGEN.tokenizer.build(state_dict)
 
 
 @torch.no_grad()

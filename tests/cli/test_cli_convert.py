@@ -1,5 +1,6 @@
 """`codeclade convert`: published files to loadable pipeline folders, and back."""
 
+import importlib
 import json
 import pickle
 from pathlib import Path
@@ -11,17 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codeclade import CodecladePipeline, CodecladeTextPipeline, Refiner, VQModel
+from codeclade.checkpoints.dcpe import FAMILY as DCPE
+from codeclade.checkpoints.iar2 import FAMILY as IAR2
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
+from codeclade.checkpoints.llamagen import GUIDANCE
 from codeclade.cli import main
 from codeclade.components.refiner import RefinerConfig
 from codeclade.data.imagenet import class_names, synset_names
-from codeclade.hub import published
-from codeclade.hub.convert import (
-    transformer_to_iar2,
-    transformer_to_llamagen,
-    vq_model_to_iar2,
-    vq_model_to_llamagen,
-)
-from codeclade.hub.dcpe import refiner_to_dcpe
 
 CODES, CLUSTERS, GRID = 64, 24, 4
 HEADS = ["--heads", "2"]
@@ -47,13 +44,15 @@ def files(tmp_path, tiny_vq, tiny_transformer) -> dict[str, Path]:
     folder.mkdir()
     codebook = published_vq(tiny_vq)
     parts = {
-        "vq": vq_model_to_llamagen(codebook),
-        "gpt": transformer_to_llamagen(tiny_transformer(vocab_size=CODES, num_classes=1000)),
-        "few": transformer_to_llamagen(tiny_transformer(vocab_size=CODES)),
-        "clusters": transformer_to_llamagen(
+        "vq": LLAMAGEN.tokenizer.published_weights(codebook),
+        "gpt": LLAMAGEN.generator.published_weights(
+            tiny_transformer(vocab_size=CODES, num_classes=1000)
+        ),
+        "few": LLAMAGEN.generator.published_weights(tiny_transformer(vocab_size=CODES)),
+        "clusters": LLAMAGEN.generator.published_weights(
             tiny_transformer(vocab_size=CLUSTERS, num_classes=1000, scheme="cluster")
         ),
-        "text": transformer_to_llamagen(
+        "text": LLAMAGEN.generator.published_weights(
             tiny_transformer(vocab_size=CODES, num_classes=0, text_dim=12, prefix_length=6)
         ),
     }
@@ -67,7 +66,7 @@ def files(tmp_path, tiny_vq, tiny_transformer) -> dict[str, Path]:
                       intermediate_size=48)
     )  # fmt: skip
     torch.nn.init.normal_(refiner.head.weight)
-    torch.save({"model": refiner_to_dcpe(refiner)}, folder / "refine.pt")
+    torch.save({"model": DCPE.refiner.published_weights(refiner)}, folder / "refine.pt")
     return {path.stem: path for path in folder.iterdir()}
 
 
@@ -115,7 +114,7 @@ def test_llamagen_becomes_a_pipeline_that_says_what_it_is(files, tmp_path, capsy
     images = pipe("daisy", output_type="pt", generator=torch.Generator().manual_seed(0)).images
     assert images.shape == (1, 3, 8, 8)
     weights = torch.load(files["gpt"])["model"]
-    assert_same(transformer_to_llamagen(pipe.transformer), weights)
+    assert_same(LLAMAGEN.generator.published_weights(pipe.transformer), weights)
     provenance = json.loads((out / "provenance.json").read_text())
     assert (provenance["method"], provenance["license"]) == ("LlamaGen", "mit")
     sizes = {file["name"]: file["bytes"] for file in provenance["files"]}
@@ -138,11 +137,12 @@ def test_llamagen_becomes_a_pipeline_that_says_what_it_is(files, tmp_path, capsy
     ],
 )
 def test_guidance_is_that_of_the_published_evaluation(method, width, scale):
-    assert getattr(published, f"{method.upper()}_GUIDANCE")[width] == scale
+    module = importlib.import_module(f"codeclade.checkpoints.{method}")
+    assert module.GUIDANCE[width] == scale
 
 
 def test_defaults_reach_the_pipeline(files, tmp_path, monkeypatch):
-    monkeypatch.setitem(published.LLAMAGEN_GUIDANCE, 32, 1.625)
+    monkeypatch.setitem(GUIDANCE, 32, 1.625)
     main(llamagen(files, tmp_path / "pipe"))
     config = load(tmp_path / "pipe").config
     assert (config.guidance_scale, config.temperature, config.top_k, config.top_p) == (
@@ -182,7 +182,7 @@ def test_dcpe_with_its_index_and_refine_net(files, tmp_path):
     assert torch.equal(pipe.cluster_map.mapping, index)
     ids = pipe("otter", output_type="latent").images
     assert ids.max() >= CLUSTERS  # ids, not clusters
-    assert_same(refiner_to_dcpe(pipe.refiner), torch.load(files["refine"])["model"])
+    assert_same(DCPE.refiner.published_weights(pipe.refiner), torch.load(files["refine"])["model"])
     assert main(dcpe(files, tmp_path / "plain")) == 0
     assert load(tmp_path / "plain").refiner is None
 
@@ -258,7 +258,10 @@ def test_iar2_becomes_a_pipeline_and_goes_back(tmp_path, tiny_vq, tiny_transform
         positions_per_cell=2,
         head_layers=1,
     )
-    weights = {"vq": vq_model_to_iar2(vq_model), "gpt": transformer_to_iar2(transformer)}
+    weights = {
+        "vq": IAR2.tokenizer.published_weights(vq_model),
+        "gpt": IAR2.generator.published_weights(transformer),
+    }
     torch.save({"model": weights["vq"], "optimizer_main": {}}, tmp_path / "0485000.pt")
     torch.save(weights["gpt"], tmp_path / "IAR2-B.pth")
     paths = ["--vq", tmp_path / "0485000.pt", "--gpt", tmp_path / "IAR2-B.pth", "--out"]
@@ -360,7 +363,7 @@ def damage(files, how: str, target: Path) -> None:
         ("truncated", "{gpt} is truncated or damaged"),
         ("malicious", "{gpt} holds Python objects beside tensors; refused"),
         ("malicious, plain", "{gpt} holds Python objects beside tensors; refused"),
-        ("wrong shape", "{gpt}: layers.1.attention.out.weight has shape (32, 31)"),
+        ("wrong shape", "{gpt}: layers.1.attention.wo.weight has shape (32, 31)"),
         ("other network", "{gpt}: this is no LlamaGen generator checkpoint: missing tok_embedd"),
         (
             "one key more",
@@ -390,7 +393,7 @@ def test_the_tokenizer_alone(files, tmp_path, capsys):
     out = tmp_path / "vq"
     assert main(["convert", "llamagen", "--vq", str(files["vq"]), "--out", str(out)]) == 0
     weights = torch.load(files["vq"])["model"]
-    assert_same(vq_model_to_llamagen(VQModel.from_pretrained(out)), weights)
+    assert_same(LLAMAGEN.tokenizer.published_weights(VQModel.from_pretrained(out)), weights)
     arguments = ["convert", "llamagen", "--vq", files["vq"], "--gpt", files["gpt"], "--out"]
     assert "give --image-size" in refused([*arguments, tmp_path / "p"], tmp_path / "p", capsys)
 

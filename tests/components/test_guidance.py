@@ -8,6 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from builders import SCHEMES, build_scheme
 from codeclade import CodecladePipeline
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 from codeclade.components import transformer as transformer_file
 from codeclade.components.guidance import (
     SCHEDULES,
@@ -18,7 +19,6 @@ from codeclade.components.guidance import (
     interval,
     linear,
 )
-from codeclade.hub.convert import transformer_from_llamagen
 from golden_weights import golden_case
 
 
@@ -60,7 +60,7 @@ def test_attention_grows_with_the_step_and_with_the_attention():
 @torch.no_grad()
 def test_pipeline_has_llamagens_greedy_ids_with_an_interval(tiny_vq):
     _, weights, golden = golden_case("llamagen_gpt_c2i")
-    model = transformer_from_llamagen(weights, grid_size=4, num_attention_heads=4)
+    model = LLAMAGEN.generator.build(weights, grid_size=4, num_attention_heads=4)
     pipe = CodecladePipeline(tiny_vq(codebook_size=192), model)
     pipe.set_progress_bar_config(disable=True)
     for name, schedule in (

@@ -7,17 +7,11 @@ from transformers import DynamicCache, StaticCache
 
 from builders import DETAILS, build_scheme
 from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
+from codeclade.checkpoints.containers import load_checkpoint, load_mapping
+from codeclade.checkpoints.iar2 import FAMILY as IAR2
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 from codeclade.components.heads import neighbours
 from codeclade.components.transformer import rotation
-from codeclade.hub.convert import (
-    load_checkpoint,
-    load_mapping,
-    transformer_from_iar2,
-    transformer_from_llamagen,
-    transformer_to_iar2,
-    vq_model_from_iar2,
-    vq_model_to_iar2,
-)
 from codeclade.training.losses import cluster_loss
 from golden_weights import golden_case
 
@@ -38,14 +32,14 @@ def pairs(batch: int, count: int, seed: int = 0, sizes=(32, DETAILS)) -> torch.T
 @pytest.fixture(scope="module")
 def published():
     _, weights, golden = golden_case("iar2_gpt_c2i")
-    model = transformer_from_iar2(weights, grid_size=4, num_attention_heads=4)
+    model = IAR2.generator.build(weights, grid_size=4, num_attention_heads=4)
     return model, weights, golden
 
 
 @torch.no_grad()
 def test_iar_has_the_published_logits_and_losses():
     _, weights, golden = golden_case("iar_gpt_c2i")
-    model = transformer_from_llamagen(weights, grid_size=4, num_attention_heads=4)
+    model = LLAMAGEN.generator.build(weights, grid_size=4, num_attention_heads=4)
     output = model(golden["idx"][:, :-1], golden["cond"], labels=golden["idx"])
     torch.testing.assert_close(output.logits, golden["train_logits"], **CLOSE)
     torch.testing.assert_close(output.loss, golden["token_loss"][0], **CLOSE)
@@ -116,7 +110,7 @@ def test_pipeline_has_the_published_greedy_codes_and_attention(published, tiny_v
 @torch.no_grad()
 def test_tokenizer_has_the_published_ids_and_images():
     _, weights, golden = golden_case("iar2_vq")
-    model = vq_model_from_iar2(weights)
+    model = IAR2.tokenizer.build(weights)
     assert (model.codebook_size, model.detail_codebook_size) == (256, 4096)
     ids = model.encode(golden["pixels"]).ids
     assert torch.equal(ids[..., 0], golden["semantic"])
@@ -124,7 +118,7 @@ def test_tokenizer_has_the_published_ids_and_images():
     torch.testing.assert_close(model.quantize.lookup(ids), golden["quantized"], **CLOSE)
     torch.testing.assert_close(model.decode(ids), golden["reconstruction"], **CLOSE)
     torch.testing.assert_close(model.decode(ids.flatten(1, 2)), golden["reconstruction"], **CLOSE)
-    back = vq_model_to_iar2(model)
+    back = IAR2.tokenizer.published_weights(model)
     assert back.keys() == {key for key in weights if "codebook_used" not in key}
     assert all(torch.equal(value, weights[key]) for key, value in back.items())
 
@@ -190,11 +184,11 @@ def test_two_positions_share_a_cell_in_the_published_weights(published):
 
 def test_generator_converts_there_and_back_byte_by_byte(published, tmp_path):
     model, weights, _ = published
-    back = transformer_to_iar2(model)
+    back = IAR2.generator.published_weights(model)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], weights[key]) for key in weights)
     torch.save({"model": weights, "steps": 7}, tmp_path / "IAR2-tiny.pt")
-    again = transformer_from_iar2(
+    again = IAR2.generator.build(
         load_checkpoint(tmp_path / "IAR2-tiny.pt"), grid_size=4, num_attention_heads=4
     )
     assert again.config.to_dict() == model.config.to_dict()
@@ -214,14 +208,14 @@ def test_checkpoints_that_do_not_fit_are_refused(published):
     _, weights, _ = published
     heads = {"grid_size": 4, "num_attention_heads": 4}
     broken = {key: value for key, value in weights.items() if key != "mlp2.2.weight"}
-    with pytest.raises(ValueError, match=r"no IAR2 generator checkpoint: missing head\.combine\.2"):
-        transformer_from_iar2(broken, **heads)
+    with pytest.raises(ValueError, match=r"no IAR2 generator checkpoint: missing mlp2\.2"):
+        IAR2.generator.build(broken, **heads)
     with pytest.raises(ValueError, match=r"unexpected what\.weight"):
-        transformer_from_iar2(weights | {"what.weight": torch.zeros(1)}, **heads)
+        IAR2.generator.build(weights | {"what.weight": torch.zeros(1)}, **heads)
     with pytest.raises(ValueError, match=r"missing tok_embeddings1\.weight"):
-        transformer_from_iar2(golden_case("llamagen_gpt_c2i")[1], **heads)
+        IAR2.generator.build(golden_case("llamagen_gpt_c2i")[1], **heads)
     with pytest.raises(ValueError, match="width 96 is no published size"):
-        transformer_from_iar2(weights, grid_size=4)
+        IAR2.generator.build(weights, grid_size=4)
 
 
 def test_parameter_count_of_iar2_b():
@@ -231,7 +225,7 @@ def test_parameter_count_of_iar2_b():
     with torch.device("meta"):
         model = CodecladeTransformer(config)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(143.1, abs=0.05)
-    assert len(transformer_to_iar2(model)) == 139
+    assert len(IAR2.generator.published_weights(model)) == 139
 
 
 def test_detail_quantizer_is_the_brute_force_search(tiny_vq):
@@ -253,7 +247,7 @@ def test_detail_quantizer_is_the_brute_force_search(tiny_vq):
 
 def test_first_stage_tokenizer_is_one_codebook(tiny_vq):
     vq = tiny_vq(block_out_channels=(32, 32, 32), norm_num_groups=32)
-    model = vq_model_from_iar2(vq_model_to_iar2(vq))
+    model = IAR2.tokenizer.build(IAR2.tokenizer.published_weights(vq))
     assert model.detail_codebook_size is None
     pixels = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():

@@ -11,9 +11,10 @@ from scipy.stats import chisquare
 from torch import nn
 
 from codeclade import CodecladePipeline
+from codeclade.checkpoints.dcpe import FAMILY as DCPE
+from codeclade.checkpoints.dcpe import cluster_map_from_index
 from codeclade.components.cluster_map import codebook_sketch
 from codeclade.components.refiner import Refiner, RefinerConfig, generator_states
-from codeclade.hub.dcpe import cluster_map_from_dcpe, refiner_from_dcpe, refiner_to_dcpe
 from codeclade.training.refiner import RefinerRecipe, train_refiner
 
 CODES, CLUSTERS, CLASSES, TOKENS = 32, 12, 5, 16
@@ -123,7 +124,7 @@ def naive_refine_net(weights, clusters, label, heads: int = 2, grid: int = 4) ->
 def test_dcpe_refine_net_equals_the_naive_one(layers):
     weights, clusters = dcpe_weights(layers), random_clusters()
     labels = torch.tensor([0, 3, 4])
-    refiner = refiner_from_dcpe(weights, grid_size=4, num_attention_heads=2)
+    refiner = DCPE.refiner.build(weights, grid_size=4, num_attention_heads=2)
     expected = torch.stack(
         [naive_refine_net(weights, row, label) for row, label in zip(clusters, labels, strict=True)]
     )
@@ -134,7 +135,9 @@ def test_dcpe_refine_net_equals_the_naive_one(layers):
 
 def test_dcpe_round_trip_keeps_every_byte():
     weights = dcpe_weights()
-    back = refiner_to_dcpe(refiner_from_dcpe(weights, grid_size=4, num_attention_heads=2))
+    back = DCPE.refiner.published_weights(
+        DCPE.refiner.build(weights, grid_size=4, num_attention_heads=2)
+    )
     assert sorted(back) == sorted(weights)
     assert all(torch.equal(back[key], weights[key]) for key in weights)
 
@@ -151,7 +154,7 @@ def test_dcpe_round_trip_keeps_every_byte():
 def test_dcpe_refuses_other_weights(change, message):
     weights = {key: value for key, value in (dcpe_weights() | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        refiner_from_dcpe(weights, grid_size=4, num_attention_heads=2)
+        DCPE.refiner.build(weights, grid_size=4, num_attention_heads=2)
 
 
 def test_dcpe_index_may_be_a_view_with_storage_offset(tiny_vq, tmp_path):
@@ -160,9 +163,9 @@ def test_dcpe_index_may_be_a_view_with_storage_offset(tiny_vq, tmp_path):
     torch.save(torch.cat([torch.zeros(CODES, dtype=torch.int64), index])[CODES:], tmp_path / "i.pt")
     loaded = torch.load(tmp_path / "i.pt", weights_only=True)
     assert loaded.storage_offset() == CODES
-    assert torch.equal(cluster_map_from_dcpe(loaded, codebook).mapping, index)
+    assert torch.equal(cluster_map_from_index(loaded, codebook).mapping, index)
     with pytest.raises(ValueError, match=r"integers of shape \(N,\), this one \(2, 16\)"):
-        cluster_map_from_dcpe(index.view(2, 16), codebook)
+        cluster_map_from_index(index.view(2, 16), codebook)
 
 
 def test_default_config_is_dcpes_refine_net():

@@ -5,8 +5,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 from codeclade.components.text_pipeline import CodecladeTextPipeline, pad_left
-from codeclade.hub.convert import transformer_from_llamagen
 from golden_weights import golden_case
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "dog", "house", "on", "the", "beach"]
@@ -56,7 +56,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_equals_the_published_sampling(scale, name, padding, tiny_vq):
     _, weights, reference = golden_case("llamagen_gpt_t2i")
-    transformer = transformer_from_llamagen(weights, grid_size=4, num_attention_heads=4)
+    transformer = LLAMAGEN.generator.build(weights, grid_size=4, num_attention_heads=4)
     pipe = CodecladeTextPipeline(tiny_vq(codebook_size=192), transformer)
     pipe.set_progress_bar_config(disable=True)
     embeds, mask = reference["caption"], reference["mask"]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from codeclade import VQModel
-from codeclade.hub.convert import vq_model_from_llamagen
+from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 from golden_weights import golden_case
 
 
@@ -29,7 +29,7 @@ def vq(tiny_vq):
 @pytest.mark.parametrize(("name", "factor"), [("llamagen_vq16", 16), ("llamagen_vq8", 8)])
 def test_equals_the_published_tokenizer(name, factor):
     _, weights, golden = golden_case(name)
-    model = vq_model_from_llamagen(weights)
+    model = LLAMAGEN.tokenizer.build(weights)
     assert model.downsample == factor
     with torch.no_grad():
         ids, latents = model.encode(golden["pixels"])

@@ -50,9 +50,9 @@ def add_cluster(verbs) -> None:
 def _cluster(arguments: argparse.Namespace) -> None:
     if not arguments.report and (arguments.images or arguments.codes or arguments.report_clusters):
         raise ValueError("--images, --codes and --report-clusters are for --report FILE.")
+    from ..checkpoints.cluster_maps import check_out, make_cluster_map, save_cluster_map
+    from ..checkpoints.codebooks import load_codebook
     from ..clustering.codebook import check_clusters
-    from ..hub.cluster_maps import check_out, make_cluster_map, save
-    from ..hub.codebooks import load_codebook
 
     check_out(arguments.out)
     report = _prepared_report(arguments) if arguments.report else None
@@ -66,7 +66,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
         normalize=arguments.normalize,
         seed=arguments.seed,
     )
-    save(cluster_map, arguments.out, arguments.source)
+    save_cluster_map(cluster_map, arguments.out, arguments.source)
     sizes = cluster_map.sizes
     print(
         f"{len(codebook):,} codes in {len(sizes):,} clusters of {sizes.min()} to {sizes.max()} "

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..checkpoints.registry import FAMILIES, Entry
 from .arguments import add_verb
 
 
@@ -16,13 +17,8 @@ def add_convert(verbs) -> None:
         "--out llamagen-l-384",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, help in (
-        ("llamagen", "LlamaGen, class- or text-conditional"),
-        ("dcpe", "DCPE: a generator over clusters and its cluster index"),
-        ("iar", "IAR: a generator over a re-ordered codebook"),
-        ("iar2", "IAR2: a generator over pairs of codes"),
-    ):
-        _add_convert_kind(kinds.add_parser(kind, help=help, description=help + "."), kind)
+    for name, entry in FAMILIES.items():
+        _add_family(kinds.add_parser(name, help=entry.help, description=entry.help + "."), entry)
     back = kinds.add_parser("to-llamagen", help="a pipeline folder, to the published key names")
     back.add_argument("pipeline", metavar="PIPELINE", help="pipeline folder")
     back.add_argument("--pt", action="store_true", help="torch files instead of .safetensors")
@@ -31,19 +27,12 @@ def add_convert(verbs) -> None:
         kind.add_argument("--overwrite", action="store_true", help="replace that folder")
 
 
-def _add_convert_kind(parser: argparse.ArgumentParser, kind: str) -> None:
+def _add_family(parser: argparse.ArgumentParser, entry: Entry) -> None:
     parser.add_argument("--vq", required=True, metavar="FILE", help="tokenizer")
     parser.add_argument("--gpt", metavar="FILE", help="generator; none: the tokenizer alone")
-    if kind == "dcpe":
-        parser.add_argument("--idx-to-cluster", metavar="FILE", help="cluster of every id")
-        parser.add_argument("--refiner", metavar="FILE", help="refine net; none: uniform members")
-    if kind == "iar":
-        parser.add_argument(
-            "--mapping",
-            metavar="FILE",
-            help="old id to new id, where --vq is LlamaGen's tokenizer; none: --vq is re-ordered",
-        )
-    size = {"llamagen": None, "dcpe": 256, "iar": 384, "iar2": 384}[kind]
+    for flag, help in entry.files.items():
+        parser.add_argument(f"--{flag}", metavar="FILE", help=help)
+    size = entry.image_size
     parser.add_argument(
         "--image-size",
         type=int,
@@ -58,16 +47,22 @@ def _add_convert_kind(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from ..checkpoints.conversion import own_files, write_folder, write_published
     from ..data.atomic import new_folder
-    from ..hub import published
 
-    given = vars(arguments)
     if arguments.kind == "to-llamagen":
         with new_folder(arguments.out, arguments.overwrite) as folder:
-            names = published.to_published(arguments.pipeline, folder, arguments.pt)
+            names = write_published(arguments.pipeline, folder, arguments.pt)
         print(f"saved {', '.join(names)} in {arguments.out}")
         return
-    names = ("vq", "gpt", "idx_to_cluster", "refiner", "mapping", "image_size", "heads")
-    files = {name: given[name] for name in names if name in given}
-    published.write(arguments.out, arguments.overwrite, arguments.kind, files)
+    write_folder(
+        arguments.out,
+        arguments.kind,
+        arguments.vq,
+        arguments.gpt,
+        overwrite=arguments.overwrite,
+        image_size=arguments.image_size,
+        heads=arguments.heads,
+        **{name: getattr(arguments, name) for name in own_files(arguments.kind)},
+    )
     print(f"saved {arguments.out}; load it with from_pretrained")

@@ -48,6 +48,8 @@ def new_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     out = Path(out)
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to make {out.name} in.")
+    if out.is_symlink():
+        raise ValueError(f"--out {out} is a symbolic link; give the folder itself.")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..checkpoints.codebooks import load_tokenizer
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
 from ..data.images import photographs
 from ..data.pixels import to_image
 from ..data.sheets import contact_sheet
-from ..hub.codebooks import load_tokenizer
 from . import figures
 from .comparison import Comparison, Settings, compare
 from .document import Document, Table, check_ending

@@ -21,6 +21,7 @@ from ..data.atomic import new_file
 from ..data.imagenet import class_names, synset_names
 from ..data.images import LabeledImages, load_images, plain_batches
 from ..data.pixels import to_pixels, to_uint8
+from ..data.records import EvaluationRecord
 from ..metrics.distances import frechet_distance, kernel_distance
 from ..metrics.features import FEATURE_SIZE, Features
 from ..metrics.image_quality import psnr, ssim
@@ -184,14 +185,14 @@ def _accuracy(part: list[Tensor], classes: list[int]) -> float:
 def _result(metric: str, value: float, unit: str, protocol: str, data: str, pipe) -> dict[str, Any]:
     dtype = str(pipe.transformer.dtype).removeprefix("torch.")
     machine = f"{pipe.device.type}, {dtype} transformer"
-    return {
-        "metric": metric,
-        "value": float(f"{value:.4g}"),
-        "unit": unit,
-        "dataset": data,
-        "split": "validation",
-        "protocol": f"{protocol}; torch {torch.__version__}, {machine}",
-    }
+    return EvaluationRecord(
+        metric=metric,
+        value=float(f"{value:.4g}"),
+        unit=unit,
+        dataset=data,
+        split="validation",
+        protocol=f"{protocol}; torch {torch.__version__}, {machine}",
+    ).to_json()
 
 
 def save_npz(images: Tensor, path: Path) -> None:

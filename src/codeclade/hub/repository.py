@@ -16,8 +16,8 @@ from typing import Any
 
 from ..components.loading import check_weights, check_whole, installed_index
 from .component_files import MODULES, file_name, single_file
-from .facts import TEXT, check_field, read_facts, read_json, recipe_without_local_paths
-from .facts import without_local_paths as cleaned
+from .metadata import TEXT, check_field, read_facts, read_json, recipe_without_local_paths
+from .metadata import without_local_paths as cleaned
 
 PIPELINES = ["CodecladePipeline", "CodecladeTextPipeline"]
 MODEL_TYPES = {"codeclade": "CodecladeTransformer", "codeclade_refiner": "Refiner"}

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..data.atomic import write_json
+from ..data.records import TrainingRecord
 from .batches import StepSampler, step_loader
 from .optimization import ema_weights, learning_rate
 from .recipe import RunRecipe
@@ -286,19 +287,19 @@ class Run:
         machine = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         )
-        content = {
-            "stage": stage,
-            "data": data,
-            "images": images,
-            "classes": classes,
-            "steps": self.recipe.steps,
-            "seconds": round(self.seconds, 1),
-            "machine": f"{self.accelerator.num_processes} x {machine} ({device.type}), "
+        record = TrainingRecord(
+            stage=stage,
+            data=data,
+            images=images,
+            classes=classes,
+            steps=self.recipe.steps,
+            seconds=round(self.seconds, 1),
+            machine=f"{self.accelerator.num_processes} x {machine} ({device.type}), "
             f"torch {torch.__version__}",
-            "recipe": asdict(self.recipe),
-            "logged": logged,
-        }
-        write_json(folder / "training.json", content)
+            recipe=self.recipe,
+            logged=logged,
+        )
+        write_json(folder / TrainingRecord.FILE, record.to_json())
 
     def log_losses(self, done: int, losses: dict[str, Tensor]) -> None:
         """Log means over all processes, and the learning rate, where due after `done` steps."""

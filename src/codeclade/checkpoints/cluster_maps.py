@@ -1,8 +1,5 @@
 """Cluster maps of codebooks by any clustering method, written whole or not at all."""
 
-import json
-import os
-import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +10,12 @@ from .. import __version__
 from ..clustering import METHODS, make
 from ..clustering.codebook import as_codebook, choose, normalized
 from ..components.cluster_map import ClusterMap
+from ..components.weight_files import read_json
+from ..data.atomic import new_folder, write_json
+from ..data.records import Provenance
+
+# What a folder that `save_cluster_map` wrote holds, and nothing else.
+FILES = {"config.json", "diffusion_pytorch_model.safetensors", Provenance.FILE}
 
 
 def make_cluster_map(
@@ -47,31 +50,37 @@ def make_cluster_map(
 
 
 def check_out(out: str | Path) -> None:
-    """Raise a ValueError if `out` holds anything but a cluster map, which `save` would replace."""
+    """Raise a ValueError unless a cluster map can be saved as `out`: new, empty, or another map.
+
+    Called before the clustering, which can take hours.
+    """
     out = Path(out)
+    if out.is_symlink():
+        raise ValueError(f"--out {out} is a symbolic link; give a folder.")
     if out.is_file():
         raise ValueError(f"--out {out} is a file; give a folder.")
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not there:
+        return
     config = out / "config.json"
-    known = config.is_file() and json.loads(config.read_text()).get("_class_name") == "ClusterMap"
-    if out.is_dir() and any(out.iterdir()) and not known:
+    known = config.is_file() and read_json(config).get("_class_name") == "ClusterMap"
+    if not known or there - FILES:
         raise ValueError(f"--out {out} holds other files; give a new folder or a cluster map's.")
 
 
-def save(cluster_map: ClusterMap, out: str | Path, source: str | None = None) -> None:
-    """Write a map under a temporary name beside `out`, then put it in place of what was there.
+def save_cluster_map(cluster_map: ClusterMap, out: str | Path, source: str) -> None:
+    """Write a map and where it comes from; a map that is there stays until the new one is whole.
 
-    `source`, whose codebook it is of, goes into provenance.json; of a local path only the name.
+    Args:
+        cluster_map: the map.
+        out: a folder that `check_out` accepts; its parents are made.
+        source: whose codebook it is of, for provenance.json; of a local path only the name.
     """
     out = Path(out).absolute()
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    cluster_map.save_pretrained(partial)
-    if source:
-        name = Path(source).name if Path(source).exists() else source
-        statement = f"Clusters of the codebook of {name}, made by codeclade {__version__}."
-        (partial / "provenance.json").write_text(json.dumps({"statement": statement}, indent=2))
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+    name = Path(source).name if Path(source).exists() else source
+    statement = f"Clusters of the codebook of {name}, made by codeclade {__version__}."
+    with new_folder(out, overwrite=True) as folder:
+        cluster_map.save_pretrained(folder)
+        write_json(folder / Provenance.FILE, Provenance(statement=statement).to_json(), indent=2)
