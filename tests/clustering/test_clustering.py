@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from scipy.cluster.hierarchy import is_valid_linkage, linkage
 
 from codeclade import clustering
-from codeclade.clustering import linkage as linkage_module
+from codeclade.clustering.linkage import average as average_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 METRICS = ["euclidean", "sqeuclidean", "cosine"]
@@ -36,7 +36,7 @@ def codebook(kind: str, n: int, d: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(params=[16, 4096], ids=["rounds", "matrix"])
 def dense(request, monkeypatch):
     """Run once with merge rounds nearly to the top, once with the matrix from the start."""
-    monkeypatch.setattr(linkage_module, "DENSE", request.param)
+    monkeypatch.setattr(average_module, "MATRIX", request.param)
     return request.param
 
 

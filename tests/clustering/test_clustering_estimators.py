@@ -74,8 +74,8 @@ def test_kmeans_is_scikit_learns():
 def test_balanced_golden_assignments_and_mapping():
     unit = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
     picks = GOLDEN["iar_initial_centres"]
-    for centres in (unit[picks], ROWS[picks]):
-        model = clustering.BalancedKMeans(n_clusters=16, init=centres).fit(ROWS)
+    for centers in (unit[picks], ROWS[picks]):
+        model = clustering.BalancedKMeans(n_clusters=16, init=centers).fit(ROWS)
         assert (model.labels_ == GOLDEN["iar_assignments"]).all()
         assert (model.permutation_ == GOLDEN["iar_mapping"]).all()
 
@@ -122,7 +122,7 @@ def test_other_bad_values():
         clustering.make("ward", n_clusters=3)
     with pytest.raises(ValueError, match=r"divide the 512 rows.*got 100"):
         clustering.BalancedKMeans(n_clusters=100).fit(ROWS)
-    with pytest.raises(ValueError, match=r"init must be centres of shape \(16, 8\), got \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"init must be centers of shape \(16, 8\), got \(4, 8\)"):
         clustering.BalancedKMeans(n_clusters=16, init=ROWS[:4]).fit(ROWS)
     with pytest.raises(ValueError, match=r"rate must be from 1 to the 512 rows.*got 0"):
         clustering.Dcpe(rate=0).fit(ROWS)

@@ -65,7 +65,7 @@ def normalized(rows: np.ndarray) -> np.ndarray:
     zero = np.flatnonzero(largest == 0)
     if zero.size:
         raise ValueError(
-            f"zero rows have no direction to normalise, but {zero.size} rows are zero "
+            f"zero rows have no direction to normalize, but {zero.size} rows are zero "
             f"(first: row {zero[0]})"
         )
     rows = rows / largest  # first by the largest entry: squares of 1e-200 would vanish

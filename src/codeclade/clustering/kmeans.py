@@ -1,6 +1,7 @@
 """k-means, the baseline of MASC (arXiv 2510.04220) and the coarse labels of CTF."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class KMeans:
     Args:
         n_clusters: clusters K.
         n_init: restarts; the one of least inertia is kept.
-        init: "random" or "k-means++", or (K, d) centres.
+        init: "random" or "k-means++", or (K, d) centers.
         random_state: seed.
         normalize: scale rows to unit length first.
 
@@ -24,7 +25,7 @@ class KMeans:
         labels_: (N,) int64, clusters numbered by their smallest member.
         n_clusters_: clusters found; fewer than K only if there are fewer distinct rows.
         cluster_centers_: (n_clusters_, d) float64, in the order of the labels.
-        inertia_: sum of squared distances to the centres.
+        inertia_: sum of squared distances to the centers.
     """
 
     n_clusters: int
@@ -44,8 +45,11 @@ class KMeans:
         k = check_clusters(self.n_clusters, len(rows))
         if self.normalize:
             rows = normalized(rows)
-        model = _sklearn_kmeans()(
-            n_clusters=k, init=self.init, n_init=self.n_init, random_state=self.random_state
+        model: Any = _sklearn_kmeans()(
+            n_clusters=k,
+            init=self.init,  # type: ignore[arg-type]  # stubs know neither arrays
+            n_init=self.n_init,  # type: ignore[arg-type]  # nor numbers
+            random_state=self.random_state,
         ).fit(rows)
         self.labels_ = canonical(model.labels_)
         _, first = np.unique(self.labels_, return_index=True)
