@@ -4,13 +4,14 @@ Must give the assignments and the mapping of IAR's balance_k_means.py from the s
 Shapes: N rows, K clusters, m = N / K rows in each, d columns.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from numba import njit, prange
 
 from ._arithmetic import LANES, add_squared_distances, squared_distance
-from .codebook import as_codebook, check_clusters, normalized, torch_threads_kept
+from .codebook import CodebookLike, as_codebook, check_clusters, normalized, torch_threads_kept
+from .estimator import CodebookClusterer
 
 CHUNK = 32  # rows a thread takes at a time
 
@@ -123,12 +124,54 @@ def _chain(rows, center):
     return order
 
 
-@dataclass
-class BalancedKMeans:
+def balanced_kmeans(
+    rows: np.ndarray, centers: np.ndarray, max_iter: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Clusters of equal size.
+
+    In ascending order of the distance to their nearest center, rows go to the nearest center that
+    has room; centers move to the plain mean of their rows.
+
+    Args:
+        rows: (N, d) of unit length; centers: (K, d) to start from, K a divisor of N.
+
+    Returns:
+        labels (N,) int64, the last centers (K, d), and the iterations done.
+    """
+    n, k = len(rows), len(centers)
+    padding = ((0, -rows.shape[1] % LANES), (0, 0))
+    points = np.ascontiguousarray(np.pad(rows.T, padding))
+    nearest, labels, least = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
+    iteration = 0
+    while iteration < max_iter:
+        iteration += 1
+        columns = np.ascontiguousarray(np.pad(centers.T, padding))
+        _nearest_centers(points, columns, nearest, least)
+        _assign(points, columns, _stable_order(least), nearest, n // k, labels)
+        moved = _means(rows, labels, k)
+        settled = np.allclose(moved, centers)
+        centers = moved
+        if settled:
+            break
+    return labels, centers, iteration
+
+
+def arrange(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """IAR's mapping (N,) int64 from old to new code: clusters one after the other, similar codes
+    of a cluster beside each other."""
+    members = np.argsort(labels, kind="stable").reshape(k, -1)
+    permutation = np.empty(len(rows), np.int64)
+    for c, own in enumerate(members):
+        order = own[_chain(rows[own], rows[own].mean(axis=0))]
+        permutation[order] = c * len(own) + np.arange(len(own))
+    return permutation
+
+
+@dataclass(eq=False, repr=False)
+class BalancedKMeans(CodebookClusterer):
     """Clusters of equal size, and an order of the codes in which neighbors are similar (IAR).
 
-    Rows are scaled to unit length. In ascending order of the distance to their nearest center they
-    go to the nearest center that has room; centers move to the plain mean of their rows.
+    Rows are scaled to unit length; see `balanced_kmeans`.
 
     Args:
         n_clusters: clusters K, a divisor of N.
@@ -144,31 +187,36 @@ class BalancedKMeans:
         permutation_: (N,) int64, IAR's mapping from old to new code; labels_ is permutation_ // m.
     """
 
-    n_clusters: int
+    n_clusters: int = 8
+    _: KW_ONLY
     init: np.ndarray | None = None
     max_iter: int = 100
     random_state: int = 42
 
     @torch_threads_kept()
-    def fit(self, codebook) -> "BalancedKMeans":
-        """Cluster the rows of `codebook` (N, d).
+    def fit(self, X: CodebookLike, y: object = None) -> "BalancedKMeans":
+        """Cluster the rows of X (N, d).
 
         Raises:
-            ValueError: not a codebook, a zero row, N not divisible by n_clusters, or centers of
-                another shape than (K, d).
+            ValueError: not a codebook, a zero row, N not divisible by n_clusters, centers of
+                another shape than (K, d), or max_iter below 1.
         """
-        rows = normalized(as_codebook(codebook))
+        rows = normalized(self._rows(X))
         n, k = len(rows), check_clusters(self.n_clusters, len(rows))
         if n % k:
             raise ValueError(
                 f"n_clusters must divide the {n} rows of the codebook into equal clusters, got {k}"
             )
-        self.labels_, self.cluster_centers_ = self._cluster(rows, self._first_centers(rows, k))
-        self.permutation_ = self._arrange(rows, self.labels_, k)
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter must be at least 1, got {self.max_iter}")
+        found = balanced_kmeans(rows, self._first_centers(rows, k), self.max_iter)
+        self.labels_, self.cluster_centers_, self.n_iter_ = found
+        self.permutation_ = arrange(rows, self.labels_, k)
         self.n_clusters_ = k
         return self
 
     def _first_centers(self, rows: np.ndarray, k: int) -> np.ndarray:
+        """The centers (K, d) to start from, of unit length."""
         if self.init is None:
             rng = np.random.default_rng(self.random_state)
             return rows[rng.choice(len(rows), k, replace=False)]
@@ -178,29 +226,3 @@ class BalancedKMeans:
                 f"init must be centers of shape {(k, rows.shape[1])}, got {centers.shape}"
             )
         return normalized(centers)
-
-    def _cluster(self, rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n, k = len(rows), len(centers)
-        padding = ((0, -rows.shape[1] % LANES), (0, 0))
-        points = np.ascontiguousarray(np.pad(rows.T, padding))
-        nearest, labels, least = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
-        for iteration in range(1, self.max_iter + 1):
-            self.n_iter_ = iteration
-            columns = np.ascontiguousarray(np.pad(centers.T, padding))
-            _nearest_centers(points, columns, nearest, least)
-            _assign(points, columns, _stable_order(least), nearest, n // k, labels)
-            moved = _means(rows, labels, k)
-            settled = np.allclose(moved, centers)
-            centers = moved
-            if settled:
-                break
-        return labels, centers
-
-    @staticmethod
-    def _arrange(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-        members = np.argsort(labels, kind="stable").reshape(k, -1)
-        permutation = np.empty(len(rows), np.int64)
-        for c, own in enumerate(members):
-            order = own[_chain(rows[own], rows[own].mean(axis=0))]
-            permutation[order] = c * len(own) + np.arange(len(own))
-        return permutation

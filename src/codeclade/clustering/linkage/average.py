@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .._arithmetic import all_rounded
 from ..codebook import (
+    CodebookLike,
     as_codebook,
     available_memory,
     check_clusters,
@@ -40,7 +41,7 @@ LONG = 50_000  # rows from which a progress bar is worth showing
 
 @torch_threads_kept()
 def average_linkage(
-    x: ArrayLike,
+    x: CodebookLike,
     metric: str = "euclidean",
     n_clusters: int | None = None,
     progress: bool | None = None,
@@ -53,7 +54,7 @@ def average_linkage(
     return another, equally valid one.
 
     Args:
-        x: (N, d) floating-point rows, NumPy array or torch tensor.
+        x: (N, d) rows of numbers: NumPy array, torch tensor or parameter, or nn.Embedding.
         metric: "euclidean" (MASC's), "sqeuclidean" or "cosine", averaged over pairs of members.
         n_clusters: stop when the cut at this many clusters is certain; None for the full tree.
         progress: show a bar of merges done; None shows it for long work.
@@ -73,7 +74,7 @@ def average_linkage(
 
 @torch_threads_kept()
 def average_labels(
-    x: ArrayLike, n_clusters: int, metric: str = "euclidean", progress: bool | None = None
+    x: CodebookLike, n_clusters: int, metric: str = "euclidean", progress: bool | None = None
 ) -> np.ndarray:
     """Labels (N,) int64 of the average-linkage cut at `n_clusters`, clusters numbered by their
     smallest member; arguments and errors as `average_linkage`."""
@@ -98,7 +99,7 @@ def cut(linkage: ArrayLike, n_clusters: int) -> np.ndarray:
 
 
 def _lowest_merges(
-    x: ArrayLike, metric: str, n_clusters: int | None, progress: bool | None
+    x: CodebookLike, metric: str, n_clusters: int | None, progress: bool | None
 ) -> tuple[np.ndarray, int]:
     """The lowest N - n_clusters merges in order: (merges, 3) smallest members and height; and N."""
     # everything that can be wrong is found before any work
