@@ -36,8 +36,8 @@ def codebook(kind: str, n: int, d: int) -> np.ndarray:
         return np.load(kind)[:n]
     rows = rng.standard_normal((n, d))
     if kind == "mixture":
-        centres = rng.standard_normal((max(2, n // 64), d))
-        rows = centres[rng.integers(0, len(centres), n)] + 0.2 * rows
+        centers = rng.standard_normal((max(2, n // 64), d))
+        rows = centers[rng.integers(0, len(centers), n)] + 0.2 * rows
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows.astype(np.float32)
 
@@ -159,11 +159,11 @@ def compare(kind: str, n: int, d: int, repeats: int) -> list[dict]:
     return list(rows.values())
 
 
-def balanced_loop(rows: np.ndarray, centres: np.ndarray, max_iter: int) -> np.ndarray:
+def balanced_loop(rows: np.ndarray, centers: np.ndarray, max_iter: int) -> np.ndarray:
     """IAR's balanced assignment as written: a Python loop over the codes."""
-    n, k = len(rows), len(centres)
+    n, k = len(rows), len(centers)
     for _ in range(max_iter):
-        distances = ((rows[:, None] - centres[None]) ** 2).sum(-1)
+        distances = ((rows[:, None] - centers[None]) ** 2).sum(-1)
         labels, room = np.empty(n, np.int64), np.full(k, n // k)
         for i in np.argsort(distances.min(1), kind="stable"):
             for c in np.argsort(distances[i], kind="stable"):
@@ -172,26 +172,26 @@ def balanced_loop(rows: np.ndarray, centres: np.ndarray, max_iter: int) -> np.nd
                     room[c] -= 1
                     break
         moved = np.stack([rows[labels == c].mean(0) for c in range(k)])
-        settled = np.allclose(moved, centres)
-        centres = moved
+        settled = np.allclose(moved, centers)
+        centers = moved
         if settled:
             break
     return labels
 
 
 def balanced(n: int, k: int, max_iter: int) -> dict:
-    """BalancedKMeans against the loop, same centres; ours also arranges the codes."""
+    """BalancedKMeans against the loop, same centers; ours also arranges the codes."""
     from codeclade.clustering import BalancedKMeans
 
     x = codebook("sphere", n, 8).astype(np.float64)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    centres = x[np.random.default_rng(42).choice(n, k, replace=False)]
-    model = BalancedKMeans(n_clusters=k, init=centres, max_iter=max_iter)
+    centers = x[np.random.default_rng(42).choice(n, k, replace=False)]
+    model = BalancedKMeans(n_clusters=k, init=centers, max_iter=max_iter)
     model.fit(x)
     start = time.perf_counter(), time.process_time()
     model.fit(x)
     middle = time.perf_counter(), time.process_time()
-    labels = balanced_loop(x, centres, max_iter)
+    labels = balanced_loop(x, centers, max_iter)
     end = time.perf_counter(), time.process_time()
     return {
         "n": n,

@@ -94,7 +94,7 @@ def with_value(value):
         (with_value(np.inf), [], "1 hold NaN or infinity (first: row 3)"),
         (lambda rows: rows[0], [], "two dimensions"),
         (lambda rows: rows[:0], [], "at least one row"),
-        (lambda rows: rows.astype(np.int64), [], "floating-point"),
+        (lambda rows: rows > 0, [], "rows of numbers"),
         (lambda rows: rows * 0, ["--normalize"], "zero rows"),
         (None, ["--clusters", "0"], "from 1 to the 48 rows"),
         (None, ["--clusters", "49"], "from 1 to the 48 rows"),

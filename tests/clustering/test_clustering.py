@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from scipy.cluster.hierarchy import is_valid_linkage, linkage
 
 from codeclade import clustering
-from codeclade.clustering import linkage as linkage_module
+from codeclade.clustering.linkage import average as average_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 METRICS = ["euclidean", "sqeuclidean", "cosine"]
@@ -36,7 +36,7 @@ def codebook(kind: str, n: int, d: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(params=[16, 4096], ids=["rounds", "matrix"])
 def dense(request, monkeypatch):
     """Run once with merge rounds nearly to the top, once with the matrix from the start."""
-    monkeypatch.setattr(linkage_module, "DENSE", request.param)
+    monkeypatch.setattr(average_module, "MATRIX", request.param)
     return request.param
 
 
@@ -212,8 +212,12 @@ def test_progress_bar_counts_merges(capsys):
     ("x", "options", "sentence"),
     [
         (np.zeros(5), {}, r"two dimensions \(N, d\), got shape \(5,\)"),
-        (np.zeros((4, 2), int), {}, "floating-point rows, got dtype int64"),
-        (np.zeros((0, 2)), {}, r"at least one row and column, got shape \(0, 2\)"),
+        (np.zeros((4, 2), bool), {}, "rows of numbers, got dtype bool"),
+        (
+            np.zeros((0, 2)),
+            {},
+            r"one row and column, got 0 sample\(s\) \(shape=\(0, 2\)\)",
+        ),
         (np.array([[0.0], [np.nan], [np.inf]]), {}, r"but 2 hold NaN or infinity \(first: row 1\)"),
         (np.eye(3), {"metric": "manhattan"}, "cosine, euclidean, sqeuclidean, got 'manhattan'"),
         (np.eye(3), {"n_clusters": 0}, "from 1 to the 3 rows of the codebook, got 0"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from scipy.cluster.hierarchy import linkage
+from sklearn.cluster import KMeans as SklearnKMeans
 
 from codeclade import clustering
 
@@ -61,11 +62,8 @@ def test_dcpe_is_masc_on_raw_rows():
 
 
 def test_kmeans_is_scikit_learns():
-    cluster = pytest.importorskip("sklearn.cluster")
     ours = clustering.KMeans(n_clusters=20, n_init=2).fit(ROWS)
-    theirs = cluster.KMeans(20, init="random", n_init=2, random_state=0).fit(
-        ROWS.astype(np.float64)
-    )
+    theirs = SklearnKMeans(20, init="random", n_init=2, random_state=0).fit(ROWS.astype(np.float64))
     assert len(np.unique(np.stack([ours.labels_, theirs.labels_]), axis=1).T) == 20
     nearest = ((ROWS[:, None] - ours.cluster_centers_[None]) ** 2).sum(-1).argmin(1)
     assert (nearest == ours.labels_).all()
@@ -74,8 +72,8 @@ def test_kmeans_is_scikit_learns():
 def test_balanced_golden_assignments_and_mapping():
     unit = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
     picks = GOLDEN["iar_initial_centres"]
-    for centres in (unit[picks], ROWS[picks]):
-        model = clustering.BalancedKMeans(n_clusters=16, init=centres).fit(ROWS)
+    for centers in (unit[picks], ROWS[picks]):
+        model = clustering.BalancedKMeans(n_clusters=16, init=centers).fit(ROWS)
         assert (model.labels_ == GOLDEN["iar_assignments"]).all()
         assert (model.permutation_ == GOLDEN["iar_mapping"]).all()
 
@@ -108,7 +106,7 @@ def test_random_partition_is_even():
         (ROWS, 513, "from 1 to the 512 rows of the codebook, got 513"),
         (ROWS[0], 1, "two dimensions"),
         (np.full((4, 2), np.nan), 2, "4 hold NaN or infinity"),
-        (np.ones((4, 2), np.int32), 2, "floating-point rows, got dtype int32"),
+        (np.ones((4, 2), bool), 2, "rows of numbers, got dtype bool"),
         (np.ones((0, 2)), 2, "at least one row"),
     ],
 )
@@ -122,8 +120,10 @@ def test_other_bad_values():
         clustering.make("ward", n_clusters=3)
     with pytest.raises(ValueError, match=r"divide the 512 rows.*got 100"):
         clustering.BalancedKMeans(n_clusters=100).fit(ROWS)
-    with pytest.raises(ValueError, match=r"init must be centres of shape \(16, 8\), got \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"init must be centers of shape \(16, 8\), got \(4, 8\)"):
         clustering.BalancedKMeans(n_clusters=16, init=ROWS[:4]).fit(ROWS)
+    with pytest.raises(ValueError, match="max_iter must be at least 1, got 0"):
+        clustering.BalancedKMeans(n_clusters=16, max_iter=0).fit(ROWS)
     with pytest.raises(ValueError, match=r"rate must be from 1 to the 512 rows.*got 0"):
         clustering.Dcpe(rate=0).fit(ROWS)
     with pytest.raises(ValueError, match="1 rows are zero"):

@@ -4,28 +4,48 @@ Names load on first use, so that importing the package compiles nothing.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-_PUBLIC = {
-    "average_linkage": "linkage",
-    "average_labels": "linkage",
-    "cut": "linkage",
-    "Masc": "trees",
+if TYPE_CHECKING:  # what a type checker and an editor see
+    from .balanced import BalancedKMeans
+    from .kmeans import KMeans
+    from .linkage import average_labels, average_linkage, cut
+    from .random_partition import RandomPartition
+    from .registry import METHODS, make
+    from .trees import Dcpe, Masc
+
+__all__ = [
+    "METHODS",
+    "BalancedKMeans",
+    "Dcpe",
+    "KMeans",
+    "Masc",
+    "RandomPartition",
+    "average_labels",
+    "average_linkage",
+    "cut",
+    "make",
+]
+
+_MODULES = {
+    "METHODS": "registry",
+    "BalancedKMeans": "balanced",
     "Dcpe": "trees",
     "KMeans": "kmeans",
-    "BalancedKMeans": "balanced",
+    "Masc": "trees",
     "RandomPartition": "random_partition",
-    "METHODS": "registry",
+    "average_labels": "linkage",
+    "average_linkage": "linkage",
+    "cut": "linkage",
     "make": "registry",
 }
 
-__all__ = [*_PUBLIC]
-
 
 def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

@@ -6,9 +6,26 @@ Each check raises one sentence that names the value seen and the values allowed.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+
+class TensorLike(Protocol):
+    """A torch tensor or parameter on any device, of any dtype."""
+
+    def detach(self) -> Any: ...
+
+
+class EmbeddingLike(Protocol):
+    """A module that keeps its rows as `weight`, as torch.nn.Embedding does."""
+
+    weight: Any
+
+
+CodebookLike: TypeAlias = ArrayLike | TensorLike | EmbeddingLike
 
 
 @contextlib.contextmanager
@@ -23,29 +40,37 @@ def torch_threads_kept() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def as_codebook(codebook) -> np.ndarray:
-    """The codebook as a C-contiguous float64 array (N, d); float16, bfloat16 and float32 are exact.
+def as_codebook(codebook: CodebookLike) -> np.ndarray:
+    """The codebook as a C-contiguous float64 array (N, d).
+
+    Every float16, bfloat16 and float32 is a float64 exactly, and so are integers up to 2^53.
 
     Args:
-        codebook: (N, d) floating-point rows, a NumPy array, anything NumPy reads, or a torch tensor
-            on any device.
+        codebook: (N, d) rows of numbers: a NumPy array, anything NumPy reads, a torch tensor or
+            parameter on any device, or an nn.Embedding.
 
     Raises:
-        ValueError: not two-dimensional, no rows or columns, not floating-point, or not finite.
+        ValueError: not two-dimensional, no rows or columns, not real numbers, or not finite.
+        TypeError: Python objects that are no numbers.
     """
-    if hasattr(codebook, "detach"):
-        tensor = codebook.detach()
-        if not tensor.is_floating_point():
-            raise ValueError(f"codebook must hold floating-point rows, got {tensor.dtype}")
-        codebook = tensor.double().cpu().numpy()
-    rows = np.asarray(codebook)
-    if rows.dtype.kind != "f":
-        raise ValueError(f"codebook must hold floating-point rows, got dtype {rows.dtype}")
+    rows = _as_array(codebook)
+    if rows.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: codebook has dtype {rows.dtype}")
+    if rows.dtype.kind not in "fiuO":
+        raise ValueError(f"codebook must hold rows of numbers, got dtype {rows.dtype}")
     if rows.ndim != 2:
-        raise ValueError(f"codebook must have two dimensions (N, d), got shape {rows.shape}")
+        raise ValueError(
+            f"codebook must have two dimensions (N, d), got shape {rows.shape}. Reshape your data "
+            "to one row for each code"
+        )
     if 0 in rows.shape:
-        raise ValueError(f"codebook must have at least one row and column, got shape {rows.shape}")
-    rows = np.ascontiguousarray(rows, dtype=np.float64)
+        empty = "sample" if rows.shape[0] == 0 else "feature"
+        raise ValueError(
+            f"codebook must have at least one row and column, got 0 {empty}(s) "
+            f"(shape={rows.shape}) while a minimum of 1 is required."
+        )
+    with np.errstate(over="ignore"):  # a long double beyond float64 is found below
+        rows = np.ascontiguousarray(rows, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if bad.size:
         raise ValueError(
@@ -53,6 +78,18 @@ def as_codebook(codebook) -> np.ndarray:
             f"(first: row {bad[0]})"
         )
     return rows
+
+
+def _as_array(codebook: Any) -> np.ndarray:
+    """Whatever holds the rows as a NumPy array of its own dtype; bfloat16 becomes float64."""
+    if not hasattr(codebook, "detach") and hasattr(getattr(codebook, "weight", None), "detach"):
+        codebook = codebook.weight  # nn.Embedding
+    if hasattr(codebook, "detach"):
+        tensor = codebook.detach().cpu()
+        codebook = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+    if hasattr(codebook, "tocsr"):
+        raise ValueError(f"codebook must be dense rows, got a sparse {type(codebook).__name__}")
+    return np.asarray(codebook)
 
 
 def normalized(rows: np.ndarray) -> np.ndarray:
@@ -65,20 +102,21 @@ def normalized(rows: np.ndarray) -> np.ndarray:
     zero = np.flatnonzero(largest == 0)
     if zero.size:
         raise ValueError(
-            f"zero rows have no direction to normalise, but {zero.size} rows are zero "
+            f"zero rows have no direction to normalize, but {zero.size} rows are zero "
             f"(first: row {zero[0]})"
         )
     rows = rows / largest  # first by the largest entry: squares of 1e-200 would vanish
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def check_clusters(n_clusters: int, n: int) -> int:
+def check_clusters(n_clusters: Any, n: int) -> int:
     """`n_clusters` as an int in 1..n.
 
     Raises:
         ValueError: not a whole number, or out of range.
     """
-    if isinstance(n_clusters, bool) or int(n_clusters) != n_clusters or not 1 <= n_clusters <= n:
+    whole = isinstance(n_clusters, (int, float, np.number)) and not isinstance(n_clusters, bool)
+    if not whole or not 1 <= n_clusters <= n or int(n_clusters) != n_clusters:
         raise ValueError(
             f"n_clusters must be a whole number from 1 to the {n} rows of the codebook, "
             f"got {n_clusters!r}"
@@ -86,7 +124,7 @@ def check_clusters(n_clusters: int, n: int) -> int:
     return int(n_clusters)
 
 
-def choose(name: str, value: str, known) -> str:
+def choose(name: str, value: str, known: Collection[str]) -> str:
     """`value` if it is one of `known`.
 
     Raises:

@@ -1,14 +1,21 @@
 """A random partition: the control that any clustering must beat."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from .codebook import as_codebook, canonical, check_clusters
+from .codebook import CodebookLike, canonical, check_clusters
+from .estimator import CodebookClusterer
 
 
-@dataclass
-class RandomPartition:
+def random_labels(n: int, n_clusters: int, seed: int) -> np.ndarray:
+    """Random labels (n,) int64 of clusters whose sizes differ by at most one."""
+    order = np.random.default_rng(seed).permutation(n)
+    return canonical(order % n_clusters)
+
+
+@dataclass(eq=False, repr=False)
+class RandomPartition(CodebookClusterer):
     """Random clusters whose sizes differ by at most one.
 
     Args:
@@ -20,18 +27,18 @@ class RandomPartition:
         n_clusters_: K.
     """
 
-    n_clusters: int
+    n_clusters: int = 8
+    _: KW_ONLY
     random_state: int = 0
 
-    def fit(self, codebook) -> "RandomPartition":
-        """Partition the rows of `codebook` (N, d), whose values do not matter.
+    def fit(self, X: CodebookLike, y: object = None) -> "RandomPartition":
+        """Partition the rows of X (N, d), whose values do not matter.
 
         Raises:
             ValueError: not a codebook, or n_clusters outside 1..N.
         """
-        n = len(as_codebook(codebook))
+        n = len(self._rows(X))
         k = check_clusters(self.n_clusters, n)
-        order = np.random.default_rng(self.random_state).permutation(n)
-        self.labels_ = canonical(order % k)
+        self.labels_ = random_labels(n, k, self.random_state)
         self.n_clusters_ = k
         return self

@@ -1,17 +1,31 @@
-"""A balanced box tree over cluster means, the index of the nearest-neighbour search.
+"""A balanced tree of boxes over cluster means: the index of the nearest-neighbor search.
 
-Leaves are blocks of up to LEAF means stored column by column, so that one query meets a whole
-leaf in a few vector instructions; means move and vanish in place, and the boxes are refitted.
-Nodes are numbered as in a heap: the root is 1, the children of i are 2i and 2i+1.
+Leaves are blocks of up to LEAF means stored column by column, so that one query meets a whole leaf
+in a few vector instructions. When clusters merge, means move and vanish in place and the boxes are
+refitted; the tree is built anew only when many have. Nodes are numbered as in a heap: the root is
+1, the children of i are 2i and 2i + 1, the leaves are L .. 2L - 1.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
 LEAF = 32  # means per leaf: four 512-bit vectors of float64
-FAN = 5  # levels split before the 2**FAN subtrees go to the threads
-PARALLEL = 8192  # work items below which waking the threads costs more than it saves
+SERIAL_LEVELS = 5  # levels split before the 2**SERIAL_LEVELS subtrees go to the threads
+PARALLEL = 8192  # means below which waking the threads costs more than it saves
 SAMPLE = 128  # means looked at to find the widest axis of a node
+
+
+class SpaceTree(NamedTuple):
+    """L leaves over slots of `Clusters`; empty places hold infinity and slot -1."""
+
+    blocks: np.ndarray  # (L, d, LEAF) means, one column each
+    variances: np.ndarray  # (L, LEAF) of the same clusters
+    slots: np.ndarray  # (L, LEAF) int64
+    position: np.ndarray  # (C,) int64 of each slot: leaf * LEAF + column
+    low: np.ndarray  # (2L, d) lower corner of the box of each node
+    high: np.ndarray  # (2L, d) upper corner
 
 
 @njit(cache=True)
@@ -31,7 +45,8 @@ def _widest_axis(means, order, low, high):
 
 @njit(cache=True)
 def _select(keys, order, low, high, middle):
-    """Reorder [low, high) so that no key before `middle` is above any key from it on."""
+    """Reorder [low, high) so that no key before `middle` is above any key from it on (quickselect:
+    linear time on average)."""
     left, right = low, high - 1
     while left < right:
         pivot = keys[(left + right) >> 1]
@@ -81,16 +96,19 @@ def _split_in_parallel(means, order, keys, level, levels):
 
 
 def sort_in_space(means, order, levels):
-    """Sort `order`, in place, so that its 2**levels equal parts are the leaves of the tree."""
+    """Sort `order`, in place, so that its 2**levels equal parts are the leaves of the tree.
+
+    O(M d levels) for M means.
+    """
     keys = np.empty(len(order))
-    top = min(levels, FAN) if len(order) >= PARALLEL else 0
+    top = min(levels, SERIAL_LEVELS) if len(order) >= PARALLEL else 0
     _split_below(means, order, keys, 0, 0, top or levels)
     if top:
         _split_in_parallel(means, order, keys, top, levels)
 
 
 @njit(cache=True)
-def fit_leaf(block, low, high):
+def _fit_leaf(block, low, high):
     """Box (low, high), each (d,), around the finite columns of a leaf block (d, LEAF)."""
     for k in range(block.shape[0]):
         least, most = np.inf, -np.inf
@@ -102,7 +120,7 @@ def fit_leaf(block, low, high):
 
 
 @njit(cache=True)
-def fit_inner(low, high):
+def _fit_inner(low, high):
     """Boxes of the inner nodes from the boxes of the leaves."""
     for node in range(low.shape[0] // 2 - 1, 0, -1):
         for k in range(low.shape[1]):
@@ -111,20 +129,22 @@ def fit_inner(low, high):
 
 
 @njit(cache=True)
-def _fill(means, variances, order, blocks, spreads, slots, place, low, high):
-    leaves, count = blocks.shape[0], order.shape[0]
+def _fill(means, variances, order, tree):
+    """Copy the means of `order` into the leaves and fit every box."""
+    leaves, count = tree.blocks.shape[0], order.shape[0]
     for leaf in range(leaves):
         start, end = (leaf * count) // leaves, ((leaf + 1) * count) // leaves
         for c in range(LEAF):
             slot = order[start + c] if start + c < end else -1
-            slots[leaf, c] = slot
+            tree.slots[leaf, c] = slot
             if slot < 0:
                 continue
-            place[slot] = leaf * LEAF + c
-            spreads[leaf, c] = variances[slot]
+            tree.position[slot] = leaf * LEAF + c
+            tree.variances[leaf, c] = variances[slot]
             for k in range(means.shape[1]):
-                blocks[leaf, k, c] = means[slot, k]
-        fit_leaf(blocks[leaf], low[leaves + leaf], high[leaves + leaf])
+                tree.blocks[leaf, k, c] = means[slot, k]
+        _fit_leaf(tree.blocks[leaf], tree.low[leaves + leaf], tree.high[leaves + leaf])
+    _fit_inner(tree.low, tree.high)
 
 
 def levels_for(count: int) -> int:
@@ -135,24 +155,45 @@ def levels_for(count: int) -> int:
     return levels
 
 
-def build(means, variances, order):
+def build(means: np.ndarray, variances: np.ndarray, order: np.ndarray) -> SpaceTree:
     """Tree over the means of the clusters `order`, which is sorted in place.
 
     Args:
         means: (C, d) float64; variances: (C,) float64; order: (M,) int64 rows of both.
-
-    Returns:
-        blocks (leaves, d, LEAF), spreads and slots (leaves, LEAF), place (C,) int64 position of
-        each cluster, low and high (2 leaves, d) boxes. Empty places hold infinity and slot -1.
     """
     levels = levels_for(len(order))
     sort_in_space(means, order, levels)
     leaves, d = 1 << levels, means.shape[1]
-    blocks = np.full((leaves, d, LEAF), np.inf)
-    spreads = np.zeros((leaves, LEAF))
-    slots = np.empty((leaves, LEAF), dtype=np.int64)
-    place = np.full(len(means), -1, dtype=np.int64)
-    low, high = np.empty((2 * leaves, d)), np.empty((2 * leaves, d))
-    _fill(means, variances, order, blocks, spreads, slots, place, low, high)
-    fit_inner(low, high)
-    return blocks, spreads, slots, place, low, high
+    tree = SpaceTree(
+        blocks=np.full((leaves, d, LEAF), np.inf),
+        variances=np.zeros((leaves, LEAF)),
+        slots=np.empty((leaves, LEAF), dtype=np.int64),
+        position=np.full(len(means), -1, dtype=np.int64),
+        low=np.empty((2 * leaves, d)),
+        high=np.empty((2 * leaves, d)),
+    )
+    _fill(means, variances, order, tree)
+    return tree
+
+
+@njit(cache=True)
+def move_merged(means, variances, pairs, tree):
+    """Move merged clusters inside the tree instead of building a new one.
+
+    For every pair (kept, gone) of slots the mean of `kept` is replaced and that of `gone` removed.
+    Boxes stay tight around what is there, so the search stays exact; only their shape gets worse.
+    """
+    leaves = tree.blocks.shape[0]
+    for i in range(pairs.shape[0]):
+        kept, gone = pairs[i]
+        leaf, column = divmod(tree.position[gone], LEAF)
+        tree.slots[leaf, column] = -1
+        for k in range(tree.blocks.shape[1]):
+            tree.blocks[leaf, k, column] = np.inf
+        _fit_leaf(tree.blocks[leaf], tree.low[leaves + leaf], tree.high[leaves + leaf])
+        leaf, column = divmod(tree.position[kept], LEAF)
+        tree.variances[leaf, column] = variances[kept]
+        for k in range(tree.blocks.shape[1]):
+            tree.blocks[leaf, k, column] = means[kept, k]
+        _fit_leaf(tree.blocks[leaf], tree.low[leaves + leaf], tree.high[leaves + leaf])
+    _fit_inner(tree.low, tree.high)

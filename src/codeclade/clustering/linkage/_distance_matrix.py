@@ -1,0 +1,178 @@
+"""The matrix of all mean distances between the clusters that are left.
+
+With M clusters it takes M^2 numbers and N^2 d / 2 operations, whatever the data: where the search
+by bounds no longer pays, `_neighbor_chain` finishes the tree on it.
+"""
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+
+from .._arithmetic import LANES, add_squared_distances
+from ._clusters import Clusters, members_by_cluster
+
+MIRROR_TILE = 64  # side of the tiles in which the matrix is mirrored
+BUNDLE = 8  # clusters whose rows of the matrix are made together
+MEMBERS = 8  # points whose distances to a tile are summed together
+TILE = 512  # points per inner loop: what it touches stays in the first-level cache
+SLICE = 2048  # members per call into compiled code, so that an interrupt is heard
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def _add_distances_of_eight(columns, start, first, last, weight, out):
+    """out[j] += sum over i in first..last of weight[i] |columns[:, start + j] - columns[:, i]|.
+
+    For LANES columns, the common case: unrolled, so that only the roots cost time.
+    """
+    end = start + out.shape[0]
+    c0, c1 = columns[0, start:end], columns[1, start:end]
+    c2, c3 = columns[2, start:end], columns[3, start:end]
+    c4, c5 = columns[4, start:end], columns[5, start:end]
+    c6, c7 = columns[6, start:end], columns[7, start:end]
+    for i in range(first, last):
+        p0, p1, p2, p3 = columns[0, i], columns[1, i], columns[2, i], columns[3, i]
+        p4, p5, p6, p7 = columns[4, i], columns[5, i], columns[6, i], columns[7, i]
+        share = weight[i]
+        for j in range(out.shape[0]):
+            a, b, c, d = c0[j] - p0, c1[j] - p1, c2[j] - p2, c3[j] - p3
+            e, f, g, h = c4[j] - p4, c5[j] - p5, c6[j] - p6, c7[j] - p7
+            total = (a * a + b * b) + (c * c + d * d) + (e * e + f * f) + (g * g + h * h)
+            out[j] += share * np.sqrt(total)
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def _add_distances(columns, start, end, first, owners, weight, squares, out):
+    """out[owners[i], j] += weight[first + i] |columns[:, start + j] - columns[:, first + i]|.
+
+    For any multiple of LANES columns; `out` begins at the point `start`.
+    """
+    count = owners.shape[0]
+    squares[:] = 0.0
+    for k in range(0, columns.shape[0], LANES):
+        add_squared_distances(columns, columns, k, start, end, first, count, squares)
+    for i in range(count):
+        part, share, line = squares[i], weight[first + i], out[owners[i]]
+        for j in range(end - start):
+            line[j] += share * np.sqrt(part[j])
+
+
+@njit(cache=True)
+def _sum_over(weight, values, starts, out):
+    """Weighted sums of `values` between consecutive `starts`."""
+    for j in range(out.shape[0]):
+        total = 0.0
+        for i in range(starts[j], starts[j + 1]):
+            total += weight[i] * values[i]
+        out[j] = total
+
+
+@njit(cache=True)
+def _average_row(weight, starts, size, i, sums, out):
+    """Mean distances from cluster i to the clusters after it, from sums over points after it."""
+    line = out[i, i + 1 : size.shape[0]]
+    _sum_over(weight, sums, starts[i + 1 :], line)
+    out[i, i] = np.inf
+    for j in range(line.shape[0]):
+        line[j] /= size[i] * size[i + 1 + j]
+
+
+@njit(cache=True)
+def _average_bundle(columns, weight, starts, size, low, high, sums, squares, out):
+    """Mean distances from each of the clusters low..high to the clusters after it."""
+    # sums[i, j]: of the distances from the members of cluster low + i to point j
+    first, last, count = starts[low], starts[high], columns.shape[1]
+    sums[:, first:] = 0.0
+    owners = np.empty(last - first, np.int64)
+    for i in range(low, high):
+        owners[starts[i] - first : starts[i + 1] - first] = i - low
+    # tile after tile of points, so that coordinates are read from the cache
+    for left in range(first, count, TILE):
+        right = min(left + TILE, count)
+        if columns.shape[0] == LANES:
+            for i in range(low, high):
+                line = sums[i - low, left:right]
+                _add_distances_of_eight(columns, left, starts[i], starts[i + 1], weight, line)
+            continue
+        for begin in range(first, last, MEMBERS):
+            some = owners[begin - first : begin - first + MEMBERS]
+            _add_distances(columns, left, right, begin, some, weight, squares, sums[:, left:right])
+    # points of one cluster lie side by side: sum them and divide by the number of pairs
+    for i in range(low, high):
+        _average_row(weight, starts, size, i, sums[i - low], out)
+
+
+@njit(cache=True)
+def _average_bundles(columns, weight, starts, size, bundle, top, step, out):
+    """Bundles top, top + step, ... of rows, for one thread."""
+    sums, squares = np.empty((bundle, columns.shape[1])), np.empty((MEMBERS, TILE))
+    for low in range(bundle * top, size.shape[0], bundle * step):
+        high = min(low + bundle, size.shape[0])
+        _average_bundle(columns, weight, starts, size, low, high, sums, squares, out)
+
+
+@njit(parallel=True, cache=True)
+def _average_rows(columns, weight, starts, size, threads, top, step, out):
+    """Mean Euclidean distances, right of the diagonal, of bundles top, top + step, ... of rows.
+
+    Args:
+        columns: (d, C) points sorted by cluster, d a multiple of LANES; weight: (C,).
+        starts: (M + 1,) first point of each cluster; size: (M,) its weight.
+        out: (M, M or wider).
+    """
+    bundle = 1 if columns.shape[0] == LANES else BUNDLE  # one row at a time stays in the cache
+    for part in prange(threads):
+        mine = top + step * np.int64(part)  # prange counts unsigned, and mixing signs makes floats
+        _average_bundles(columns, weight, starts, size, bundle, mine, step * threads, out)
+
+
+@njit(parallel=True, cache=True)
+def _mirror(matrix):
+    """Copy what is right of the diagonal to the left of it, tile by tile."""
+    m = matrix.shape[0]
+    for part in prange((m + MIRROR_TILE - 1) // MIRROR_TILE):
+        low = np.int64(part) * MIRROR_TILE
+        for left in range(0, low + 1, MIRROR_TILE):
+            for i in range(low, min(low + MIRROR_TILE, m)):
+                for j in range(left, min(left + MIRROR_TILE, i)):
+                    matrix[i, j] = matrix[j, i]
+
+
+@njit(parallel=True, cache=True)
+def _squared_rows(mean, variance, out):
+    """Matrix of mean squared distances between clusters, from their means and variances."""
+    for row in prange(mean.shape[0]):
+        i = np.int64(row)  # prange counts unsigned, and mixing signs makes floats
+        out[i, i] = np.inf
+        for j in range(mean.shape[0]):
+            if i != j:
+                a, b = min(i, j), max(i, j)
+                total = variance[a] + variance[b]
+                for k in range(mean.shape[1]):
+                    total += (mean[a, k] - mean[b, k]) ** 2
+                out[i, j] = total
+
+
+def _empty_matrix(count: int) -> np.ndarray:
+    """Room for a count x count matrix; infinite columns keep its rows off powers of two apart,
+    where walking down a column would use a single set of the cache."""
+    width = -(-count // 8) * 8
+    width += 8 if width % 64 == 0 else 0
+    matrix = np.empty((count, width))
+    matrix[:, count:] = np.inf
+    return matrix
+
+
+def distance_matrix(clusters: Clusters, slots: np.ndarray, euclidean: bool) -> np.ndarray:
+    """Mean distances (M, M or wider) between the clusters `slots` (M,), infinite elsewhere."""
+    matrix = _empty_matrix(len(slots))
+    if not euclidean:
+        _squared_rows(clusters.mean[slots], clusters.variance[slots], matrix)
+        return matrix
+    # half of the pairs of points, sorted by cluster; thread by thread, slice by slice
+    members, starts = members_by_cluster(clusters, slots)
+    columns = np.ascontiguousarray(clusters.rows[members].T)
+    weight, size = clusters.weight[members], clusters.size[slots]
+    step = -(-len(members) // SLICE)
+    for top in range(step):
+        _average_rows(columns, weight, starts, size, 4 * get_num_threads(), top, step, matrix)
+    _mirror(matrix)
+    return matrix
