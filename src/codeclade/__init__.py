@@ -5,8 +5,19 @@ The public names load on first use, so that `import codeclade` and `codeclade --
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # what editors and type checkers see
+    from .components.cluster_map import ClusterMap as ClusterMap
+    from .components.pipeline import CodecladePipeline as CodecladePipeline
+    from .components.refiner import Refiner as Refiner
+    from .components.refiner import RefinerConfig as RefinerConfig
+    from .components.text_pipeline import CodecladeTextPipeline as CodecladeTextPipeline
+    from .components.transformer import CodecladeConfig as CodecladeConfig
+    from .components.transformer import CodecladeTransformer as CodecladeTransformer
+    from .components.vq_model import VQModel as VQModel
+
+__version__ = "0.2.0.dev0"
 
 _PUBLIC = {
     "CodecladePipeline": "codeclade.components.pipeline",
@@ -27,11 +38,11 @@ def bundled() -> str:
     return str(Path(__file__).parent / "bundled_pipeline")
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'codeclade' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)
