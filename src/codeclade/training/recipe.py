@@ -1,8 +1,23 @@
 """What the recipes of all training runs share."""
 
 from dataclasses import dataclass
+from typing import Any
 
-PRECISIONS = ("no", "fp16", "bf16")
+import torch
+
+PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_settings(recipe: Any, *counts: str) -> None:
+    """Raise a ValueError unless a recipe's `counts` are positive and its precision is known."""
+    for name in counts:
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"{name} is {getattr(recipe, name)}; it must be at least 1.")
+    if recipe.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f"mixed_precision is {recipe.mixed_precision!r}; it must be one of "
+            f"{', '.join(PRECISIONS)}."
+        )
 
 
 @dataclass(kw_only=True)
@@ -31,11 +46,4 @@ class RunRecipe:
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "gradient_accumulation_steps")
-        for name in (*counts, "log_every", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(
-                f"mixed_precision is {self.mixed_precision!r}; it must be one of "
-                f"{', '.join(PRECISIONS)}."
-            )
+        check_settings(self, *counts, "log_every", "evaluate_every", "save_every")

@@ -188,7 +188,7 @@ def evaluate_tokenizer(
 def save_reconstructions(
     vq_model: VQModel, images: LabeledImages, path: Path, count: int = 32
 ) -> None:
-    """A sheet of originals (upper rows) and their reconstructions (lower rows) to look at."""
+    """A sheet of originals (upper rows) and their reconstructions (lower rows)."""
     stride = max(1, len(images) // count)
     originals = torch.stack([images[i, None][0] for i in range(0, len(images), stride)][:count])
     decoded = to_uint8(vq_model(to_pixels(originals).to(vq_model.device)).cpu())
