@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist, pdist
 from codeclade.data.images import photographs
 from codeclade.evaluation import comparison, replacement
 from codeclade.evaluation.cluster_report import write_report
-from codeclade.evaluation.document import Document, Table
+from codeclade.evaluation.page import Page, Table
 from codeclade.metrics import clusters
 from codeclade.metrics.image_quality import gaussian_window, psnr, ssim
 
@@ -236,9 +236,9 @@ def test_codebook_alone_gives_a_shorter_page(tiny_vq, tiny_map, tmp_path):
     assert sorted({part.clusters for part in result.partitions}) == [4, 8, 16]
 
 
-def test_document_escapes_and_checks_its_ending(tmp_path):
-    document = Document("a < b", "x & y", [("n", "1")])
-    document.add("table", "note", table=Table(["K", "method"], [["1", "<masc>"]]))
-    assert "a &lt; b" in document.html() and "&lt;masc&gt;" in document.html()
+def test_page_escapes_and_checks_its_ending(tmp_path):
+    page = Page("a < b", "x & y", [("n", "1")])
+    page.add("table", "note", table=Table(["K", "method"], [["1", "<masc>"]]))
+    assert "a &lt; b" in page.html() and "&lt;masc&gt;" in page.html()
     with pytest.raises(ValueError, match=r"must end in \.html or \.png"):
-        document.write(tmp_path / "report.pdf")
+        page.write(tmp_path / "report.pdf")

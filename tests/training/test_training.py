@@ -12,6 +12,7 @@ from codeclade import ClusterMap, CodecladePipeline, VQModel
 from codeclade.data.codes import Codes
 from codeclade.data.images import load_images
 from codeclade.data.pixels import to_pixels
+from codeclade.training.dead_codes import CodeUsage, revive_dead_codes
 from codeclade.training.encode import EncodeRecipe, encode
 from codeclade.training.generator import (
     GeneratorRecipe,
@@ -19,12 +20,7 @@ from codeclade.training.generator import (
     train_generator,
     validation_loss,
 )
-from codeclade.training.tokenizer import (
-    TokenizerLosses,
-    TokenizerRecipe,
-    revive_dead_codes,
-    train_tokenizer,
-)
+from codeclade.training.tokenizer import TokenizerRecipe, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +115,18 @@ def test_tokenizer_loss_falls(tokenizer):
     assert pixel[-1] < 0.8 * pixel[0]
 
 
+def test_a_tokenizer_is_saved_with_its_averaged_weights(photos, tmp_path):
+    recipe = tokenizer_recipe(
+        photos, ema_decay=0.5, evaluate_every=2, gradient_accumulation_steps=2
+    )
+    train_tokenizer(recipe, tmp_path)
+    log = read_log(tmp_path)
+    assert [line["step"] for line in log if "psnr" in line] == [2, 4, 6]
+    plain = train_tokenizer(replace(recipe, ema_decay=0.0), tmp_path / "plain")
+    averaged = VQModel.from_pretrained(tmp_path / "vq_model")
+    assert not torch.equal(averaged.codebook, plain.codebook)
+
+
 def test_stopped_tokenizer_run_ends_with_the_same_weights(photos, tokenizer, tmp_path, monkeypatch):
     """Stop after the checkpoint at step 3, start again: bit-equal to the run in one go."""
     from codeclade.training.run import Run
@@ -139,24 +147,22 @@ def test_stopped_tokenizer_run_ends_with_the_same_weights(photos, tokenizer, tmp
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_dead_codes_move_onto_latents(photos):
+def test_dead_codes_move_onto_latents():
     from accelerate import Accelerator
 
-    recipe = tokenizer_recipe(photos)
     torch.manual_seed(0)
     vq_model = VQModel((32, 32), 1, 32, codebook_size=16, codebook_dim=4)
-    losses = TokenizerLosses(vq_model, recipe)
+    usage = CodeUsage(16, Accelerator())
     before = vq_model.codebook.detach().clone()
-    losses.usage[:] = 1
-    losses.usage[[3, 7]] = 0
+    usage.add(torch.tensor([[i for i in range(16) if i not in (3, 7)]]))
     latents = torch.nn.functional.normalize(torch.randn(2, 4, 8, 8), dim=1)
     optimizer = torch.optim.Adam(vq_model.parameters())
-    assert revive_dead_codes(losses, optimizer, latents, Accelerator()) == 2
+    assert revive_dead_codes(vq_model.codebook, optimizer, usage, latents) == 2
     changed = (vq_model.codebook != before).any(1).nonzero().flatten().tolist()
     assert changed == [3, 7]
     nearest = vq_model.quantize.rows()[[3, 7]] @ latents.permute(1, 0, 2, 3).flatten(1)
     assert (nearest.max(1).values > 0.999).all()
-    assert not losses.usage.any()
+    assert not usage.counts.any()
 
 
 def test_codes_hold_every_image_and_decode_to_it(photos, codes, parts):

@@ -76,10 +76,16 @@ class Codes(Dataset):
         view = 0 if seed is None else (seed * 2654435761 >> 7) % shard.shape[1]
         return shard[index - self.ends[place], view].long(), self.labels[index]
 
-    def first_views(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of ids (B, T) or (B, T, 2) int64 and labels (B,): view 0 of every image."""
+    def first_views(
+        self, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of ids (B, T) or (B, T, 2) int64 and labels (B,): view 0 of every image.
+
+        Of several processes, each gets its own share of every shard.
+        """
         for end, shard in zip(self.ends, self.shards, strict=True):
-            labels = self.labels[end - len(shard) : end]
+            labels = self.labels[end - len(shard) : end][rank::world_size]
+            shard = shard[rank::world_size]
             yield from (
                 (ids[:, 0].long(), part)
                 for ids, part in zip(shard.split(batch_size), labels.split(batch_size), strict=True)
@@ -93,7 +99,7 @@ class Codes(Dataset):
         Raises:
             ValueError: a shard with an id that its header's codebook does not have.
         """
-        sizes = [self.header["codebook_size"], self.header["detail_codebook_size"]]
+        sizes = [self.header["codebook_size"], self.header.get("detail_codebook_size")]
         found = [torch.zeros(size, dtype=torch.int64) for size in sizes if size]
         for shard in self.shards:
             flat = shard.flatten(0, 2).unsqueeze(-1).flatten(1)  # (n V T, 1) or (n V T, 2)

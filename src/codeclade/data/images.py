@@ -123,10 +123,16 @@ def _class_index(source: str, names: list[str], own: str, name: str) -> int:
     )
 
 
-def plain_batches(dataset: LabeledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All items once, in order, center-cropped: (images uint8, labels)."""
-    for start in range(0, len(dataset), batch_size):
-        items = [dataset[i, None] for i in range(start, min(start + batch_size, len(dataset)))]
+def plain_batches(
+    dataset: LabeledImages, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All items once, in order, center-cropped: (images uint8, labels).
+
+    Of several processes, each gets its own share of the items.
+    """
+    indices = range(rank, len(dataset), world_size)
+    for start in range(0, len(indices), batch_size):
+        items = [dataset[i, None] for i in indices[start : start + batch_size]]
         yield torch.stack([image for image, _ in items]), torch.stack([label for _, label in items])
 
 

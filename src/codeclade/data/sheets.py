@@ -1,4 +1,4 @@
-"""Contact sheets: many images in one picture, for people who would rather look."""
+"""Contact sheets: many images in one picture."""
 
 from collections.abc import Sequence
 

@@ -15,7 +15,7 @@ from ..data.sheets import contact_sheet
 from ..hub.codebooks import load_tokenizer
 from . import figures
 from .comparison import Comparison, Settings, compare
-from .document import Document, Table, check_ending
+from .page import Page, Table, check_ending
 
 NONE = "·"  # a cell without a number
 NAMES = {
@@ -58,48 +58,46 @@ def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None
     """Write one self-contained .html or .png file, under a temporary name first."""
     settings, (codes, width) = result.settings, result.rows.shape
     kind = "rows of unit length" if settings.normalized else "stored rows"
-    document = Document(
+    page = Page(
         title=f"{NAMES[settings.method]}: {codes:,} codes in {result.clusters:,} clusters",
         subtitle=f"{settings.source} · {codes:,} codes of width {width} · {kind} · "
         f"seed {settings.seed}",
-        facts=_facts(result),
+        summary=_summary(result),
     )
-    tiled = vq_model if result.level is None else None  # half of a pair cannot be decoded
+    tiled = None if result.level == 1 else vq_model  # a detail code alone cannot be decoded
     if codes > 1:
-        document.add(
+        page.add(
             "The top of the tree",
             "Average linkage of the codebook; every leaf is a branch, its number of codes below it."
-            + (" The tiles show the branch's middle code, decoded alone." if tiled else ""),
+            + (" The tiles show the branch's middle code among other codes." if tiled else ""),
             picture=figures.dendrogram(result, tiled),
         )
-    document.add(
+    page.add(
         f"Cluster sizes at K = {result.clusters:,}",
         "Number of clusters of every size, method by method.",
         picture=figures.sizes(result),
     )
-    document.add(
+    page.add(
         "Quality over K",
         "Distance inside clusters against a random partition of the same sizes: lower is better."
         + (" Replacement test: higher is better." if result.image_count else ""),
         picture=figures.curves(result),
     )
-    document.add("The partitions", _partition_protocol(result), table=_partition_table(result))
+    page.add("The partitions", _partition_protocol(result), table=_partition_table(result))
     if result.image_count:
-        document.add(
-            "Semantic replacement test", _image_protocol(result), table=_image_table(result)
-        )
-        document.add(
+        page.add("Semantic replacement test", _image_protocol(result), table=_image_table(result))
+        page.add(
             f"The same images, codes replaced inside their clusters, K = {result.clusters:,}",
             f"First {len(result.photographs)} of the {result.image_count} photographs.",
             picture=_sheet(result),
             pixelated=True,
         )
-    document.write(path)
+    page.write(path)
 
 
-def _facts(result: Comparison) -> list[tuple[str, str]]:
+def _summary(result: Comparison) -> list[tuple[str, str]]:
     main = result.at(result.clusters)[0].numbers
-    facts = [
+    numbers = [
         (
             "sizes: min · median · max",
             f"{main['smallest']} · {main['median']:g} · {main['largest']}",
@@ -108,13 +106,13 @@ def _facts(result: Comparison) -> list[tuple[str, str]]:
         ("distance / random", f"{main['against_random']:.2f}"),
     ]
     if result.cophenetic is not None:
-        facts.append(("cophenetic correlation", f"{result.cophenetic:.3f}"))
+        numbers.append(("cophenetic correlation", f"{result.cophenetic:.3f}"))
     if "entropy" in main:
-        facts.append(("entropy of a token", f"{main['entropy']:.2f} bits"))
+        numbers.append(("entropy of a token", f"{main['entropy']:.2f} bits"))
     if result.image_count:
         loss = result.reconstruction_numbers["psnr"] - main["photograph_psnr"]
-        facts.append(("PSNR lost", f"{loss:.2f} dB"))
-    return facts
+        numbers.append(("PSNR lost", f"{loss:.2f} dB"))
+    return numbers
 
 
 def _partition_protocol(result: Comparison) -> str:

@@ -21,7 +21,7 @@ from ..metrics.clusters import (
     size_spread,
 )
 from ..metrics.features import feature_network
-from .replacement import Seen, decode_all, encode_all, image_distances, replace_codes
+from .replacement import MeasuredImages, decode_all, encode_all, image_distances, replace_codes
 
 OTHERS = ("masc", "kmeans", "balanced", "random")  # what every report compares
 SHEET = 8  # images on the sheet
@@ -135,7 +135,7 @@ def compare(
 def _makes_pairs(part: VQModel | Codes | None) -> bool:
     """Whether a tokenizer, or what made shards, has a detail codebook."""
     if isinstance(part, Codes):
-        return bool(part.header["detail_codebook_size"])
+        return bool(part.header.get("detail_codebook_size"))
     return part is not None and part.detail_codebook_size is not None
 
 
@@ -188,8 +188,8 @@ def _replacement_test(
     settings, features = result.settings, feature_network()
     if features is None:
         result.notes.append("Feature distances were skipped: install codeclade[eval] for them.")
-    photographs = Seen.by(features, pixels)
-    reconstructions = Seen.by(features, decode_all(vq_model, ids))
+    photographs = MeasuredImages.of(features, pixels)
+    reconstructions = MeasuredImages.of(features, decode_all(vq_model, ids))
     result.image_count = len(pixels)
     result.photographs = pixels[:SHEET]
     result.reconstructions = reconstructions.pixels[:SHEET]
@@ -197,7 +197,7 @@ def _replacement_test(
     for part in tqdm(result.partitions, desc="replacement", unit="partition"):
         cluster_map = ClusterMap.from_labels(part.labels, codebook, method=part.method)
         drawn = replace_codes(ids, cluster_map, settings.seed, result.level)
-        images = Seen.by(features, decode_all(vq_model, drawn))
+        images = MeasuredImages.of(features, decode_all(vq_model, drawn))
         part.images = images.pixels[:SHEET]
         for name, value in image_distances(images, photographs).items():
             part.numbers[f"photograph_{name}"] = value

@@ -11,8 +11,9 @@ from PIL import Image
 
 from ..data.pixels import to_image
 from ..metrics.clusters import leaf_order
+from .patches import code_patches
 
-COLOURS = {
+COLORS = {
     "masc": "#0f766e",
     "dcpe": "#0f766e",
     "kmeans": "#c2670a",
@@ -23,7 +24,6 @@ INK, FAINT = "#1f2933", "#cbd2d9"
 BRANCHES = ("#0f766e", "#c2670a", "#6d4bc3", "#2563a8", "#b83280", "#5c7c1f", "#a4553a", "#52667a")
 WIDTH, DPI = 11.0, 180  # inches, dots an inch: the width of the .png page without its margins
 LEAVES = 36  # branches shown of the tree
-TILE_GRID = 4  # codes a side of a branch's tile
 
 
 def _figure(height: float) -> Figure:
@@ -55,7 +55,7 @@ class _Top:
         self.sizes: list[int] = []  # of the branches, left to right
         self.floor = self._floor()
         self.lines: list[list[tuple[float, float]]] = []
-        self.colours: list[str] = []
+        self.colors: list[str] = []
         self._group = 0
         self._place(2 * n - 2, sizes, INK)
 
@@ -63,21 +63,21 @@ class _Top:
         drawn = self.heights[self.first - self.n :]
         return float(drawn[0] - 0.1 * (drawn[-1] - drawn[0] or 1))
 
-    def _place(self, node: int, sizes: np.ndarray, colour: str) -> float:
+    def _place(self, node: int, sizes: np.ndarray, color: str) -> float:
         """Draw what is below a node; its place on the x axis."""
         groups = 2 * self.n - 1 - len(BRANCHES)  # nodes above are the trunk
-        if colour == INK and (node <= groups or node < self.first):
-            colour = BRANCHES[self._group % len(BRANCHES)]
+        if color == INK and (node <= groups or node < self.first):
+            color = BRANCHES[self._group % len(BRANCHES)]
             self._group += 1
         if node < self.first:
             self.sizes.append(int(sizes[node]))
             return len(self.sizes) - 0.5
         pair = self.children[node - self.n]
         height = float(self.heights[node - self.n])
-        left, right = (self._place(int(child), sizes, colour) for child in pair)
+        left, right = (self._place(int(child), sizes, color) for child in pair)
         low, other = (self._top_of(int(child)) for child in pair)
         self.lines.append([(left, low), (left, height), (right, height), (right, other)])
-        self.colours.append(colour)
+        self.colors.append(color)
         return (left + right) / 2
 
     def _top_of(self, node: int) -> float:
@@ -85,7 +85,7 @@ class _Top:
 
 
 def dendrogram(result, vq_model=None) -> Image.Image:
-    """The last merges of the tree; with a tokenizer, how the middle code of every branch looks."""
+    """The last merges of the tree; with a tokenizer, the middle code of every branch."""
     children, heights = result.tree
     top = _Top(children, heights, min(LEAVES, len(children) + 1))
     shown = len(top.sizes)
@@ -93,7 +93,7 @@ def dendrogram(result, vq_model=None) -> Image.Image:
     axes = figure.subplots()
     _plain(axes)
     axes.add_collection(
-        LineCollection(top.lines, colors=top.colours, linewidths=1.7, capstyle="round")
+        LineCollection(top.lines, colors=top.colors, linewidths=1.7, capstyle="round")
     )
     axes.set_xlim(0, shown)
     axes.set_ylim(top.floor, heights[-1] + 0.04 * (heights[-1] - top.floor))
@@ -113,15 +113,13 @@ def dendrogram(result, vq_model=None) -> Image.Image:
     return _picture(figure)
 
 
-@torch.no_grad()
 def _tiles(rows: np.ndarray, branches: list[np.ndarray], vq_model) -> list[Image.Image]:
-    """The code nearest to the mean of every branch, decoded on a small grid of itself."""
+    """The code nearest to the mean of every branch, as it looks in images."""
     middle = []
     for branch in branches:
         offset = np.linalg.norm(rows[branch] - rows[branch].mean(0), axis=1)
         middle.append(int(branch[offset.argmin()]))
-    ids = torch.tensor(middle).view(-1, 1, 1).expand(-1, TILE_GRID, TILE_GRID)
-    return [to_image(image) for image in vq_model.decode(ids).clamp(-1, 1)]
+    return [to_image(patch) for patch in code_patches(vq_model, torch.tensor(middle))]
 
 
 def sizes(result) -> Image.Image:
@@ -136,7 +134,7 @@ def sizes(result) -> Image.Image:
         figure.subplots(1, len(parts), sharex=True, sharey=True), parts, counts, strict=True
     ):
         _plain(axes)
-        axes.hist(count, bins=edges, color=COLOURS[part.method], rwidth=0.86)
+        axes.hist(count, bins=edges, color=COLORS[part.method], rwidth=0.86)
         axes.set_yscale("log")
         axes.set_ylim(0.7, None)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -175,7 +173,7 @@ def curves(result) -> Image.Image:
             )
             axes.plot(
                 *np.array(points).reshape(-1, 2).T, marker="o", markersize=5, linewidth=1.8,
-                color=COLOURS[method], label=method,
+                color=COLORS[method], label=method,
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(ks))

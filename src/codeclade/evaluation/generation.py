@@ -48,7 +48,7 @@ def match_classes(names: list[str], own: list[str]) -> dict[str, str]:
         ValueError: a class that the source does not have, or two that are one there.
     """
     lemmas = synset_names()
-    if own == class_names() and set(lemmas) <= set(names):  # "crane" is twice among the 1000
+    if own == class_names() and set(lemmas) <= set(names):  # "crane" names two of the 1000
         return dict(zip(lemmas, own, strict=True))
     known = {}
     for name in names:

@@ -5,7 +5,7 @@ random member of its cluster and the image decoded. The less it changes, the bet
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
@@ -43,21 +43,21 @@ def decode_all(vq_model: VQModel, ids: Tensor, batch_size: int = 16) -> Tensor:
 
 
 @dataclass
-class Seen:
-    """Images and, given a feature network, their feature maps, so that none is computed twice."""
+class MeasuredImages:
+    """Images and, given a feature network, their feature maps, which are computed once."""
 
     pixels: Tensor
     maps: list[list[Tensor]]  # a batch of images each
 
     @classmethod
     @torch.no_grad()
-    def by(cls, features, pixels: Tensor) -> "Seen":
-        """Pixels (B, 3, S, S) seen by a feature network, or by none."""
+    def of(cls, features: nn.Module | None, pixels: Tensor) -> "MeasuredImages":
+        """Pixels (B, 3, S, S) and what a feature network, if any, makes of them."""
         batches = [] if features is None else pixels.split(16)
         return cls(pixels, [features(part) for part in batches])
 
 
-def image_distances(images: Seen, reference: Seen) -> dict[str, float]:
+def image_distances(images: MeasuredImages, reference: MeasuredImages) -> dict[str, float]:
     """Mean PSNR, SSIM and, where there are feature maps, feature distance to a reference."""
     values = {
         "psnr": psnr(images.pixels, reference.pixels).mean().item(),

@@ -48,7 +48,7 @@ def in_cluster_distance(rows: np.ndarray, labels: np.ndarray, seed: int = 0) -> 
 
 
 def leaf_order(children: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves (N,) of a full tree from left to right, and the heights (N-1,) between neighbours.
+    """Leaves (N,) of a full tree from left to right, and the heights (N-1,) between neighbors.
 
     The height at which two leaves meet is the largest one between them.
     """

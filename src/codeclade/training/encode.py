@@ -16,8 +16,7 @@ from ..data.codes import HEADER, Codes
 from ..data.images import LabeledImages, load_images
 from ..data.pixels import to_pixels
 from ..data.sheets import image_grid
-
-PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+from .recipe import PRECISIONS, check_settings
 
 
 @dataclass(kw_only=True)
@@ -39,14 +38,7 @@ class EncodeRecipe:
     seed: int = 0  # of the random views
 
     def __post_init__(self):
-        for name in ("image_size", "views", "shard_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(
-                f"mixed_precision is {self.mixed_precision!r}; it must be one of "
-                f"{', '.join(PRECISIONS)}."
-            )
+        check_settings(self, "image_size", "views", "shard_size", "batch_size")
 
 
 def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
@@ -22,41 +20,28 @@ from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
 from ..data.codes import Codes, codes_folder
 from .losses import cluster_loss
-from .run import Run, ema_weights
+from .optimization import build_optimizer
+from .processes import share, summed
+from .recipe import RunRecipe
+from .run import Run
 
 
-@dataclass
-class GeneratorRecipe:
+@dataclass(kw_only=True)
+class GeneratorRecipe(RunRecipe):
     """Settings of `codeclade train-generator`."""
 
-    scheme: str = (
-        ""  # empty: "cluster" with a cluster map, "semantic_detail" with pairs, else "token"
-    )
+    scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
     cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
-    hidden_size: int = 768
+    hidden_size: int = 768  # width of the residual stream
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    intermediate_size: int = 2048
-    dropout: float = 0.1  # token, residual and feed-forward dropout
-    class_dropout: float = 0.1
-    steps: int = 100_000
-    batch_size: int = 256  # global
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5
-    warmup: int = 100
-    weight_decay: float = 0.05  # on matrices only
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    mixed_precision: str = "bf16"  # no, fp16, bf16
+    intermediate_size: int = 2048  # width inside the feed-forward layers
+    dropout: float = 0.1  # probability of token, residual and feed-forward dropout
+    class_dropout: float = 0.1  # probability of the null class, for guidance
     guidance_scale: float = 2.0  # defaults the finished pipeline is saved with
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    evaluate_every: int = 500
-    save_every: int = 500
+    temperature: float = 1.0  # 0 is arg-max
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0  # 1 keeps all
 
 
 def train_generator(
@@ -76,6 +61,7 @@ def train_generator(
     Raises:
         ValueError: codes or map of another tokenizer, or a folder with another recipe's run.
     """
+    # Everything that can be refused is refused before the first weight is drawn.
     codes = codes_folder(codes)
     train, held_out = Codes(codes / "train"), Codes(codes / "validation")
     train.check_tokenizer(vq_model)
@@ -83,23 +69,20 @@ def train_generator(
         raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
     config = generator_config(recipe, train, cluster_map)
     mapping = cluster_map.mapping if config.scheme == "cluster" else None
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    set_seed(recipe.seed, device_specific=True)
-    torch.manual_seed(recipe.seed)
+    run = Run(recipe, out)
+
+    # Training, from the newest checkpoint on.
     model = CodecladeTransformer(config)
     if config.scheme == "cluster_token":
         model.use_clusters(cluster_map.mapping)
-    ema = EMAModel(model.parameters(), decay=recipe.ema_decay)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
-    ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema)
-    run = Run(accelerator, out, recipe, recipe.steps)
-    start = run.resume()
-    run.log(start, baselines(train, mapping))
+    run.start(model, build_optimizer(model, recipe))
+    if run.accelerator.is_main_process:
+        run.log(run.first, baselines(train, mapping))
     clusters = cluster_map.mapping if recipe.cluster_loss_weight else None
-    _optimize(run, recipe, train, held_out, mapping, clusters, model, optimizer, ema, start)
-    model = accelerator.unwrap_model(model).float().eval()
-    ema.copy_to(model.parameters())
+    _train(run, recipe, train, held_out, mapping, clusters)
+
+    # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
+    model = run.finished_model()
     pipeline = CodecladePipeline(
         vq_model,
         model,
@@ -110,7 +93,7 @@ def train_generator(
         top_k=recipe.top_k,
         top_p=recipe.top_p,
     )
-    if accelerator.is_main_process:
+    if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
         names, data = train.header["class_names"], train.source
         run.record(run.out / "pipeline", "generator", data, len(train), len(names))
@@ -158,52 +141,56 @@ def generator_config(
     )
 
 
-def build_optimizer(model: torch.nn.Module, recipe: GeneratorRecipe) -> torch.optim.AdamW:
-    """LlamaGen's AdamW: betas (0.9, 0.95), weight decay on tensors of two or more dimensions."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
-
-
-def _optimize(
-    run, recipe, train, held_out, mapping, clusters, model, optimizer, ema, start
+def _train(
+    run: Run,
+    recipe: GeneratorRecipe,
+    train: Codes,
+    held_out: Codes,
+    mapping: Tensor | None,
+    clusters: Tensor | None,
 ) -> None:
-    device, plain = run.accelerator.device, run.accelerator.unwrap_model(model)
-    model.train()
-    for done, (ids, labels) in run.steps(train, optimizer, start):
+    device = run.accelerator.device
+    run.model.train()
+
+    def losses(ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         tokens = (ids if mapping is None else mapping[ids]).to(device)
-        output = model(tokens[:, :-1], labels.to(device), labels=tokens)
-        loss = output.loss
-        if clusters is not None:
-            extra = cluster_loss(output.logits, tokens, clusters.to(device))
-            loss = loss + recipe.cluster_loss_weight * extra
-        run.descend(loss, model, optimizer)
-        ema.step(model.parameters())
-        if done % recipe.log_every == 0:
-            run.log(done, {"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]})
-        if run.due(done):
-            with ema_weights(plain, ema):
-                run.log(done, {"validation_loss": validation_loss(plain, held_out, mapping)})
+        output = run.model(tokens[:, :-1], labels.to(device), labels=tokens)
+        if clusters is None:
+            return {"loss": output.loss}
+        extra = cluster_loss(output.logits, tokens, clusters.to(device))
+        return {"loss": output.loss + recipe.cluster_loss_weight * extra}
+
+    for done, batch in run.steps(train):
+        run.log_losses(done, run.optimize(batch, losses))
+        if run.evaluates(done):
+            with run.averaged_weights():
+                loss = validation_loss(run.plain_model, held_out, mapping, run.accelerator)
+            run.log(done, {"validation_loss": loss})
 
 
 @torch.no_grad()
 def validation_loss(
-    model: CodecladeTransformer, codes: Codes, mapping: Tensor | None, batch_size: int = 250
+    model: CodecladeTransformer,
+    codes: Codes,
+    mapping: Tensor | None,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 250,
 ) -> float:
-    """Mean cross-entropy per token, in nats, of the first view of every image; float32."""
+    """Mean cross-entropy per token, in nats, of the first view of every image.
+
+    Args:
+        accelerator: its processes share the images; None: this process takes all.
+    """
     training = model.training
     model.eval()
-    total = 0.0
-    for ids, labels in codes.first_views(batch_size):
+    total = torch.zeros(2, dtype=torch.float64)  # sum of losses, images
+    for ids, labels in codes.first_views(batch_size, *share(accelerator)):
         tokens = (ids if mapping is None else mapping[ids]).to(model.device)
         loss = model(tokens[:, :-1], labels.to(model.device), labels=tokens).loss
-        total += loss.item() * len(tokens)
+        total += torch.tensor([loss.item() * len(tokens), len(tokens)])
     model.train(training)
-    return total / len(codes)
+    loss, images = summed(total, accelerator)
+    return loss / images
 
 
 def baselines(codes: Codes, mapping: Tensor | None) -> dict[str, float]:

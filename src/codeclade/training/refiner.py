@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
@@ -19,39 +17,29 @@ from ..components.refiner import Refiner, RefinerConfig, generator_states
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from ..data.codes import Codes, codes_folder
-from .generator import build_optimizer
-from .run import Run, ema_weights
+from .optimization import build_optimizer
+from .processes import share, summed
+from .recipe import RunRecipe
+from .run import Run
 
 
-@dataclass
-class RefinerRecipe:
+@dataclass(kw_only=True)
+class RefinerRecipe(RunRecipe):
     """Settings of `codeclade train-refiner`; the defaults are DCPE's refine net."""
 
-    hidden_size: int = 768
+    hidden_size: int = 768  # width of the residual stream
     num_hidden_layers: int = 1
     num_attention_heads: int = 12
-    intermediate_size: int = 2048
+    intermediate_size: int = 2048  # width inside the feed-forward layers
     causal: bool = True  # False: every position sees all clusters (CTF)
     mask_to_members: bool = False  # True: per-cluster softmax (CTF, MASC)
     class_prefix: bool = True  # False: clusters, and the generator's states if given, alone
     sampling_temperature: float = 0.0  # of the finished refiner; 0 is arg-max
-    token_dropout: float = 0.0
-    dropout: float = 0.1  # residual and feed-forward dropout
+    token_dropout: float = 0.0  # probability
+    dropout: float = 0.1  # probability of residual and feed-forward dropout
     class_dropout: float = 0.0  # above 0: the refiner has a null class and can be guided
-    steps: int = 100_000
-    batch_size: int = 256  # global
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-4
-    warmup: int = 0
-    weight_decay: float = 0.05  # on matrices only
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    mixed_precision: str = "bf16"  # no, fp16, bf16
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    evaluate_every: int = 500
-    save_every: int = 500
+    final_learning_rate: float = 1e-4  # that of all steps
+    warmup: int = 0  # steps
 
 
 def train_refiner(
@@ -75,6 +63,7 @@ def train_refiner(
         ValueError: codes, map or generator of another tokenizer, or a folder with another recipe's
             run.
     """
+    # Everything that can be refused is refused before the first weight is drawn.
     codes = codes_folder(codes)
     train, held_out = Codes(codes / "train"), Codes(codes / "validation")
     train.check_tokenizer(vq_model)
@@ -85,24 +74,21 @@ def train_refiner(
             f"the generator predicts {transformer.config.vocab_size} tokens, but there are "
             f"{cluster_map.num_clusters} clusters; give the generator trained on them."
         )
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    set_seed(recipe.seed, device_specific=True)
-    torch.manual_seed(recipe.seed)
+    run = Run(recipe, out)
+
+    # Training, from the newest checkpoint on.
     model = Refiner(refiner_config(recipe, train, cluster_map, transformer))
-    ema = EMAModel(model.parameters(), decay=recipe.ema_decay)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
-    ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema)
+    run.start(model, build_optimizer(model, recipe))
+    device, main = run.accelerator.device, run.accelerator.is_main_process
     if transformer is not None:
-        transformer = transformer.to(accelerator.device).eval().requires_grad_(False)
-    run = Run(accelerator, out, recipe, recipe.steps)
-    start = run.resume()
-    run.log(start, {"member_draw_baseline": member_entropy(train, cluster_map)})
-    batches = _Batches(train, held_out, cluster_map.mapping.to(accelerator.device), transformer)
-    _optimize(run, recipe, batches, model, optimizer, ema, start)
-    model = accelerator.unwrap_model(model).float().eval()
-    ema.copy_to(model.parameters())
-    if accelerator.is_main_process:
+        transformer = transformer.to(device).eval().requires_grad_(False)
+    if main:
+        run.log(run.first, {"member_draw_baseline": member_entropy(train, cluster_map)})
+    _train(run, _Batches(train, held_out, cluster_map.mapping.to(device), transformer))
+
+    # The refiner alone: a pipeline takes it as one more component.
+    model = run.finished_model()
+    if main:
         model.save_pretrained(run.out / "refiner")
         names, data = train.header["class_names"], train.source
         run.record(run.out / "refiner", "refiner", data, len(train), len(names))
@@ -161,33 +147,40 @@ class _Batches:
         }
 
 
-def _optimize(run, recipe, batches, model, optimizer, ema, start) -> None:
-    plain = run.accelerator.unwrap_model(model)
-    model.train()
-    for done, (ids, labels) in run.steps(batches.train, optimizer, start):
-        loss = model(**batches.inputs(ids, labels)).loss
-        run.descend(loss, model, optimizer)
-        ema.step(model.parameters())
-        if done % recipe.log_every == 0:
-            run.log(done, {"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]})
-        if run.due(done):
-            with ema_weights(plain, ema):
-                run.log(done, validation(plain, batches))
+def _train(run: Run, batches: _Batches) -> None:
+    run.model.train()
+
+    def losses(ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": run.model(**batches.inputs(ids, labels)).loss}
+
+    for done, batch in run.steps(batches.train):
+        run.log_losses(done, run.optimize(batch, losses))
+        if run.evaluates(done):
+            with run.averaged_weights():
+                numbers = validation(run.plain_model, batches, run.accelerator)
+            run.log(done, numbers)
 
 
 @torch.no_grad()
-def validation(model: Refiner, batches: _Batches, batch_size: int = 64) -> dict[str, float]:
-    """Cross-entropy per token in nats and arg-max accuracy, first view of every held-out image."""
-    training, codes = model.training, batches.held_out
+def validation(
+    model: Refiner, batches: _Batches, accelerator: Accelerator | None = None, batch_size: int = 64
+) -> dict[str, float]:
+    """Cross-entropy per token in nats and arg-max accuracy, first view of every held-out image.
+
+    Args:
+        accelerator: its processes share the images; None: this process takes all.
+    """
+    training = model.training
     model.eval()
-    loss = correct = 0.0
-    for ids, labels in codes.first_views(batch_size):
+    total = torch.zeros(3, dtype=torch.float64)  # sums of losses and accuracies, images
+    for ids, labels in batches.held_out.first_views(batch_size, *share(accelerator)):
         given = batches.inputs(ids, labels)
         output = model(**given)
-        loss += output.loss.item() * len(ids)
-        correct += (output.logits.argmax(-1) == given["labels"]).float().mean().item() * len(ids)
+        accuracy = (output.logits.argmax(-1) == given["labels"]).float().mean()
+        total += torch.tensor([output.loss.item(), accuracy.item(), 1.0]) * len(ids)
     model.train(training)
-    return {"validation_loss": loss / len(codes), "validation_accuracy": correct / len(codes)}
+    loss, correct, images = summed(total, accelerator)
+    return {"validation_loss": loss / images, "validation_accuracy": correct / images}
 
 
 def member_entropy(codes: Codes, cluster_map: ClusterMap) -> float:

@@ -1,4 +1,4 @@
-"""Train a VQModel: pixel, perceptual, codebook and commitment losses, dead codes re-seeded.
+"""Train a VQModel: pixel, perceptual, codebook and commitment losses, dead codes restarted.
 
 LlamaGen's tokenizer recipe (arXiv 2406.06525, section 3.1) with a feature loss that needs no
 torchvision. The result is a plain VQModel folder.
@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ..components.vq_model import VQModel
@@ -20,12 +19,18 @@ from ..data.images import LabeledImages, load_images, plain_batches
 from ..data.pixels import to_pixels, to_uint8
 from ..data.sheets import image_grid
 from ..metrics.features import EfficientNetFeatures
+from .dead_codes import CodeUsage, revive_dead_codes
 from .losses import codebook_loss, commitment_loss, perceptual_loss
+from .optimization import build_optimizer
+from .processes import share, summed
+from .recipe import RunRecipe
 from .run import Run
 
+REVIVE_UNTIL = 0.8  # share of the steps after which the codebook settles
 
-@dataclass
-class TokenizerRecipe:
+
+@dataclass(kw_only=True)
+class TokenizerRecipe(RunRecipe):
     """Settings of `codeclade train-tokenizer`."""
 
     data: str  # image folder, parquet folder or Hub dataset
@@ -33,39 +38,37 @@ class TokenizerRecipe:
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     crop: float = 1.0  # largest resize factor before the random crop
     block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])
-    layers_per_block: int = 2
-    latent_channels: int = 256
-    codebook_size: int = 16384
-    codebook_dim: int = 8
-    pixel_weight: float = 1.0  # mean squared error
-    perceptual_weight: float = 1.0  # EfficientNet-Lite0 features; 0 needs no extra package
+    layers_per_block: int = 2  # residual blocks of an encoder level
+    latent_channels: int = 256  # between encoder and quantizer
+    codebook_size: int = 16384  # codes N
+    codebook_dim: int = 8  # width of a code
+    pixel_weight: float = 1.0  # of the mean squared error
+    perceptual_weight: float = 1.0  # of EfficientNet-Lite0 features; 0 needs no extra package
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
-    revive_every: int = 200  # steps between re-seedings of codes unused since the last; 0 = never
-    steps: int = 100_000
-    batch_size: int = 128  # global
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5
-    warmup: int = 100
-    gradient_clip: float = 1.0
-    mixed_precision: str = "bf16"  # no, fp16, bf16
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    save_every: int = 500
+    revive_every: int = 200  # steps between restarts of codes unused since the last; 0 = never
+    batch_size: int = 128  # images a step, of all processes and passes together
+    weight_decay: float = 0.0  # of AdamW
+    ema_decay: float = 0.0  # of the averaged weights, which are what is saved; 0 = no average
+    evaluate_every: int = 5000  # steps
 
 
 class TokenizerLosses(nn.Module):
-    """VQModel, feature network and usage counter in one module: one call is one DDP step."""
+    """VQModel and feature network in one module: one call is one DDP step."""
 
     def __init__(self, vq_model: VQModel, recipe: TokenizerRecipe):
         super().__init__()
         self.vq_model, self.recipe = vq_model, recipe
         self.features = EfficientNetFeatures() if recipe.perceptual_weight else None
-        self.register_buffer("usage", torch.zeros(recipe.codebook_size))  # since the last revival
 
-    def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses by name (their weighted sum under "loss") and unit latents (B, d, G, G)."""
+    def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Losses by name, their weighted sum as "loss"; ids (B, G, G); unit latents (B, d, G, G).
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1].
+        """
+        # The quantizer works in float32: bfloat16 cannot tell neighboring codes apart. Gradients
+        # pass it unchanged (straight-through estimator).
         model, recipe = self.vq_model, self.recipe
         ids, latents = model.encode(pixels)
         with torch.autocast(pixels.device.type, enabled=False):
@@ -73,6 +76,7 @@ class TokenizerLosses(nn.Module):
             codes = model.quantize.lookup(ids)
             quantized = unit + (codes - unit).detach()
         reconstruction = model.decode_codes(quantized)
+
         losses = {
             "pixel": F.mse_loss(reconstruction.float(), pixels),
             "codebook": codebook_loss(unit, codes),
@@ -81,40 +85,7 @@ class TokenizerLosses(nn.Module):
         if self.features is not None:
             losses["perceptual"] = perceptual_loss(self.features, reconstruction, pixels)
         losses["loss"] = sum(getattr(recipe, f"{name}_weight") * losses[name] for name in losses)
-        self.usage += torch.bincount(ids.flatten(), minlength=len(self.usage))
-        return losses, unit.detach()
-
-
-@torch.no_grad()
-def revive_dead_codes(
-    losses: TokenizerLosses,
-    optimizer: torch.optim.Optimizer,
-    unit: Tensor,
-    accelerator: Accelerator,
-) -> int:
-    """Move every code unused since the last call onto a random latent of this batch.
-
-    All ranks end with the same codebook; the moved rows' optimizer moments restart at zero.
-    Returns the number of codes moved.
-    """
-    usage = accelerator.reduce(losses.usage, "sum")
-    candidates = accelerator.gather(
-        unit.permute(0, 2, 3, 1).reshape(-1, unit.shape[1]).contiguous()
-    )
-    dead = (usage == 0).nonzero().flatten()[: len(candidates)]
-    if len(dead):
-        weight = losses.vq_model.codebook
-        choice = torch.randperm(len(candidates), device=candidates.device)[: len(dead)]
-        rows = candidates[choice] + 1e-3 * torch.randn_like(candidates[choice])
-        rows = F.normalize(rows, dim=-1) * weight[dead].norm(dim=-1, keepdim=True)
-        if accelerator.num_processes > 1:
-            torch.distributed.broadcast(rows, src=0)
-        weight[dead] = rows.to(weight.dtype)
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if weight in optimizer.state:
-                optimizer.state[weight][moment][dead] = 0
-    losses.usage.zero_()
-    return len(dead)
+        return losses, ids, unit.detach()
 
 
 def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
@@ -122,10 +93,12 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
 
     Writes vq_model/ (the model), log.jsonl, reconstructions.png and checkpoints/.
     """
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    set_seed(recipe.seed, device_specific=True)
+    # Data first: what is wrong with it is said before any work.
+    run = Run(recipe, out)
     images = load_images(recipe.data, "train", recipe.image_size, recipe.classes, recipe.crop)
-    torch.manual_seed(recipe.seed)
+    held_out = load_images(recipe.data, "validation", recipe.image_size, recipe.classes)
+
+    # Training, from the newest checkpoint on.
     vq_model = VQModel(
         block_out_channels=tuple(recipe.block_out_channels),
         layers_per_block=recipe.layers_per_block,
@@ -134,56 +107,79 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
         codebook_dim=recipe.codebook_dim,
         sample_size=recipe.image_size,
     )
-    optimizer = torch.optim.Adam(vq_model.parameters(), betas=(0.9, 0.95))
-    module, optimizer = accelerator.prepare(TokenizerLosses(vq_model, recipe), optimizer)
-    run = Run(accelerator, out, recipe, recipe.steps)
-    start = run.resume()
-    _optimize(run, recipe, images, module, optimizer, start)
-    if accelerator.is_main_process:
-        vq_model = accelerator.unwrap_model(module).vq_model.eval().float()
+    optimizer = build_optimizer(vq_model, recipe)
+    usage = CodeUsage(recipe.codebook_size, run.accelerator)
+    run.start(TokenizerLosses(vq_model, recipe), optimizer, usage)
+    _train(run, recipe, images, held_out, usage)
+
+    vq_model = run.finished_model().vq_model
+    if run.accelerator.is_main_process:
         vq_model.save_pretrained(run.out / "vq_model")
-        held_out = load_images(recipe.data, "validation", recipe.image_size, recipe.classes)
-        report = evaluate_tokenizer(vq_model, held_out)
-        run.log(recipe.steps, report)
         names = images.class_names
         run.record(run.out / "vq_model", "tokenizer", recipe.data, len(images), len(names))
-        save_reconstructions(vq_model, held_out, run.out / "reconstructions.png")
     return vq_model
 
 
-def _optimize(run: Run, recipe: TokenizerRecipe, images, module, optimizer, start: int) -> None:
-    accelerator = run.accelerator
-    losses_module = accelerator.unwrap_model(module)
-    module.train()
-    for done, (batch, _) in run.steps(images, optimizer, start):
-        losses, unit = module(to_pixels(batch.to(accelerator.device)))
-        run.descend(losses["loss"], module, optimizer)
-        if done % recipe.log_every == 0:
-            run.log(done, {name: value.item() for name, value in losses.items()})
-        if recipe.revive_every and done % recipe.revive_every == 0 and done < 0.8 * recipe.steps:
-            moved = revive_dead_codes(losses_module, optimizer.optimizer, unit, accelerator)
+def _train(
+    run: Run,
+    recipe: TokenizerRecipe,
+    images: LabeledImages,
+    held_out: LabeledImages,
+    usage: CodeUsage,
+) -> None:
+    vq_model, latents = run.plain_model.vq_model, []
+    run.model.train()
+
+    def losses(batch: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        found, ids, unit = run.model(to_pixels(batch.to(run.accelerator.device)))
+        usage.add(ids)
+        latents[:] = [unit]  # of the last pass
+        return found
+
+    for done, batch in run.steps(images):
+        run.log_losses(done, run.optimize(batch, losses))
+        due = recipe.revive_every and done % recipe.revive_every == 0
+        if due and done < REVIVE_UNTIL * recipe.steps:
+            optimizer = run.optimizer.optimizer  # below accelerate's wrapper
+            moved = revive_dead_codes(vq_model.codebook, optimizer, usage, *latents)
             run.log(done, {"dead_codes": moved})
+        if run.evaluates(done):
+            with run.averaged_weights():
+                run.log(done, evaluate_tokenizer(vq_model, held_out, run.accelerator))
+                if run.accelerator.is_main_process:
+                    save_reconstructions(vq_model, held_out, run.out / "reconstructions.png")
 
 
 @torch.no_grad()
 def evaluate_tokenizer(
-    vq_model: VQModel, images: LabeledImages, batch_size: int = 100
+    vq_model: VQModel,
+    images: LabeledImages,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 100,
 ) -> dict[str, float]:
     """Validation PSNR in dB (of 8-bit images, averaged over images), codebook usage and perplexity.
 
     Usage is the share of the N codes that occur at least once in the tokenized images.
+
+    Args:
+        accelerator: its processes share the images; None: this process takes all.
     """
-    psnr, counts = [], torch.zeros(vq_model.codebook_size, dtype=torch.int64)
-    for batch, _ in plain_batches(images, batch_size):
+    # Sums that processes can add up: PSNR, images, and how often every code occurs.
+    counts = torch.zeros(vq_model.codebook_size, dtype=torch.float64)
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch, _ in plain_batches(images, batch_size, *share(accelerator)):
         ids = vq_model.encode(to_pixels(batch).to(vq_model.device)).ids
         decoded = to_uint8(vq_model.decode(ids).cpu())
         error = (decoded.float() - batch.float()).square().mean(dim=(1, 2, 3))
-        psnr.append(10 * torch.log10(255**2 / error.clamp_min(1e-10)))
+        psnr = 10 * torch.log10(255**2 / error.clamp_min(1e-10))
+        total += torch.tensor([psnr.sum().item(), len(batch)])
         counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
-    p = counts[counts > 0] / counts.sum()
+    psnr, count, *used = summed(torch.cat([total, counts]), accelerator)
+
+    p = torch.tensor([n for n in used if n], dtype=torch.float64) / sum(used)
     return {
-        "psnr": torch.cat(psnr).mean().item(),
-        "codebook_usage": (counts > 0).float().mean().item(),
+        "psnr": psnr / count,
+        "codebook_usage": len(p) / len(counts),
         "codebook_perplexity": math.exp(-(p * p.log()).sum().item()),
     }
 
@@ -192,7 +188,7 @@ def evaluate_tokenizer(
 def save_reconstructions(
     vq_model: VQModel, images: LabeledImages, path: Path, count: int = 32
 ) -> None:
-    """A sheet of originals (upper rows) and their reconstructions (lower rows) to look at."""
+    """A sheet of originals (upper rows) and their reconstructions (lower rows)."""
     stride = max(1, len(images) // count)
     originals = torch.stack([images[i, None][0] for i in range(0, len(images), stride)][:count])
     decoded = to_uint8(vq_model(to_pixels(originals).to(vq_model.device)).cpu())

@@ -1,4 +1,4 @@
-"""A one-page document of facts, pictures and tables, written as one .html or one .png file."""
+"""A page of numbers, pictures and tables, written as one .html or one .png file."""
 
 import base64
 import html
@@ -13,7 +13,7 @@ from ..data.atomic import new_file
 
 ENDINGS = (".html", ".png")
 INK, SOFT, LINE, PANEL = "#1f2933", "#5b6773", "#d9dee3", "#f4f6f8"
-PAGE, MARGIN = 2200, 110  # pixels of the .png page
+WIDTH, MARGIN = 2200, 110  # pixels of the .png page
 
 STYLE = f"""
 body {{ margin: 0; background: white; color: {INK};
@@ -69,16 +69,16 @@ class _Section:
 
 
 @dataclass
-class Document:
-    """Facts on top, then sections in the order they are added.
+class Page:
+    """Numbers on top, then sections in the order they are added.
 
     Args:
-        facts: name and value of the numbers to see first.
+        summary: name and value of the numbers to see first.
     """
 
     title: str
     subtitle: str
-    facts: list[tuple[str, str]]
+    summary: list[tuple[str, str]]
     sections: list[_Section] = field(default_factory=list)
 
     def add(
@@ -114,15 +114,15 @@ class Document:
     def html(self) -> str:
         """The page as HTML that loads nothing from anywhere."""
         escape = html.escape
-        facts = "".join(
+        summary = "".join(
             f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-            for name, value in self.facts
+            for name, value in self.summary
         )
         parts = [
             "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
             "<meta name='viewport' content='width=device-width, initial-scale=1'>",
             f"<title>{escape(self.title)}</title><style>{STYLE}</style></head><body><main>",
-            f"<h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p><dl>{facts}</dl>",
+            f"<h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p><dl>{summary}</dl>",
         ]
         for section in self.sections:
             parts.append(f"<h2>{escape(section.title)}</h2><p>{escape(section.note)}</p>")
@@ -137,7 +137,7 @@ class Document:
         blocks = [
             _text(self.title, 64, bold=True),
             _text(self.subtitle, 32, SOFT),
-            _facts(self.facts),
+            _summary(self.summary),
         ]
         for section in self.sections:
             blocks += [_text(section.title, 44, bold=True, above=56), _text(section.note, 29, SOFT)]
@@ -146,7 +146,7 @@ class Document:
             if section.table is not None:
                 blocks.append(_drawn_table(section.table))
         height = sum(block.height for block in blocks) + 2 * MARGIN
-        page = Image.new("RGB", (PAGE, height), "white")
+        page = Image.new("RGB", (WIDTH, height), "white")
         top = MARGIN
         for block in blocks:
             page.paste(block, (MARGIN, top))
@@ -194,7 +194,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _block(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    block = Image.new("RGB", (PAGE - 2 * MARGIN, height), "white")
+    block = Image.new("RGB", (WIDTH - 2 * MARGIN, height), "white")
     return block, ImageDraw.Draw(block)
 
 
@@ -203,7 +203,7 @@ def _text(text: str, size: int, ink: str = INK, bold: bool = False, above: int =
     font, lines = _font(size, bold), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= PAGE - 2 * MARGIN:
+        if font.getlength(longer) <= WIDTH - 2 * MARGIN:
             lines[-1] = longer
         else:
             lines.append(word)
@@ -214,13 +214,13 @@ def _text(text: str, size: int, ink: str = INK, bold: bool = False, above: int =
     return block
 
 
-def _facts(facts: list[tuple[str, str]]) -> Image.Image:
+def _summary(summary: list[tuple[str, str]]) -> Image.Image:
     block, draw = _block(190)
     gap, size = 24, 28
-    width = (block.width - gap * (len(facts) - 1)) / len(facts)
-    while max(_font(size).getlength(name) for name, _ in facts) > width - 48:
+    width = (block.width - gap * (len(summary) - 1)) / len(summary)
+    while max(_font(size).getlength(name) for name, _ in summary) > width - 48:
         size -= 1
-    for i, (name, value) in enumerate(facts):
+    for i, (name, value) in enumerate(summary):
         left = i * (width + gap)
         draw.rounded_rectangle((left, 20, left + width, 180), 20, PANEL)
         draw.text((left + 24, 44), name, SOFT, _font(size))
@@ -229,7 +229,7 @@ def _facts(facts: list[tuple[str, str]]) -> Image.Image:
 
 
 def _fitted(section: _Section) -> Image.Image:
-    picture, room = section.picture, PAGE - 2 * MARGIN
+    picture, room = section.picture, WIDTH - 2 * MARGIN
     if section.pixelated:
         scale = max(1, room // picture.width)
         picture = picture.resize(
@@ -248,7 +248,7 @@ def _drawn_table(table: Table) -> Image.Image:
     plain, bold, step, pad = _font(27), _font(27, bold=True), 48, 36
     lines = [table.head, *table.rows]
     widths = [max(bold.getlength(line[i]) for line in lines) + pad for i in range(len(table.head))]
-    stretch = min(1.6, (PAGE - 2 * MARGIN) / sum(widths))
+    stretch = min(1.6, (WIDTH - 2 * MARGIN) / sum(widths))
     widths = [width * stretch for width in widths]
     head = step if table.over else 0
     block, draw = _block(head + step * len(lines) + 30)

@@ -1,0 +1,106 @@
+"""What test_processes.py runs on one and on two processes: `python processes.py FOLDER`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from codeclade.training.dead_codes import CodeUsage, revive_dead_codes
+from codeclade.training.optimization import build_optimizer
+from codeclade.training.recipe import RunRecipe
+from codeclade.training.run import Run
+
+
+class Points(torch.utils.data.Dataset):
+    """Points (4,) and the sums of their coordinates."""
+
+    def __init__(self):
+        self.points = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, key):
+        return self.points[key[0]], self.points[key[0]].sum(0, keepdim=True)
+
+
+def recipe(**changes) -> RunRecipe:
+    settings = {"steps": 20, "batch_size": 16, "learning_rate": 0.01, "mixed_precision": "no"}
+    return RunRecipe(**settings | {"log_every": 1, "save_every": 10} | changes)
+
+
+def squared_error(run: Run):
+    """Losses of one pass."""
+    return lambda x, y: {"loss": (run.model(x) - y).square().mean()}
+
+
+def losses(folder: Path) -> dict:
+    """A network without dropout, trained."""
+    run = Run(recipe(), folder)
+    run.start(model := nn.Linear(4, 1), build_optimizer(model, recipe()))
+    for done, batch in run.steps(Points()):
+        run.log_losses(done, run.optimize(batch, squared_error(run)))
+    return {"weights": run.finished_model().weight.flatten().tolist(), "passes": run.passes}
+
+
+def passes(folder: Path) -> dict:
+    """The same in two passes a step, as a flag of `accelerate launch` asks for."""
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "2"
+    try:
+        return losses(folder)
+    finally:
+        del os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"]
+
+
+def dropout(folder: Path) -> dict:
+    """Which of 64 units the first step drops, here and after a restart from the checkpoint."""
+    masks = []
+    for _ in range(2):
+        run = Run(recipe(steps=2, save_every=1), folder)
+        run.start(model := nn.Linear(4, 1), build_optimizer(model, recipe()))
+        for _, batch in run.steps(Points()):
+            masks.append(torch.nn.functional.dropout(torch.ones(64), 0.5).tolist())
+            run.optimize(batch, squared_error(run))
+            if len(masks) == 2:
+                break  # the second step is not saved, so the second run repeats it
+    return {"masks": masks, "weights": model.weight.tolist()}
+
+
+def usage(folder: Path) -> dict:
+    """Rank 0 uses the even codes and rank 1 the odd ones: none is dead but the last two."""
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codebook = nn.Parameter(torch.eye(10, 4) + 1)
+            self.register_buffer("scale", torch.ones(()))  # DDP broadcasts buffers
+
+        def forward(self, ids):
+            return (self.codebook[ids] * self.scale).square().mean()
+
+    accelerator = Accelerator()
+    model = accelerator.prepare(Counted())
+    codebook = accelerator.unwrap_model(model).codebook
+    optimizer, counter = torch.optim.Adam([codebook]), CodeUsage(10, accelerator)
+    ids = torch.arange(accelerator.process_index, 8, 2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        accelerator.backward(model(ids))
+        optimizer.step()
+        counter.add(ids)
+    counts, before = counter.counts.tolist(), codebook.detach().clone()
+    torch.manual_seed(accelerator.process_index)
+    latents = nn.functional.normalize(torch.randn(2, 4, 3, 3), dim=1)
+    moved = revive_dead_codes(codebook, optimizer, counter, latents)
+    changed = (codebook != before).any(1).nonzero().flatten().tolist()
+    return {"counts": counts, "moved": moved, "changed": changed, "codebook": codebook.tolist()}
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    found = {run.__name__: run(place / run.__name__) for run in (losses, passes, dropout, usage)}
+    (place / f"rank-{Accelerator().process_index}.json").write_text(json.dumps(found))

@@ -1,0 +1,67 @@
+"""Training on two processes (gloo, CPU) against one."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+SCRIPT = Path(__file__).parent / "processes.py"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Folder of a launch of two processes, and what each of them found."""
+    folder = tmp_path_factory.mktemp("two")
+    # `accelerate launch --cpu` would start one process only.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(SCRIPT), str(folder)]
+    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Folder of the same training on one process, and what it found."""
+    spec = importlib.util.spec_from_file_location("processes", SCRIPT)
+    processes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(processes)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield tmp_path, processes.losses(tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def logged(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("what", "passes"), [("losses", 1), ("passes", 2)])
+def test_two_processes_take_the_steps_of_one(one, two, what, passes):
+    first, second = (rank[what] for rank in two[1])
+    assert first["passes"] == second["passes"] == passes
+    assert len(logged(one[0])) == 20
+    assert logged(two[0] / what) == pytest.approx(logged(one[0]), abs=1e-5)
+    assert first["weights"] == second["weights"]
+    assert first["weights"] == pytest.approx(one[1]["weights"], abs=1e-5)
+
+
+def test_processes_drop_different_units_and_resume_their_own(two):
+    first, second = (rank["dropout"] for rank in two[1])
+    for rank in (first, second):
+        before, step, again = rank["masks"]
+        assert step == again and step != before
+    assert all(a != b for a, b in zip(first["masks"], second["masks"], strict=True))
+    assert first["weights"] == second["weights"]
+
+
+def test_codes_that_any_process_uses_are_alive(two):
+    first, second = (rank["usage"] for rank in two[1])
+    assert first["counts"] == second["counts"] == [3.0] * 8 + [0.0] * 2
+    assert first["changed"] == [8, 9] and first["moved"] == 2
+    assert first["codebook"] == second["codebook"]
