@@ -28,10 +28,9 @@ def count_ids(ids: Tensor, codebook_size: int) -> Tensor:
         ValueError: an id outside 0..N-1.
     """
     ids = ids.flatten()
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < codebook_size):
-        raise ValueError(
-            f"ids must be 0 to {codebook_size - 1}, got {int(ids.min())} to {int(ids.max())}."
-        )
+    low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+    if low < 0 or high >= codebook_size:
+        raise ValueError(f"ids must be 0 to {codebook_size - 1}, got {low} to {high}.")
     return torch.bincount(ids, minlength=codebook_size)
 
 

@@ -1,8 +1,8 @@
 """Precision, recall, density and coverage of samples from their nearest neighbors in feature space.
 
 Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), k = 3 as in ADM's
-evaluator; density and coverage (Naeem et al. 2020, arXiv 2002.09797), whose paper takes k = 5. ADM's
-evaluator computes distances in float16 where they are finite, so its last digits differ from these.
+evaluator; density and coverage (Naeem et al. 2020, arXiv 2002.09797), whose paper takes k = 5.
+ADM's evaluator computes distances in float16 where they are finite, so its last digits differ.
 
 Shapes: n reference images, m samples, D features.
 """

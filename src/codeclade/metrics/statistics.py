@@ -1,10 +1,10 @@
 """Mean and covariance of image features, image by image, and the Fréchet distance of two such sets.
 
-Float64 throughout. Sums of rounded floats depend on their order, so a mean taken by three processes
-would differ from one process's in the last digits. Here every feature is first written as three
-integers of 15 bits (a fixed-point number with steps of 2^-33); sums of their products stay below
-2^53, so float64 holds them exactly. Whatever the batches, their order and the number of processes,
-the sums, and so the mean, the covariance and the distance, are the same bit for bit. Adding the sums
+Float64 throughout. Sums of rounded floats depend on their order, so a mean taken by three
+processes would differ from one process's in the last digits. Here every feature is first written as
+three integers of 15 bits (a fixed-point number with steps of 2^-33); sums of their products stay
+below 2^53, so float64 holds them exactly. Whatever the batches, their order and the number of
+processes, the sums, and so mean, covariance and distance, are the same bit for bit. Adding the sums
 of two processes (also through an all-reduce) is exact for the same reason.
 
 Files are .npz. `mu` and `sigma` are named as in the reference files of pytorch-fid and of ADM's
@@ -111,7 +111,7 @@ class FeatureStatistics:
             raise ValueError(f"features must lie in [-{RANGE:g}, {RANGE:g}], got {largest}.")
         self._check_count(self.count + len(rest))
 
-        # Every limb is the nearest integer to what the coarser ones left over; both steps are exact.
+        # A limb is the nearest integer to what the coarser ones left over; both steps are exact.
         limbs = []
         for unit in UNITS:
             limbs.append((rest / unit).round())
