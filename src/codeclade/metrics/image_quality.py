@@ -1,6 +1,7 @@
 """How far every image is from its reference: PSNR and SSIM.
 
-Both take pixels (B, 3, H, W) in [-1, 1], clamped first, since that is what a viewer sees.
+All take pixels (B, 3, H, W) in [-1, 1], clamped first, since that is what a viewer sees. Of 8-bit
+images (x / 127.5 - 1) they equal scikit-image's; published numbers are those of 8-bit images.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 RANGE = 2.0  # of pixels
 WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window
+UNIFORM_WINDOW = 7  # of scikit-image's default
 K1, K2 = 0.01, 0.03  # SSIM's stabilizing constants
 
 
@@ -29,17 +31,43 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (B,), 1 for equal images (Wang et al. 2004, eq. 13).
 
     Gaussian window of 11 x 11, sigma 1.5, population variances, windows inside the image only,
-    averaged over colors: scikit-image's `gaussian_weights=True, use_sample_covariance=False`.
+    averaged over colors, of values in [0, 1]: scikit-image's `gaussian_weights=True,
+    use_sample_covariance=False`.
 
     Raises:
         ValueError: images smaller than the window.
     """
-    if min(images.shape[-2:]) < WINDOW:
+    return _similarity(images, reference, gaussian_window(), 1.0, 1.0)
+
+
+def llamagen_ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """SSIM (B,) as LlamaGen's and IAR's tables of tokenizers have it: higher than `ssim`.
+
+    Uniform window of 7 x 7 and sample variances, scikit-image's defaults, with the stabilizing
+    constants of a range twice that of the images (`data_range=2.0` for values in [0, 1]).
+
+    Raises:
+        ValueError: images smaller than the window.
+    """
+    window = torch.full((UNIFORM_WINDOW,), 1 / UNIFORM_WINDOW, dtype=torch.float64)
+    places = UNIFORM_WINDOW**2
+    return _similarity(images, reference, window, places / (places - 1), 2.0)
+
+
+def _similarity(
+    images: Tensor, reference: Tensor, window: Tensor, correction: float, value_range: float
+) -> Tensor:
+    """SSIM (B,) with weights (w,) along each axis and variances times `correction`, in float64.
+
+    Of values in [0, 1]: SSIM compares means, so the same images in [-1, 1] give another number.
+    """
+    size = len(window)
+    if min(images.shape[-2:]) < size:
         raise ValueError(
-            f"SSIM needs images of at least {WINDOW}x{WINDOW} pixels, got {tuple(images.shape)}."
+            f"SSIM needs images of at least {size}x{size} pixels, got {tuple(images.shape)}."
         )
-    x, y = images.clamp(-1, 1).double(), reference.clamp(-1, 1).double()
-    window = gaussian_window().to(x.device)
+    x, y = ((x.clamp(-1, 1).double() + 1) / 2 for x in (images, reference))
+    window = window.to(x.device)
     kernels = [window.view(1, 1, -1, 1), window.view(1, 1, 1, -1)]
 
     def smoothed(image: Tensor) -> Tensor:
@@ -49,9 +77,11 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         return planes.unflatten(0, image.shape[:2]).squeeze(2)
 
     mean_x, mean_y = smoothed(x), smoothed(y)
-    variance_x, variance_y = smoothed(x * x) - mean_x**2, smoothed(y * y) - mean_y**2
-    covariance = smoothed(x * y) - mean_x * mean_y
-    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
+    variance_x, variance_y, covariance = (
+        correction * (smoothed(product) - means)
+        for product, means in ((x * x, mean_x**2), (y * y, mean_y**2), (x * y, mean_x * mean_y))
+    )
+    c1, c2 = (K1 * value_range) ** 2, (K2 * value_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).flatten(1).mean(1)

