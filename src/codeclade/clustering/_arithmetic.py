@@ -1,28 +1,9 @@
-"""Squared distances in vector instructions, and the rounding that defines a tie."""
+"""Squared distances in vector instructions, and what counts as a tie."""
 
-import numpy as np
 from numba import njit
 
 LANES = 8  # columns are padded with zeros to a multiple of this, for the unrolled loops
-SPLIT = 4097.0  # 2**12 + 1: Dekker's splitting of a float64 here keeps the upper 41 bits
-
-
-@njit(cache=True)
-def rounded(distance):
-    """The distance to 41 bits (12 digits): what differs only by rounding becomes a tie."""
-    if distance == np.inf:
-        return distance
-    scaled = distance * SPLIT
-    return scaled - (scaled - distance)
-
-
-@njit(cache=True)
-def all_rounded(distances):
-    """`rounded` of every entry of a vector."""
-    out = np.empty_like(distances)
-    for i in range(distances.shape[0]):
-        out[i] = rounded(distances[i])
-    return out
+TIE = 2.0**-40  # distances that differ by less, relatively, are a tie: 12 digits
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})

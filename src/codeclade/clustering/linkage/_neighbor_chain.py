@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from .._arithmetic import rounded
+from .._arithmetic import TIE
 
 MERGES = 512  # per call into compiled code, so that an interrupt is heard
 
@@ -28,9 +28,9 @@ def _least(row):
 def _nearest(row):
     """First column that holds the least value, to 12 digits: clusters are in the order of their
     smallest members, so this is the documented order of ties."""
-    enough = rounded(_least(row))
+    tied = _least(row) * (1 + TIE)
     for j in range(row.shape[0]):
-        if rounded(row[j]) <= enough:
+        if row[j] <= tied:
             return j
     return -1
 

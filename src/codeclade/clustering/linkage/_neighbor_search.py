@@ -16,7 +16,7 @@ Under squared Euclidean distances the radicand is the distance itself, and nothi
 import numpy as np
 from numba import njit, prange
 
-from .._arithmetic import LANES, rounded, squared_distance
+from .._arithmetic import LANES, TIE, squared_distance
 from ._clusters import mean_distance
 from ._space_tree import LEAF
 
@@ -96,9 +96,12 @@ def _evaluate(clusters, query, slots, lower_bounds, count, best, best_slot, eucl
             distance = mean_distance(clusters, query, slot, best * (1 + RELATIVE_TOLERANCE))
         else:
             distance = lower_bounds[pick]  # already the mean squared distance
-        a, b = rounded(distance), rounded(best)
-        tie = a == b and best_slot >= 0
-        if a < b or (tie and clusters.first[slot] < clusters.first[best_slot]):
+        if best_slot < 0:
+            nearer = distance <= best
+        else:
+            smaller = clusters.first[slot] < clusters.first[best_slot]
+            nearer = distance <= best * (1 + TIE if smaller else 1 - TIE)
+        if nearer:
             best, best_slot = distance, slot
         count -= 1
         slots[pick], lower_bounds[pick] = slots[count], lower_bounds[count]

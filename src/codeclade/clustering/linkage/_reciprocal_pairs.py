@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from .._arithmetic import all_rounded
+from .._arithmetic import TIE
 from . import _space_tree
 from ._clusters import Clusters, merge
 from ._neighbor_search import RELATIVE_TOLERANCE, find_nearest
@@ -84,8 +84,9 @@ def _closest_pair(clusters: Clusters, order: np.ndarray) -> np.ndarray:
     a circle; then the pair that the order of ties names merges.
     """
     active = order[clusters.active[order]]
-    heights = all_rounded(clusters.lower_bound[active])
-    query = active[np.lexsort((clusters.first[active], heights))[0]]
+    heights = clusters.lower_bound[active]
+    closest = active[heights <= heights.min() * (1 + TIE)]
+    query = closest[np.argmin(clusters.first[closest])]
     other = clusters.nearest[query]
     clusters.nearest[other], clusters.lower_bound[other] = query, clusters.lower_bound[query]
     return np.array([query])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from .._arithmetic import all_rounded
+from .._arithmetic import TIE
 from ..codebook import (
     CodebookLike,
     as_codebook,
@@ -36,6 +36,8 @@ METRICS = ("cosine", "euclidean", "sqeuclidean")
 MATRIX = 4096  # clusters left, at most, at which the matrix takes over
 MATRIX_DEEP = 16384  # the same where the search prunes badly, in many dimensions
 DEEP = 12  # effective dimensions from which it does
+LARGEST = 400  # rows are scaled so that their largest entry is just below 2**LARGEST
+CLOSEST = -480  # a distance below 2**CLOSEST then has a square without all its digits
 LONG = 50_000  # rows from which a progress bar is worth showing
 
 
@@ -48,10 +50,15 @@ def average_linkage(
 ) -> np.ndarray:
     """Average-linkage tree of the rows of x.
 
-    Distances that agree to 12 digits count as a tie; the pair whose clusters have the smallest
-    members merges first (row-major first minimum), so the tree is unique and deterministic.
-    Equal rows merge first, at height zero. Where the tree depends on ties, other programs may
-    return another, equally valid one.
+    Distances that agree to 12 digits count as a tie, for more are not known after rounding; the
+    pair whose clusters have the smallest members merges first (row-major first minimum), so the
+    tree is unique and deterministic. Equal rows merge first, at height zero. Where the tree depends
+    on ties (grids, points on a circle), other programs may return another, equally valid one.
+
+    Any scale of float64 is taken: rows are scaled by a power of two before the work, and heights
+    back after it, which loses no digit. Under "cosine" distances come from differences of unit
+    rows, |a - b|^2 / 2, which keeps digits where 1 - cos has none: for rows at an angle t, heights
+    t^2 / 2 are right to about 2e-16 / t relatively. Angles below 1e-15 are rounding alone.
 
     Args:
         x: (N, d) rows of numbers: NumPy array, torch tensor or parameter, or nn.Embedding.
@@ -64,11 +71,13 @@ def average_linkage(
         `n_clusters` only its first N - n_clusters rows.
 
     Raises:
-        ValueError: not a codebook, unknown metric, or n_clusters outside 1..N.
+        ValueError: not a codebook, unknown metric, n_clusters outside 1..N, distinct rows closer
+            than 1e-264 of the largest entry, or heights that float64 cannot hold with all digits.
         MemoryError: not enough memory is available.
     """
-    merges, n = _lowest_merges(x, metric, n_clusters, progress)
+    merges, n, exponent = _lowest_merges(x, metric, n_clusters, progress)
     heights = np.maximum.accumulate(merges[:, 2])  # ties may be out of order in the last digits
+    heights = _scaled_back(heights, exponent)
     return scipy_linkage(merges[:, :2].astype(np.int64), heights, n)
 
 
@@ -78,7 +87,7 @@ def average_labels(
 ) -> np.ndarray:
     """Labels (N,) int64 of the average-linkage cut at `n_clusters`, clusters numbered by their
     smallest member; arguments and errors as `average_linkage`."""
-    merges, n = _lowest_merges(x, metric, n_clusters, progress)
+    merges, n, _ = _lowest_merges(x, metric, n_clusters, progress)
     return labels_of_pairs(merges[:, :2].astype(np.int64), n)
 
 
@@ -100,8 +109,11 @@ def cut(linkage: ArrayLike, n_clusters: int) -> np.ndarray:
 
 def _lowest_merges(
     x: CodebookLike, metric: str, n_clusters: int | None, progress: bool | None
-) -> tuple[np.ndarray, int]:
-    """The lowest N - n_clusters merges in order: (merges, 3) smallest members and height; and N."""
+) -> tuple[np.ndarray, int, int]:
+    """The lowest N - n_clusters merges in order: (merges, 3) smallest members and height.
+
+    Also N, and the power of two by which the heights must still be multiplied.
+    """
     # everything that can be wrong is found before any work
     choose("metric", metric, METRICS)
     rows = as_codebook(x)
@@ -111,40 +123,71 @@ def _lowest_merges(
         rows = normalized(rows)
 
     # equal rows merge at height zero, whatever follows
-    repeats, clusters = _distinct(rows)
+    repeats, clusters, exponent = _distinct(rows)
+    squared = metric != "euclidean"
+    exponent = (
+        2 * exponent - (metric == "cosine") if squared else exponent
+    )  # 1 - cos: |a - b|^2 / 2
     above_zero = wanted - len(repeats)
     if above_zero <= 0:
-        return repeats[:wanted], n
+        return repeats[:wanted], n, exponent
 
     hidden = not progress
     if progress is None and n >= LONG:
         hidden = None  # tqdm's word for: shown on a terminal
     with tqdm(total=wanted, desc="average linkage", disable=hidden) as bar:
         bar.update(len(repeats))
-        merges = _merge_distinct(clusters, above_zero, metric == "euclidean", bar.update)
-    if metric == "cosine":
-        merges[:, 2] /= 2  # |a - b|^2 = 2 - 2 cos for unit rows
-    return np.concatenate([repeats, merges]), n
+        merges = _merge_distinct(clusters, above_zero, not squared, bar.update)
+    if merges[0, 2] < 2.0 ** (2 * CLOSEST if squared else CLOSEST):
+        raise ValueError(
+            "distinct rows of a codebook must be at least 1e-264 of its largest entry apart, "
+            f"got rows {int(merges[0, 0])} and {int(merges[0, 1])} closer than that"
+        )
+    return np.concatenate([repeats, merges]), n, exponent
 
 
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters]:
-    """Merges at height zero of equal rows, and the distinct rows, neighbors near in memory."""
+def _scaled_back(heights: np.ndarray, exponent: int) -> np.ndarray:
+    """Heights times 2**exponent, exactly.
+
+    Raises:
+        ValueError: one of them would overflow, or lose digits near zero.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        out = np.ldexp(heights, exponent)
+    smallest = np.finfo(np.float64).tiny
+    bad = (heights > 0) & ~((out >= smallest) & (out < np.inf))
+    if bad.any():
+        raise ValueError(
+            f"heights must lie within float64's {smallest:.1e} to {np.finfo(np.float64).max:.1e}, "
+            f"but {bad.sum()} of this codebook's do not; scale its rows first"
+        )
+    return out
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
+    """Merges at height zero of equal rows, the distinct rows, and their scale.
+
+    The distinct rows come scaled by a power of two, with neighbors in space near in memory; what
+    is measured on them must be multiplied by 2**scale.
+    """
     _, first, inverse, count = np.unique(
         rows + 0.0, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
     again = np.flatnonzero(first[inverse.ravel()] != np.arange(len(rows)))
     repeats = np.column_stack([first[inverse.ravel()[again]], again, np.zeros(len(again))])
     repeats = repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]
+    scale = int(np.frexp(np.abs(rows).max())[1]) - LARGEST
+    distinct = np.ldexp(rows[first], -scale)  # squares of 1e-200 and of 1e200 now have room
     order = np.arange(len(first))
-    distinct = np.ascontiguousarray(rows[first])
     _space_tree.sort_in_space(distinct, order, _space_tree.levels_for(len(order)))
     clusters = singletons(distinct[order], count[order].astype(np.float64), first[order])
-    return repeats, clusters
+    return repeats, clusters, scale
 
 
 def effective_dimension(rows: np.ndarray) -> float:
     """Directions the rows spread over: (sum of variances)^2 / sum of squared variances."""
-    covariance = np.cov(rows[:: max(1, len(rows) // 1024)], rowvar=False)
+    some = rows[:: max(1, len(rows) // 1024)]
+    covariance = np.cov(some / np.abs(some).max(), rowvar=False)
     return float(np.trace(covariance) ** 2 / (covariance**2).sum())
 
 
@@ -170,8 +213,15 @@ def _merge_distinct(
     if side > 1:
         merges = np.concatenate([merges, _merge_by_matrix(clusters, euclidean, advance)])
     # merges come out of order; sorted, a prefix is the cut at any number of clusters
-    heights = all_rounded(merges[:, 2])
-    return merges[np.lexsort((merges[:, 1], merges[:, 0], heights))[:wanted]]
+    return _sorted(merges)[:wanted]
+
+
+def _sorted(merges: np.ndarray) -> np.ndarray:
+    """Merges (M, 3) in the order of their heights, ties in the order of their members."""
+    merges = merges[np.argsort(merges[:, 2])]
+    heights = merges[:, 2]
+    tie_group = np.cumsum(np.diff(heights, prepend=heights[0]) > TIE * heights)
+    return merges[np.lexsort((merges[:, 1], merges[:, 0], tie_group))]
 
 
 def _merge_by_matrix(
