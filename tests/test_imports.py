@@ -18,7 +18,8 @@ FORBIDDEN = {
     "clustering": ("components", "training", "evaluation", "hub", "cli"),
     "training": ("evaluation", "hub", "cli"),
     "evaluation": ("cli",),  # reads images, codes and codebooks with the loaders of the others
-    "hub": ("training", "evaluation", "cli"),
+    "checkpoints": ("metrics", "training", "evaluation", "hub", "demo", "cli"),
+    "hub": ("clustering", "metrics", "training", "evaluation", "demo", "cli"),
 }
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
