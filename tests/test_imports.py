@@ -30,9 +30,9 @@ FORBIDDEN = {
     "evaluation": all_but(
         "evaluation", "data", "metrics", "checkpoints", "components",
         "clustering",  # the methods that a comparison sets side by side
-        "hub",  # load_tokenizer alone, until it is in checkpoints
     ),
-    "hub": ("training", "evaluation", "cli"),
+    "checkpoints": all_but("checkpoints", "data", "clustering", "components"),
+    "hub": all_but("hub", "data", "checkpoints", "components"),
 }  # fmt: skip
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}

@@ -34,8 +34,8 @@ def saved(tiny_pipeline, tmp_path):
     return tmp_path
 
 
-def card(folder, repo_id: str = "user/tiny", licence: str | None = None) -> ModelCard:
-    return ModelCard(render_card(read_repository(folder), repo_id, licence))
+def card(folder, repo_id: str = "user/tiny", license: str | None = None) -> ModelCard:
+    return ModelCard(render_card(read_repository(folder), repo_id, license))
 
 
 def test_a_bare_pipeline_claims_nothing(saved):
@@ -46,7 +46,7 @@ def test_a_bare_pipeline_claims_nothing(saved):
     assert {"codeclade", "masc", "cluster"} <= set(data["tags"])
     assert "license" not in data and "model-index" not in data and "datasets" not in data
     assert "Nothing was measured for this repository." in found.text
-    assert "No licence was stated" in found.text
+    assert "No license was stated" in found.text
     assert "## Training" not in found.text and "samples.png" not in found.text
 
 
@@ -118,7 +118,7 @@ def test_training_and_provenance_are_told(saved):
         "zh-plus/tiny-imagenet",
     ]
     assert "dcpe" in found.data.tags
-    assert card(saved, licence="apache-2.0").data.license == "apache-2.0"
+    assert card(saved, license="apache-2.0").data.license == "apache-2.0"
 
 
 def test_text_from_files_stays_text(saved):
@@ -161,7 +161,7 @@ def test_recipes_cannot_close_their_block(saved):
     assert yaml.safe_load(text.split("`````yaml\n")[1].split("\n`````")[0]) == recipe
 
 
-def test_data_sets_and_licences_of_the_hub(saved):
+def test_data_sets_and_licenses_of_the_hub(saved):
     record = RECORD
     (saved / "training.json").write_text(json.dumps(record | {"recipe": {}}))
     provenance = {"license": "other", "license_name": "own", "license_link": "https://x.y/z"}
@@ -170,17 +170,17 @@ def test_data_sets_and_licences_of_the_hub(saved):
     assert data["datasets"] == ["zh-plus/tiny-imagenet"]
     assert (data["license"], data["license_name"]) == ("other", "own")
     assert data["license_link"] == "https://x.y/z"
-    data = card(saved, licence="mit").data.to_dict()
+    data = card(saved, license="mit").data.to_dict()
     assert data["license"] == "mit" and "license_name" not in data
     (saved / "evaluation.json").write_text(json.dumps([RESULT | {"value": 0}]))
     (result,) = card(saved).data.eval_results
     assert (result.metric_value, result.dataset_split) == (0, "validation")
 
 
-@pytest.mark.parametrize("licence", ["other", "my own", "MIT licence", ""])
-def test_licence_names_are_the_hubs(saved, licence):
+@pytest.mark.parametrize("license", ["other", "my own", "MIT license", ""])
+def test_license_names_are_the_hubs(saved, license):
     with pytest.raises(ValueError, match="is none of the Hub's names"):
-        prepare(saved, "user/tiny", licence)
+        prepare(saved, "user/tiny", license)
 
 
 def test_two_stage_schemes_are_described(tmp_path):

@@ -485,7 +485,7 @@ def test_an_unreachable_hub_is_one_sentence(saved, capsys, monkeypatch):
 
 def test_objects_are_pushed_like_folders(hub, tiny_pipeline):
     pipe = tiny_pipeline("cluster")
-    push(pipe.cluster_map, "tester/map", licence="mit")
+    push(pipe.cluster_map, "tester/map", license="mit")
     files = hub.repository("tester/map").resolve().files
     assert "modeling_codeclade_cluster_map.py" in files and "README.md" in files
     assert isinstance(pipe.cluster_map, ClusterMap)
@@ -529,7 +529,7 @@ def test_an_own_readme_is_kept(hub, saved, capsys):
     push(saved, "tester/tiny")
     assert hub.repository("tester/tiny").resolve().files["README.md"].content == text.encode()
     assert main(["push", str(saved), "tester/tiny", "--no-samples", "--license", "mit"]) == 2
-    assert "README.md is there; state the licence mit in it" in capsys.readouterr().err
+    assert "README.md is there; state the license mit in it" in capsys.readouterr().err
     (saved / "README.md").write_text("---\nlicense: [\n---\n")
     assert main(["push", str(saved), "tester/tiny", "--no-samples"]) == 2
     assert "is no valid YAML" in capsys.readouterr().err

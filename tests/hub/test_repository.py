@@ -258,7 +258,7 @@ def test_the_dtype_of_the_config_is_that_of_the_plain_weights(tiny_pipeline, tmp
         ("training.json", '{"stage": "generator"}', "data must be text, got None"),
         ("provenance.json", "[]", "must hold an object"),
         ("provenance.json", '{"method": 3}', "method must be text, got 3"),
-        ("provenance.json", '{"files": [{"name": "x"}]}', "bytes must be a number"),
+        ("provenance.json", '{"files": [{"name": "x"}]}', "bytes must be a whole number"),
     ],
 )
 def test_a_malformed_file_is_named(saved, name, text, words):

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ..data.hub_ids import is_hub_id
+
 
 def add_verb(verbs, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
     """A sub-parser whose help ends with an example."""
@@ -26,12 +28,6 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def looks_like_hub_id(source: str) -> bool:
-    """Whether this could be "user/name"."""
-    parts = source.split("/")
-    return len(parts) == 2 and all(part and part[0].isalnum() for part in parts)
-
-
 def unknown(source: str) -> str:
     """The sentence for a name that is neither a folder nor a repository."""
     return (
@@ -41,8 +37,8 @@ def unknown(source: str) -> str:
 
 
 def check_source(source: str) -> None:
-    """Raise a ValueError unless this is a folder, or looks like a Hub id."""
-    if not Path(source).is_dir() and not looks_like_hub_id(source):
+    """Raise a ValueError unless this is a folder, or could be a Hub id."""
+    if not Path(source).is_dir() and not is_hub_id(source):
         raise ValueError(f"there is no pipeline folder {source}, and it is no Hub id (user/name).")
 
 
@@ -60,7 +56,7 @@ def load_part(kind, source: str | None, part: str):
     if folder.is_dir():
         inside = not (folder / "config.json").is_file() and (folder / part).is_dir()
         return kind.from_pretrained(folder / part if inside else folder)
-    if not looks_like_hub_id(source):
+    if not is_hub_id(source):
         raise ValueError(unknown(source))
     try:
         return kind.from_pretrained(source)

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .weight_files import read_header
+
 # How indexes name this package's classes: by module, or by code that came with a repository.
 OWN_CODE = re.compile(r"codeclade(\.|$)|(diffusers_modules\.[\w.]*\.)?modeling_codeclade_\w+$")
 
@@ -87,14 +89,5 @@ def check_weights(part: Path) -> None:
 
 def check_whole(file: Path) -> None:
     """Raise an OSError unless a .safetensors file holds weights and is as long as it says."""
-    size, ends = file.stat().st_size, []
-    with file.open("rb") as stream:
-        expected = int.from_bytes(stream.read(8), "little") + 8
-        if expected <= size:
-            header = json.loads(stream.read(expected - 8))
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-            expected += max(ends, default=0)
-    if expected > size:
-        raise OSError(f"{file} is truncated: {size} bytes of {expected}.")
-    if not ends:
+    if not read_header(file):
         raise OSError(f"{file} holds no weights.")

@@ -16,6 +16,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..components.cluster_map import ClusterMap
 from ..components.labels import ids_by_name
+from ..data.hub_ids import is_hub_id
+from ..data.records import EvaluationRecord, Provenance, TrainingRecord
 from .citations import cited_papers
 from .repository import CONFIG_CLASSES, Part, Repository, variant_of
 
@@ -31,30 +33,28 @@ NOTES = {
     "CodecladeTransformer": "Autoregressive generator over the codes of an image.",
     "Refiner": "Refiner: a grid of clusters to codebook ids.",
 }
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LONGEST = 300  # characters of a text from a file
 
 
-def render_card(repository: Repository, repo_id: str, licence: str | None = None) -> str:
+def render_card(repository: Repository, repo_id: str, license: str | None = None) -> str:
     """README.md of a repository, YAML metadata included.
 
     Args:
         repository: the checked folder.
         repo_id: "user/name", for the lines that load it.
-        licence: a Hub licence name; None: what provenance.json says, else none is claimed.
+        license: a Hub license name; None: what provenance.json says, else none is claimed.
     """
-    facts = repository.facts
     sections = [
         _title(repository, repo_id),
         _picture(repository),
         _use(repository, repo_id),
         _contents(repository),
-        _training(repository, facts.get("training")),
-        _evaluation(facts.get("evaluation") or [], facts.get("training")),
-        _licence(facts.get("provenance") or {}, licence),
-        "## Citation\n\n" + cited_papers(repository.parts, facts.get("provenance") or {}),
+        _training(repository),
+        _evaluation(repository.evaluation, repository.training),
+        _license(repository.provenance, license),
+        "## Citation\n\n" + cited_papers(repository.parts, repository.provenance.method),
     ]
-    metadata = _metadata(repository, repo_id, licence)
+    metadata = _metadata(repository, repo_id, license)
     return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
@@ -88,29 +88,26 @@ def check_front_matter(text: str, name: str) -> dict[str, Any]:
     return metadata
 
 
-def _metadata(repository: Repository, repo_id: str, licence: str | None) -> str:
-    provenance = repository.facts.get("provenance") or {}
-    training = repository.facts.get("training") or {}
+def _metadata(repository: Repository, repo_id: str, license: str | None) -> str:
+    provenance, training = repository.provenance, repository.training
     scheme = _config(repository, "transformer").get("scheme")
     method = _config(repository, "cluster_map").get("method")
     tags = ["codeclade", "autoregressive-image-generation", "vector-quantization"]
-    tags += [tag for tag in ((provenance.get("method") or "").lower(), method, scheme) if tag]
+    tags += [tag for tag in ((provenance.method or "").lower(), method, scheme) if tag]
     tags += ["refiner"] if "refiner" in repository.parts else []
-    trained_on = training.get("data", "")
-    datasets = [str(one) for one in provenance.get("datasets") or []]
-    datasets += [trained_on] if HUB_ID.fullmatch(trained_on) else []
-    results = repository.facts.get("evaluation") or []
+    datasets = [str(one) for one in provenance.datasets or []]
+    datasets += [training.data] if training and is_hub_id(training.data) else []
     task = _task(repository)
     data = ModelCardData(
-        license=licence or provenance.get("license"),
-        license_name=None if licence else provenance.get("license_name"),
-        license_link=None if licence else provenance.get("license_link"),
+        license=license or provenance.license,
+        license_name=None if license else provenance.license_name,
+        license_link=None if license else provenance.license_link,
         library_name=_library(repository),
         pipeline_tag=task if repository.kind == "pipeline" else None,
         tags=list(dict.fromkeys(tags)),
         datasets=datasets or None,
         model_name=repo_id.split("/")[-1],
-        eval_results=[_eval_result(result, task) for result in results] or None,
+        eval_results=[_eval_result(one, task) for one in repository.evaluation] or None,
     )
     return data.to_yaml().strip()
 
@@ -127,15 +124,15 @@ def _library(repository: Repository) -> str:
     return "transformers" if repository.class_name in CONFIG_CLASSES else "codeclade"
 
 
-def _eval_result(result: dict[str, Any], task: str) -> EvalResult:
+def _eval_result(result: EvaluationRecord, task: str) -> EvalResult:
     return EvalResult(
         task_type=task,
-        dataset_type=result.get("dataset_id") or result["dataset"],
-        dataset_name=result["dataset"],
-        dataset_split=result.get("split"),
-        metric_type=result["metric"].lower().replace(" ", "_"),
-        metric_name=f"{result['metric']} ({result['protocol']})",
-        metric_value=result["value"],
+        dataset_type=result.dataset_id or result.dataset,
+        dataset_name=result.dataset,
+        dataset_split=result.split,
+        metric_type=result.metric.lower().replace(" ", "_"),
+        metric_name=f"{result.metric} ({result.protocol})",
+        metric_value=result.value,
     )
 
 
@@ -282,30 +279,31 @@ def describe_map(folder: Path) -> str:
     )
 
 
-def _training(repository: Repository, training: dict | None) -> str:
+def _training(repository: Repository) -> str:
+    training = repository.training
     if training:
-        settings = yaml.safe_dump(training["recipe"], sort_keys=False).strip()
+        settings = yaml.safe_dump(training.recipe, sort_keys=False).strip()
         fence = "`" * (1 + max(map(len, re.findall("`{3,}", settings)), default=2))
-        minutes, seconds = divmod(round(training["seconds"]), 60)
+        minutes, seconds = divmod(round(training.seconds), 60)
         time = f"{minutes:,} minutes" if minutes > 1 else f"{60 * minutes + seconds} seconds"
         return (
-            f"## Training\n\nTrained on {training['images']:,} images of {training['classes']:,} "
-            f"classes from {inline(training['data'])}: {training['steps']:,} steps in {time}, "
-            f"{inline(training['machine'])}.\n\n<details><summary>Recipe of the "
-            f"{inline(training['stage'])}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"
+            f"## Training\n\nTrained on {training.images:,} images of {training.classes:,} "
+            f"classes from {inline(training.data)}: {training.steps:,} steps in {time}, "
+            f"{inline(training.machine)}.\n\n<details><summary>Recipe of the "
+            f"{inline(training.stage)}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"
         )
     if "recipe.yaml" in repository.files:
         return "## Training\n\nThe recipe is in [recipe.yaml](recipe.yaml)."
     return ""
 
 
-def _evaluation(results: list[dict], training: dict | None) -> str:
+def _evaluation(results: list[EvaluationRecord], training: TrainingRecord | None) -> str:
     rows = [
-        f"| {inline(result['metric'])} | {result['value']} {inline(result.get('unit') or '')} | "
-        f"{inline(result['dataset'])} | {inline(result['protocol'])} |"
+        f"| {inline(result.metric)} | {result.value} {inline(result.unit or '')} | "
+        f"{inline(result.dataset)} | {inline(result.protocol)} |"
         for result in results
     ]
-    logged = (training or {}).get("logged", {})
+    logged = training.logged if training else {}
     text = "## Evaluation\n\n"
     if rows:
         text += "| metric | value | data | protocol |\n| --- | --- | --- | --- |\n"
@@ -318,19 +316,17 @@ def _evaluation(results: list[dict], training: dict | None) -> str:
     return text if rows or logged else text + "Nothing was measured for this repository."
 
 
-def _licence(provenance: dict, licence: str | None) -> str:
-    lines = ["## Licence and provenance", ""]
-    if provenance.get("statement"):
-        lines += [" ".join(map(inline, provenance["statement"].splitlines())), ""]
-    if provenance.get("files"):
+def _license(provenance: Provenance, license: str | None) -> str:
+    lines = ["## License and provenance", ""]
+    if provenance.statement:
+        lines += [" ".join(map(inline, provenance.statement.splitlines())), ""]
+    if provenance.files:
         lines += ["Made from:", ""]
-        lines += [
-            f"- {inline(one['name'])} ({one['bytes']:,} bytes)" for one in provenance["files"]
-        ]
+        lines += [f"- {inline(one.name)} ({one.bytes:,} bytes)" for one in provenance.files]
         lines += [""]
-    named = licence or provenance.get("license")
+    named = license or provenance.license
     if named:
-        lines += [f"Licence of the weights: {inline(named)}.", ""]
+        lines += [f"License of the weights: {inline(named)}.", ""]
     else:
-        lines += ["No licence was stated for these weights; ask their owner.", ""]
+        lines += ["No license was stated for these weights; ask their owner.", ""]
     return "\n".join([*lines, "The code in this repository is codeclade's (MIT)."])

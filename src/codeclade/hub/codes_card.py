@@ -6,33 +6,33 @@ from .card import inline
 from .repository import Repository
 
 
-def render_codes_card(repository: Repository, repo_id: str, licence: str | None = None) -> str:
+def render_codes_card(repository: Repository, repo_id: str, license: str | None = None) -> str:
     """README.md of a dataset repository of code shards, YAML metadata included.
 
     Args:
         repository: the checked folder.
         repo_id: "user/name".
-        licence: a Hub licence name; None claims none.
+        license: a Hub license name; None claims none.
     """
-    headers = repository.facts
+    headers = repository.codes
     first = next(iter(headers.values()))
-    details = first.get("detail_codebook_size")
+    details = first.detail_codebook_size
     metadata = {
         "pretty_name": repo_id.split("/")[-1],
         "tags": ["codeclade", "image-codes", "vector-quantization"],
         "viewer": False,  # safetensors are no table
-    } | ({"license": licence} if licence else {})
-    tokens, side = first["grid_size"] ** 2, first["grid_size"]
+    } | ({"license": license} if license else {})
+    tokens, side = first.grid_size**2, first.grid_size
     shape = f"(n, V, {tokens}{', 2' if details else ''})"
-    codes = f"{first['codebook_size']:,} codes"
+    codes = f"{first.codebook_size:,} codes"
     codes += f" and {details:,} detail codes" if details else ""
-    data = inline(first["recipe"].get("data", "unknown origin"))
+    data = inline(first.recipe.get("data", "unknown origin"))
     rows = "\n".join(
-        f"| {split or 'all'} | {h['images']:,} | {h['views']} | {len(h['shards'])} |"
-        for split, h in headers.items()
+        f"| {split or 'all'} | {one.images:,} | {one.views} | {len(one.shards)} |"
+        for split, one in headers.items()
     )
-    names = ", ".join(map(inline, first["class_names"][:100]))
-    more = " ..." if len(first["class_names"]) > 100 else ""
+    names = ", ".join(map(inline, first.class_names[:100]))
+    more = " ..." if len(first.class_names) > 100 else ""
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False).strip()}
 ---
@@ -54,7 +54,7 @@ codeclade train-generator --codes {repo_id} --tokenizer TOKENIZER --recipe recip
 another tokenizer. Every `codes-*.safetensors` holds `ids` {shape}, V random views of every image
 in raster order, and `labels` (n,), indices of the class names.
 
-Classes ({len(first["class_names"])}): {names}{more}.
+Classes ({len(first.class_names)}): {names}{more}.
 
-{"" if licence else "No licence was stated; the terms of the images apply."}
+{"" if license else "No license was stated; the terms of the images apply."}
 """

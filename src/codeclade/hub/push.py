@@ -22,12 +22,12 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
+from ..data.hub_ids import is_hub_id
 from .card import check_front_matter, render_card
 from .codes_card import render_codes_card
 from .repository import Repository, read_repository
 
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
 OWN_CODE = re.compile(r"(.*/)?(modeling_codeclade_\w+\.py|codes\.json)")
 WEIGHTS = re.compile(r".*\.(safetensors|safetensors\.index[\w.-]*\.json|bin|pt|ckpt|pth|msgpack)")
 
@@ -44,17 +44,17 @@ class Published:
 def prepare(
     folder: str | Path,
     repo_id: str,
-    licence: str | None = None,
+    license: str | None = None,
     extra: dict[str, bytes] | None = None,
 ) -> Repository:
     """Everything a push will send, checked, with the card. Works offline.
 
-    A README.md in the folder is sent as it is, after a look at its metadata; else one is rendered.
+    A README.md in the folder is sent as it is, if its metadata is valid; else one is rendered.
 
     Args:
         folder: pipeline, component or code shards.
         repo_id: "user/name".
-        licence: a Hub licence name for the rendered card.
+        license: a Hub license name for the rendered card.
         extra: more files, contents by path in the repository.
 
     Raises:
@@ -62,21 +62,21 @@ def prepare(
         OSError: weights that are missing or cut short.
     """
     check_repo_id(repo_id)
-    if licence is not None and (not LICENCE.fullmatch(licence) or licence == "other"):
+    if license is not None and (not LICENSE.fullmatch(license) or license == "other"):
         raise ValueError(
-            f"--license {licence!r} is none of the Hub's names (mit, apache-2.0, cc-by-4.0, ...); "
-            "state a licence of your own in a README.md with license_name and license_link."
+            f"--license {license!r} is none of the Hub's names (mit, apache-2.0, cc-by-4.0, ...); "
+            "state a license of your own in a README.md with license_name and license_link."
         )
     repository = read_repository(folder)
     repository.files.update(extra or {})
     if "README.md" in repository.files:
         text = Path(repository.files["README.md"]).read_text()
         check_front_matter(text, f"{folder}/README.md")
-        if licence:
-            raise ValueError(f"{folder}/README.md is there; state the licence {licence} in it.")
+        if license:
+            raise ValueError(f"{folder}/README.md is there; state the license {license} in it.")
     else:
         render = render_codes_card if repository.kind == "codes" else render_card
-        text = render(repository, repo_id, licence)
+        text = render(repository, repo_id, license)
         check_front_matter(text, "the card")
         repository.files["README.md"] = text.encode()
     return repository
@@ -84,8 +84,7 @@ def prepare(
 
 def check_repo_id(repo_id: str) -> None:
     """Raise a ValueError unless this is a plain "user/name" that the Hub takes."""
-    fine = REPO_ID.fullmatch(repo_id) and ".." not in repo_id and "--" not in repo_id
-    if not fine or repo_id.endswith((".", "-", ".git")) or "./" in repo_id or "-/" in repo_id:
+    if not is_hub_id(repo_id):
         raise ValueError(
             f"{repo_id[:100]!r} is no repository name; give user/name of letters, digits, '-', '_' "
             "and '.'."
@@ -98,7 +97,7 @@ def push(
     *,
     private: bool = False,
     create_pr: bool = False,
-    licence: str | None = None,
+    license: str | None = None,
     message: str | None = None,
     token: str | None = None,
 ) -> Published:
@@ -109,7 +108,7 @@ def push(
         repo_id: "user/name"; created if it is not there.
         private: whether a new repository is private; an existing one stays as it is.
         create_pr: open a pull request instead of committing to main.
-        licence, message, token: for the card, the commit and the Hub.
+        license, message, token: for the card, the commit and the Hub.
 
     Raises:
         ValueError: something to correct: the folder, the name, the token or its rights.
@@ -119,9 +118,9 @@ def push(
     if hasattr(source, "save_pretrained"):
         with tempfile.TemporaryDirectory() as folder:
             source.save_pretrained(folder)
-            repository = prepare(folder, repo_id, licence)
+            repository = prepare(folder, repo_id, license)
             return publish(repository, repo_id, private, create_pr, message, token)
-    repository = prepare(source, repo_id, licence)
+    repository = prepare(source, repo_id, license)
     return publish(repository, repo_id, private, create_pr, message, token)
 
 
@@ -136,7 +135,7 @@ def publish(
     """Send a prepared repository in one commit; see `push`."""
     api, kind = HfApi(token=token), repository.repo_type
     with clear_errors(repo_id, api):
-        # None leaves the visibility to the account's or organisation's default.
+        # None leaves the visibility to the account's or organization's default.
         api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
         info = api.repo_info(repo_id, repo_type=kind)
         if private and not info.private:

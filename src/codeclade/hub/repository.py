@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..components.loading import check_weights, check_whole, installed_index
+from ..components.weight_files import read_header, read_json
+from ..data.records import CodesRecord, EvaluationRecord, Provenance, TrainingRecord, check_field
 from .component_files import MODULES, file_name, single_file
-from .metadata import TEXT, check_field, read_facts, read_json, recipe_without_local_paths
+from .metadata import read_record, recipe_without_local_paths
 from .metadata import without_local_paths as cleaned
 
 PIPELINES = ["CodecladePipeline", "CodecladeTextPipeline"]
@@ -27,8 +29,8 @@ CONFIG_CLASSES = {  # of the models that are transformers'; the others are diffu
 }
 PART_ORDER = {"vq_model": 1, "cluster_map": 2, "transformer": 3, "refiner": 4}
 
-FACTS = ("provenance.json", "training.json", "evaluation.json")
-AT_THE_ROOT = ("README.md", "recipe.yaml", *FACTS)
+BESIDE_WEIGHTS = (Provenance.FILE, TrainingRecord.FILE, EvaluationRecord.FILE)
+AT_THE_ROOT = ("README.md", "recipe.yaml", *BESIDE_WEIGHTS)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[\w.-]*\.safetensors(\.index[\w.-]*\.json)?")
 TOKENIZER = (
@@ -44,15 +46,14 @@ TOKENIZER = (
 )
 # Configs describe parts; the card reads these fields.
 CONFIG_FIELDS = {
-    "VQModel": {"block_out_channels": (list,), "codebook_size": (int,), "codebook_dim": (int,)},
-    "ClusterMap": {"codebook_size": (int,), "num_clusters": (int,), "method": TEXT},
+    "VQModel": {"block_out_channels": list, "codebook_size": int, "codebook_dim": int},
+    "ClusterMap": {"codebook_size": int, "num_clusters": int, "method": str},
     "CodecladeTransformer": {
-        "scheme": TEXT, "vocab_size": (int,), "grid_size": (int,), "hidden_size": (int,),
-        "num_hidden_layers": (int,), "num_attention_heads": (int,),
+        "scheme": str, "vocab_size": int, "grid_size": int, "hidden_size": int,
+        "num_hidden_layers": int, "num_attention_heads": int,
     },
     "Refiner": {
-        "codebook_size": (int,), "num_clusters": (int,), "hidden_size": (int,),
-        "num_hidden_layers": (int,),
+        "codebook_size": int, "num_clusters": int, "hidden_size": int, "num_hidden_layers": int,
     },
 }  # fmt: skip
 
@@ -72,7 +73,8 @@ class Repository:
     """A checked folder.
 
     `kind` is "pipeline", "model" (one component) or "codes"; `files` are contents or local paths by
-    path in the repository; `facts` are the checked JSON files by stem; `left_out` names what stays.
+    path in the repository; `codes` are the headers of code shards by split; `left_out` names what
+    stays.
     """
 
     folder: Path
@@ -80,7 +82,10 @@ class Repository:
     class_name: str
     parts: dict[str, Part] = field(default_factory=dict)
     files: dict[str, Path | bytes] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    training: TrainingRecord | None = None
+    evaluation: list[EvaluationRecord] = field(default_factory=list)
+    codes: dict[str, CodesRecord] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     index: dict[str, Any] = field(default_factory=dict)
 
@@ -173,8 +178,8 @@ def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> 
     for path in sorted(folder.iterdir()):
         if WEIGHTS.fullmatch(path.name) or (not own and path.name in TOKENIZER):
             repository.files[f"{name}/{path.name}"] = path
-        elif path.name in FACTS:  # of a component that was trained or converted by itself
-            repository.files[f"{name}/{path.name}"] = _as_json(read_facts(path))
+        elif path.name in BESIDE_WEIGHTS:  # of a component trained or converted by itself
+            repository.files[f"{name}/{path.name}"] = _as_json(read_record(path)[1])
     if own:
         code = file_name(class_name)
         repository.index[name] = [code.removesuffix(".py"), class_name]
@@ -209,10 +214,10 @@ def _read_codes(folder: Path) -> Repository:
         path = folder / split / "codes.json"
         if not path.is_file():
             continue
-        header = repository.facts[split] = read_facts(path)
+        repository.codes[split], content = read_record(path)
         prefix = f"{split}/" if split else ""
-        repository.files[f"{prefix}codes.json"] = _as_json(header)
-        for name in map(str, header["shards"]):
+        repository.files[f"{prefix}codes.json"] = _as_json(content)
+        for name in map(str, repository.codes[split].shards):
             shard = path.parent / name
             if Path(name).name != name or not shard.is_file():
                 raise OSError(f"{shard} is missing: {path} lists it.")
@@ -224,16 +229,17 @@ def _read_codes(folder: Path) -> Repository:
 
 
 def _add_files_at_the_root(repository: Repository) -> None:
-    """Add card, recipe, facts, the sample sheet, and pictures that the card shows."""
+    """Add card, recipe, records, the sample sheet, and pictures that the card shows."""
     folder, files = repository.folder, repository.files
     for name in AT_THE_ROOT:
         path = folder / name
         if not path.is_file():
             continue
         files[name] = path
-        if name in FACTS:
-            repository.facts[path.stem] = read_facts(path)
-            files[name] = _as_json(repository.facts[path.stem])
+        if name in BESIDE_WEIGHTS:
+            record, content = read_record(path)
+            setattr(repository, path.stem, record)
+            files[name] = _as_json(content)
         if name == "recipe.yaml":
             files[name] = recipe_without_local_paths(path.read_text()).encode()
     shown = (folder / "README.md").read_text() if "README.md" in files else ""
@@ -245,8 +251,8 @@ def _add_files_at_the_root(repository: Repository) -> None:
 def _part(class_name: str, folder: Path) -> Part:
     path = folder / "config.json"
     config = cleaned(read_json(path))
-    for name, kinds in CONFIG_FIELDS.get(class_name, {}).items():
-        check_field(path, config, name, kinds)
+    for name, kind in CONFIG_FIELDS.get(class_name, {}).items():
+        check_field(path, config, name, kind)
     parameters, dtype = stored_weights(folder)
     if "dtype" in config and dtype:  # the last saved variant's, which is not always the plain one's
         config["dtype"] = dtype
@@ -270,12 +276,8 @@ def stored_weights(folder: Path) -> tuple[int, str | None]:
     plain = [file for file in files if "." not in file.name.removesuffix(".safetensors")]
     counts: dict[str, int] = {}
     for file in plain or files:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for key, value in header.items():
-            if key != "__metadata__":
-                kind = value["dtype"]
-                counts[kind] = counts.get(kind, 0) + math.prod(value["shape"])
+        for tensor in read_header(file).values():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     floats = {kind: n for kind, n in counts.items() if kind in names}
     return sum(counts.values()), names[max(floats, key=floats.get)] if floats else None
