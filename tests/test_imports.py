@@ -14,11 +14,14 @@ ROOT = Path(codeclade.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FORBIDDEN = {
-    "components": ("clustering", "training", "evaluation", "hub", "cli"),
-    "clustering": ("components", "training", "evaluation", "hub", "cli"),
-    "training": ("evaluation", "hub", "cli"),
-    "evaluation": ("cli",),  # reads images, codes and codebooks with the loaders of the others
-    "hub": ("training", "evaluation", "cli"),
+    "components": ("clustering", "training", "evaluation", "hub", "demo", "cli"),
+    "clustering": ("components", "training", "evaluation", "hub", "demo", "cli"),
+    "training": ("evaluation", "hub", "demo", "cli"),
+    "evaluation": (
+        "demo",
+        "cli",
+    ),  # reads images, codes and codebooks with the loaders of the others
+    "hub": ("training", "evaluation", "demo", "cli"),
 }
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
