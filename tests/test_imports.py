@@ -33,6 +33,7 @@ FORBIDDEN = {
     ),
     "checkpoints": all_but("checkpoints", "data", "clustering", "components"),
     "hub": all_but("hub", "data", "checkpoints", "components"),
+    "demo": ("cli",),
 }  # fmt: skip
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}

@@ -1,4 +1,4 @@
-"""The Space in a real browser: every tab, on a desktop and on a phone."""
+"""The app in a real browser: every tab, on a desktop and on a phone."""
 
 import contextlib
 import os
@@ -9,7 +9,8 @@ import time
 import pytest
 import torch
 
-from demo.space_server import served, space
+from codeclade.demo import build
+from demo.server import bundled_backend, served
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
@@ -35,14 +36,13 @@ TABS = ("Generate", "New details", "Edit", "Clusters", "Reconstruct")
 
 
 @pytest.fixture(scope="module")
-def engine():
-    names = space()
-    return names.engine.Engine(names.engine.load())
+def backend():
+    return bundled_backend()
 
 
 @pytest.fixture(scope="module")
-def address(engine):
-    with served(space().build(engine)) as address:
+def address(backend):
+    with served(build(backend)) as address:
         yield address
 
 
@@ -137,9 +137,9 @@ def test_every_tab_works(page):
 
 
 @contextlib.contextmanager
-def slowed(engine, seconds):
+def slowed(backend, seconds):
     """Every token takes longer; yields a list that grows with each."""
-    forward = engine.pipe.transformer.forward
+    forward = backend.pipe.transformer.forward
 
     calls = []
 
@@ -147,13 +147,13 @@ def slowed(engine, seconds):
         calls.append(time.sleep(seconds))
         return forward(*args, **kwargs)
 
-    engine.pipe.transformer.forward = slow
+    backend.pipe.transformer.forward = slow
     yield calls
-    engine.pipe.transformer.forward = forward
+    backend.pipe.transformer.forward = forward
 
 
-def test_pictures_stream(desktop, engine):
-    with slowed(engine, 0.02):
+def test_pictures_stream(desktop, backend):
+    with slowed(backend, 0.02):
         button(desktop, "Generate").click()
         seen = []
         while "guidance 3" not in note(desktop):
@@ -165,13 +165,13 @@ def test_pictures_stream(desktop, engine):
     assert len(set(seen)) >= 4
 
 
-def test_stop_stops(desktop, engine):
-    with slowed(engine, 0.08) as calls:
+def test_stop_stops(desktop, backend):
+    with slowed(backend, 0.08) as calls:
         button(desktop, "Generate").click()
         wait_for_note(desktop, "row [1-4] of 8")
         button(desktop, "Stop").click()
         desktop.wait_for_timeout(700)
-        with engine.lock:
+        with backend.lock:
             made = len(calls)
         assert 8 <= made < 64
         stopped = note(desktop)
@@ -183,15 +183,15 @@ def test_stop_stops(desktop, engine):
     assert time.monotonic() - started < 8
 
 
-def test_painting_changes_only_what_is_beneath(desktop, engine, monkeypatch):
+def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):
     generated(desktop)
-    decoded, decode = [], engine.decode
+    decoded, decode = [], backend.decode
 
     def recorded(ids):
         decoded.append(ids)
         return decode(ids)
 
-    monkeypatch.setattr(engine, "decode", recorded)
+    monkeypatch.setattr(backend, "decode", recorded)
     button(desktop, "Edit").click()
     canvas = desktop.locator("canvas:visible").first
     canvas.wait_for()
@@ -205,7 +205,7 @@ def test_painting_changes_only_what_is_beneath(desktop, engine, monkeypatch):
     button(desktop, "Edit").click()
     wait_for_note(desktop, r"\d+ of \d+ tokens changed, 64 in the image")
     before, after = decoded[-1]
-    source = engine.pipe(
+    source = backend.pipe(
         0,
         guidance_scale=3.0,
         num_images_per_prompt=4,
@@ -221,7 +221,7 @@ def test_painting_changes_only_what_is_beneath(desktop, engine, monkeypatch):
     assert len(changed) <= painted < 40
 
 
-def test_clusters_and_places_can_be_clicked(desktop, engine):
+def test_clusters_and_places_can_be_clicked(desktop, backend):
     generated(desktop)
     open_tab(desktop, "Clusters")
     card = desktop.locator("#cards button:has(img)").nth(2)
@@ -245,34 +245,34 @@ def test_clusters_and_places_can_be_clicked(desktop, engine):
         image.click(position=place)
         wait_for_note(desktop, f"Row {row}, column {column}: code")
     assert desktop.locator("#region-codes button:has(img)").count() >= 1
-    assert desktop.locator("#neighbours button:has(img)").count() == 8
+    assert desktop.locator("#neighbors button:has(img)").count() == 8
 
 
-def test_cards_and_codes_are_of_the_cut_shown(desktop, engine, monkeypatch):
+def test_cards_and_codes_are_of_the_cut_shown(desktop, backend, monkeypatch):
     open_tab(desktop, "Clusters")
     desktop.locator("#cards button:has(img)").first.wait_for()
     slider = desktop.locator('input[type="range"]:visible').first
     slider.focus()
     for _ in range(3):
         desktop.keyboard.press("ArrowLeft")
-    count = engine.map.num_clusters - 3
+    count = backend.map.num_clusters - 3
     wait_for_note(desktop, f"{count} clusters of")
     asked = []
-    members = type(engine.map).members
+    members = type(backend.map).members
 
     def recorded(cut, cluster):
         asked.append(cut.num_clusters)
         return members(cut, cluster)
 
-    monkeypatch.setattr(type(engine.map), "members", recorded)
+    monkeypatch.setattr(type(backend.map), "members", recorded)
     desktop.locator("#cards button:has(img)").nth(1).click()
     desktop.locator("#codes button:has(img)").first.wait_for()
     assert set(asked) == {count}
 
 
-def test_pages_end(desktop, engine):
+def test_pages_end(desktop, backend):
     open_tab(desktop, "Clusters")
-    page, last = desktop.get_by_label("Page", exact=True), -(-engine.map.num_clusters // 24)
+    page, last = desktop.get_by_label("Page", exact=True), -(-backend.map.num_clusters // 24)
     wait_for_note(desktop, f"Page 1 of {last}")
     page.fill(str(last))
     page.press("Enter")
@@ -285,9 +285,9 @@ def test_pages_end(desktop, engine):
     wait_for_note(desktop, f"Page {last - 1} of {last}")
 
 
-def test_a_stopped_run_sends_no_earlier_images(desktop, engine):
+def test_a_stopped_run_sends_no_earlier_images(desktop, backend):
     generated(desktop)
-    with slowed(engine, 0.08):
+    with slowed(backend, 0.08):
         button(desktop, "Generate").click()
         wait_for_note(desktop, "row [1-4] of 8")
         button(desktop, "Stop").click()
@@ -297,9 +297,9 @@ def test_a_stopped_run_sends_no_earlier_images(desktop, engine):
     assert desktop.locator('[data-testid="image"] img:visible').count() == 0
 
 
-def test_the_chosen_image_is_taken_and_cleared(desktop, engine):
+def test_the_chosen_image_is_taken_and_cleared(desktop, backend):
     generated(desktop)
-    source = engine.pipe(
+    source = backend.pipe(
         0,
         guidance_scale=3.0,
         num_images_per_prompt=4,
@@ -313,7 +313,7 @@ def test_the_chosen_image_is_taken_and_cleared(desktop, engine):
     wait_for_note(desktop, f"Row 4, column 4: code {source[2, 4, 4]},")
     button(desktop, "Remove Image").click()
     desktop.locator("#region-codes button:has(img)").first.wait_for(state="detached")
-    assert desktop.locator("#neighbours button:has(img)").count() == 0
+    assert desktop.locator("#neighbors button:has(img)").count() == 0
 
 
 def test_errors_are_one_sentence(desktop):

@@ -1,4 +1,4 @@
-"""`codeclade demo`: the Gradio app of spaces/ on this machine."""
+"""`codeclade demo`: the Gradio app on this machine."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ def add_demo(verbs) -> None:
         verbs,
         "demo",
         _demo,
-        "start the Gradio app of spaces/ on this machine",
+        "start the Gradio app on this machine",
         "codeclade demo --pipeline runs/generator/pipeline --port 7861",
     )
     parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
@@ -23,10 +23,8 @@ def add_demo(verbs) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     import importlib.util
-    import runpy
 
-    from ..hub.space import space_folder
-
+    # Whatever is wrong is said before gradio and the pipeline are loaded.
     if not 0 < arguments.port < 65536:
         raise ValueError(f"--port {arguments.port} must be 1 to 65535.")
     with socket.socket() as probe:
@@ -41,6 +39,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     if arguments.pipeline:
         check_source(arguments.pipeline)
         os.environ["CODECLADE_PIPELINE"] = arguments.pipeline
-    os.environ["GRADIO_SERVER_NAME"] = arguments.host
-    os.environ["GRADIO_SERVER_PORT"] = str(arguments.port)
-    runpy.run_path(str(space_folder() / "app.py"), run_name="__main__")
+
+    from ..demo import create, launch
+
+    launch(create(), server_name=arguments.host, server_port=arguments.port)

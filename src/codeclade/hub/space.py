@@ -1,31 +1,87 @@
-"""The Gradio Space as a repository: the app, the package beside it, and which pipeline it shows.
+"""The Gradio Space as a repository: app.py, README, requirements, and the package beside them.
 
-The package's own source travels with the app, so a Space runs exactly the version that was pushed.
+The package's own source, with the app in codeclade/demo, travels along, so a Space runs exactly the
+version that was pushed. The front door (app.py, README.md and requirements.txt) is made here; the
+folder spaces/ of a checkout holds the same three files.
 """
 
+import importlib.metadata
+import tomllib
 from pathlib import Path
 
 import yaml
 from huggingface_hub import HfApi
+from packaging.requirements import Requirement
 
 import codeclade
 
 from .push import Published, check_repo_id, clear_errors, commit
 
 PACKAGE = Path(codeclade.__file__).parent
-APP_SUFFIXES = (".py", ".md", ".txt", ".css")
+PACKAGE_SUFFIXES = (".py", ".json", ".jpg")
+
+APP = """from codeclade.demo import create, launch
+
+demo = create()
+if __name__ == "__main__":
+    launch(demo)
+"""
+FRONT_MATTER = {  # of the README, see the Hub's "Spaces Configuration Reference"
+    "title": "codeclade",
+    "emoji": "🌿",
+    "colorFrom": "green",
+    "colorTo": "indigo",
+    "sdk": "gradio",
+    "sdk_version": "6.31.0",
+    "python_version": "3.12",
+    "app_file": "app.py",
+    "license": "mit",
+    "tags": ["image-generation", "autoregressive", "vector-quantization", "codeclade"],
+    "short_description": "Class-conditional images, cluster by cluster",
+    "suggested_hardware": "zero-a10g",
+    "startup_duration_timeout": "30m",
+}
+PINNED = {"torch": "torch==2.13.0"}  # the newest that ZeroGPU runs
+SPACE_ONLY = ["spaces"]  # Hugging Face's package for ZeroGPU
 
 
-def space_folder() -> Path:
-    """Where the app is: inside an installed package, or in the top folder of a checkout.
+def requirements() -> str:
+    """requirements.txt of a Space: what pyproject.toml declares for the package and its demo.
+
+    Read from pyproject.toml in a checkout, from the installed package's metadata elsewhere.
 
     Raises:
-        OSError: in neither.
+        OSError: codeclade is neither a checkout nor installed.
     """
-    for folder in (PACKAGE / "spaces", PACKAGE.parents[1] / "spaces"):
-        if (folder / "app.py").is_file():
-            return folder
-    raise OSError(f"the app is missing: {PACKAGE / 'spaces'} must hold app.py.")
+    declared = PACKAGE.parents[1] / "pyproject.toml"
+    if PACKAGE.parent.name == "src" and declared.is_file():
+        project = tomllib.loads(declared.read_text())["project"]
+        lines = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    else:
+        try:
+            lines = importlib.metadata.requires("codeclade") or []
+        except importlib.metadata.PackageNotFoundError:
+            raise OSError("what codeclade needs is unknown: it is not installed.") from None
+    needed = []
+    for line in lines:
+        requirement = Requirement(line)
+        marker, requirement.marker = requirement.marker, None
+        if marker is None or marker.evaluate({"extra": "demo"}):
+            needed.append(PINNED.get(requirement.name, str(requirement)))
+    heading = "# What codeclade[demo] needs, by codeclade.hub.space from pyproject.toml."
+    return "\n".join([heading, *needed, *SPACE_ONLY, ""])
+
+
+def front_door(**metadata) -> dict[str, bytes]:
+    """app.py, README.md and requirements.txt of a Space, with more front matter or other."""
+    front = yaml.safe_dump(FRONT_MATTER | metadata, sort_keys=False, allow_unicode=True)
+    text = Path(__file__).with_name("space_readme.md").read_text()
+    files = {
+        "app.py": APP,
+        "README.md": f"---\n{front}---\n{text}",
+        "requirements.txt": requirements(),
+    }
+    return {name: content.encode() for name, content in files.items()}
 
 
 def space_files(
@@ -33,27 +89,19 @@ def space_files(
 ) -> dict[str, Path | bytes]:
     """Files of a Space that shows the pipeline `repo_id`, or the bundled one."""
     check_repo_id(space_id)
-    folder = space_folder()
-    files: dict[str, Path | bytes] = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in APP_SUFFIXES and "__pycache__" not in path.parts
-    }
-    for path in sorted(PACKAGE.rglob("*")):
-        name = path.relative_to(PACKAGE)
-        bundled = name.parts[0] == "bundled_pipeline"
-        if name.parts[0] == "spaces" or (bundled and repo_id):
-            continue
-        if path.is_file() and (bundled or path.suffix in (".py", ".json")):
-            files[f"codeclade/{name.as_posix()}"] = path
-    _, front, text = (folder / "README.md").read_text().split("---", 2)
-    metadata = yaml.safe_load(front) | {"title": space_id.split("/")[-1]}
+    metadata: dict = {"title": space_id.split("/")[-1]}
     if repo_id:
         metadata["models"] = [repo_id]
         if not private:  # a preload has no token
             metadata["preload_from_hub"] = [repo_id]
-    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    files["README.md"] = f"---\n{front}---{text}".encode()
+    files: dict[str, Path | bytes] = dict(front_door(**metadata))
+    for path in sorted(PACKAGE.rglob("*")):
+        name = path.relative_to(PACKAGE)
+        bundled = name.parts[0] == "bundled_pipeline"
+        if bundled and repo_id:
+            continue
+        if path.is_file() and (bundled or path.suffix in PACKAGE_SUFFIXES):
+            files[f"codeclade/{name.as_posix()}"] = path
     return files
 
 

@@ -8,12 +8,9 @@ from typing import Any
 
 from gradio.utils import get_upload_folder
 from PIL import Image, ImageOps
-from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 
 MAX_IMAGES, MAX_SEED = 8, 2**31 - 1
 MAX_PIXELS, MAX_TEXT = 20_000_000, 100
-MAX_BODY, MAX_DRAWING_BODY = 1_000_000, 25_000_000  # bytes of a request
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # rasters only, in decoders with little history
 
 
@@ -83,35 +80,3 @@ def cached(path: Any) -> Path:
 def on_white(image: Image.Image) -> Image.Image:
     """RGB image of an RGBA one."""
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-class BodyLimit:
-    """ASGI middleware that refuses requests too large for an honest client.
-
-    Gradio keeps the last values of every session, whatever an endpoint thinks of them.
-    """
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        refused = self.refusal(scope) if scope["type"] == "http" else None
-        unread, more = MAX_DRAWING_BODY, refused is not None
-        while more and unread > 0:  # clients that are still sending do not see an answer
-            message = await receive()
-            unread, more = unread - len(message.get("body", b"")), message.get("more_body", False)
-        await (refused or self.app)(scope, receive, send)
-
-    def refusal(self, scope) -> JSONResponse | None:
-        """The answer to a request that is not passed on."""
-        path, headers = scope["path"].rstrip("/"), Headers(scope=scope)
-        if path.endswith("/gradio_api/upload"):  # Gradio has a limit of its own for files
-            return None
-        if "transfer-encoding" in headers:  # of no declared length; no client of ours sends that
-            return JSONResponse({"detail": "The request must say its length."}, 411)
-        drawing = path.endswith("/gradio_api/component_server")
-        limit = MAX_DRAWING_BODY if drawing else MAX_BODY
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and len(length) < 20 and int(length) <= limit:
-            return None
-        return JSONResponse({"detail": f"The request has more than {limit} bytes."}, 413)

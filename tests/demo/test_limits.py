@@ -1,10 +1,9 @@
-"""What the Space refuses of clients that do not keep to Gradio's page, and what it lets go of."""
+"""What the app refuses of clients that do not keep to Gradio's page, and what it lets go of."""
 
 import contextlib
 import io
 import json
 import pickle
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +17,11 @@ from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from demo.space_server import served, space
+from codeclade.demo import canvas as canvas_module
+from codeclade.demo import listeners
+from codeclade.demo.backend import Backend
+from codeclade.demo.tabs.edit import Edit
+from demo.server import bundled_app, served
 
 # Gradio 6.31 calls pandas in ways that pandas 3 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio.queueing")
@@ -34,7 +37,7 @@ CLAIMS = (
 
 @pytest.fixture(scope="module")
 def address():
-    with served(space().demo) as address:
+    with served(bundled_app()) as address:
         yield address
 
 
@@ -137,7 +140,7 @@ def status(url: str, body: bytes, **headers: str) -> int:
 
 @pytest.fixture
 def canvas():
-    (canvas,) = (one for one in space().demo.blocks.values() if type(one).__name__ == "Canvas")
+    (canvas,) = (one for one in bundled_app().blocks.values() if type(one).__name__ == "Canvas")
     canvas.pending.clear()
     yield canvas
     canvas.pending.clear()
@@ -152,8 +155,7 @@ def test_pending_drawings_are_bounded(address, canvas, monkeypatch):
         assert draw(address, canvas, id=str(number), index="7") == 200
     assert list(canvas.pending) == [str(number) for number in range(8, 40)]
     assert canvas.pending["39"].layers == [None] * 7 + [b"drawing"]
-    module = sys.modules[type(canvas).__module__]
-    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 30)
+    monkeypatch.setattr(canvas_module, "MAX_PENDING_BYTES", 30)
     assert draw(address, canvas, type="background", index="null") == 200
     assert list(canvas.pending) == ["37", "38", "39", "a"]
 
@@ -164,13 +166,13 @@ def test_another_canvas_of_a_session_finds_the_drawing(canvas):
     fields = {"type": "background", "index": "null", "id": "b"}
     other.accept_blobs(SimpleNamespace(data=fields, files=[("a.png", b"drawing")]))
     assert canvas.pending["b"].background == b"drawing"
-    assert not Path(sys.modules[type(canvas).__module__].__file__).with_suffix(".pyi").exists()
+    assert not Path(canvas_module.__file__).with_suffix(".pyi").exists()
 
 
 @pytest.fixture
 def edit(monkeypatch, tiny_pipeline):
     """The tab of a small pipeline, and names of what ran on the GPU, with only what can cross."""
-    module, crossed = space().engine, []
+    crossed = []
 
     def crossing(function):
         def call(*args, **kwargs):
@@ -182,11 +184,10 @@ def edit(monkeypatch, tiny_pipeline):
 
         return call
 
-    engine = module.Engine(tiny_pipeline("cluster"))
-    monkeypatch.setattr(module, "GPU", crossing)
-    Edit = sys.modules["tabs.edit"].Edit
+    backend = Backend(tiny_pipeline("cluster"))
+    monkeypatch.setattr(listeners, "GPU", crossing)
     with gr.Blocks():
-        return Edit(engine, gr.State()), crossed
+        return Edit(backend, gr.State()), crossed
 
 
 def drawing(canvas, picture) -> dict:
@@ -209,17 +210,17 @@ def test_edit_reads_the_drawing_before_the_gpu_process(edit, picture):
 
 def test_edit_stops_when_nobody_waits(edit, picture):
     tab, _ = edit
-    calls, forward = [], tab.engine.pipe.transformer.forward
+    calls, forward = [], tab.backend.pipe.transformer.forward
 
     def slow(*args, **kwargs):
         calls.append(time.sleep(0.05))
         return forward(*args, **kwargs)
 
-    tab.engine.pipe.transformer.forward = slow
+    tab.backend.pipe.transformer.forward = slow
     results = tab.edit(drawing(tab.canvas, picture), "0", 1, 3, 7, None)
     next(results)
     results.close()
-    with tab.engine.lock:
+    with tab.backend.lock:
         pass
     assert len(calls) <= 7, "a row of four tokens, and what was on its way"
 
@@ -234,4 +235,4 @@ def test_large_requests_are_refused(address, canvas):
     large = "x" * 25_000_000  # and the rest of the request
     assert draw(address, canvas, id=large) == 413 and not canvas.pending
     assert draw(address, canvas, content="x" * 1_500_000) in (200, 400)
-    assert space().demo.state_session_capacity == 200 and space().demo.delete_cache == (600, 3600)
+    assert bundled_app().state_session_capacity == 200 and bundled_app().delete_cache == (600, 3600)

@@ -5,17 +5,17 @@ import math
 import gradio as gr
 import numpy as np
 import torch
-from bounds import FORMATS, cached, number, one_of, uploaded
-from engine import Engine, endpoint
-from pictures import enlarge, marked, sheet, square, square_box, upright_size
 from PIL import Image
-from tree import nearest_clusters
 
-from codeclade import ClusterMap
+from ... import ClusterMap
+from ..backend import Backend
+from ..bounds import FORMATS, cached, number, one_of, uploaded
+from ..listeners import endpoint
+from ..neighbors import nearest_clusters
+from ..pictures import enlarge, marked, sheet, square, square_box, upright_size
+from .controls import BROWSING, MODEL, cluster_slider, image_input, pictures
 
-from .shared import MODEL, cluster_slider, image_input, pictures
-
-PAGE, CARD, COLUMNS, MEMBERS, NEIGHBOURS = 24, 12, 4, 120, 8
+PAGE, CARD, COLUMNS, MEMBERS, NEIGHBORS = 24, 12, 4, 120, 8
 ORDERS = ("largest first", "smallest first", "by number")
 EXPLANATION = (
     "Every code of the tokenizer as the patch it decodes to among other codes, grouped by cluster. "
@@ -26,16 +26,15 @@ REGION = (
     "which clusters are nearest."
 )
 NO_CLUSTERS = "This pipeline has no cluster map, so there are no clusters to show."
-BROWSING = {"queue": True, "concurrency_id": "browsing", "concurrency_limit": 2}
 
 
 class Clusters:
     """The fourth tab."""
 
-    def __init__(self, engine: Engine, recent: gr.State, tab: gr.Tab):
-        self.engine = engine
-        gr.Markdown(EXPLANATION if engine.map is not None else NO_CLUSTERS)
-        self.count = cluster_slider(engine, info="Where to cut the merge tree")
+    def __init__(self, backend: Backend, recent: gr.State, tab: gr.Tab):
+        self.backend = backend
+        gr.Markdown(EXPLANATION if backend.map is not None else NO_CLUSTERS)
+        self.count = cluster_slider(backend, info="Where to cut the merge tree")
         self._browser(tab)
         gr.Markdown("### What is this place made of?\n" + REGION)
         self._regions(recent)
@@ -52,7 +51,7 @@ class Clusters:
             One picture a cluster, a line about the page, per card the cluster, its size and its
             first codes, and the page.
         """
-        cut = self.engine.cut(clusters)
+        cut = self.backend.cut(clusters)
         order = one_of("order", order, list(ORDERS))
         pages = math.ceil(cut.num_clusters / PAGE)
         page = min(page, pages) if isinstance(page, (int, float)) else page
@@ -64,7 +63,7 @@ class Clusters:
             ranked = sizes.argsort(descending=order == ORDERS[0], stable=True)
         chosen = ranked[(page - 1) * PAGE : page * PAGE].tolist()
         members = [cut.members(cluster)[:CARD].tolist() for cluster in chosen]
-        self.engine.patches([code for codes in members for code in codes])  # in one batch
+        self.backend.patches([code for codes in members for code in codes])  # in one batch
         cards, table = [], []
         for cluster, codes in zip(chosen, members, strict=True):
             size = int(sizes[cluster])
@@ -82,7 +81,7 @@ class Clusters:
             raise ValueError("the clusters are not shown yet.")
         index, last = getattr(event, "index", None), len(shown["cards"]) - 1
         card = number("card", index, 0, last, integer=True)
-        cut = self.engine.cut(shown["clusters"])
+        cut = self.backend.cut(shown["clusters"])
         return self._codes(cut.members(shown["cards"][card])[:MEMBERS].tolist())
 
     def _first_page(self, clusters, order) -> tuple:
@@ -93,7 +92,7 @@ class Clusters:
         """Which code and cluster one place of an image has.
 
         Args:
-            image: an image; its centred square is looked at.
+            image: an image; its centered square is looked at.
             clusters: number of clusters to cut the tree into.
             row: of the token grid, from 0 at the top.
             column: from 0 at the left.
@@ -102,38 +101,38 @@ class Clusters:
             The image with the place marked, its cluster's codes, the nearest clusters, a line about
             them, and all of it as data.
         """
-        engine, cut = self.engine, self.engine.cut(clusters)
-        row = number("row", row, 0, engine.grid - 1, integer=True)
-        column = number("column", column, 0, engine.grid - 1, integer=True)
+        backend, cut = self.backend, self.backend.cut(clusters)
+        row = number("row", row, 0, backend.grid - 1, integer=True)
+        column = number("column", column, 0, backend.grid - 1, integer=True)
         picture = uploaded(image)
         if picture is None:
             raise ValueError("upload an image first, or take a generated one.")
-        found = engine.find_ids(picture, recent)[0, row, column]
+        found = backend.find_ids(picture, recent)[0, row, column]
         code = int(found.flat[0])  # the semantic one of a pair
         cluster = int(cut.mapping[code])
         codes = cut.members(cluster).tolist()
-        cells = np.zeros((engine.grid, engine.grid), bool)
+        cells = np.zeros((backend.grid, backend.grid), bool)
         cells[row, column] = True
-        place = marked(square(picture, engine.side), cells, shade=False)
-        near = nearest_clusters(cut, engine.codebook, cluster, NEIGHBOURS)
+        place = marked(square(picture, backend.side), cells, shade=False)
+        near = nearest_clusters(cut, backend.codebook, cluster, NEIGHBORS)
         data = {
             "id": code,
             "cluster": cluster,
             "size": len(codes),
             "members": codes,
-            "neighbours": [
+            "neighbors": [
                 {"cluster": other, "distance": distance, "joined_at": height}
                 for other, distance, height in near
             ],
         }
-        cards = self._neighbours(cut, near)
+        cards = self._neighbors(cut, near)
         note = self._sentence(data, row, column)
         return place, self._codes(codes[:MEMBERS], code), cards, note, data
 
-    def _neighbours(self, cut: ClusterMap, near: list[tuple]) -> list[tuple]:
+    def _neighbors(self, cut: ClusterMap, near: list[tuple]) -> list[tuple]:
         """Cards of the nearest clusters."""
         firsts = [cut.members(other)[:CARD].tolist() for other, *_ in near]
-        self.engine.patches([code for codes in firsts for code in codes])  # in one batch
+        self.backend.patches([code for codes in firsts for code in codes])  # in one batch
         return [
             (self._card(codes, firsts), f"{other} · {distance:.2f} away")
             for (other, distance, _), codes in zip(near, firsts, strict=True)
@@ -144,7 +143,7 @@ class Clusters:
         size = data["size"]
         company = f"one of {size} in cluster" if size > 1 else "alone in cluster"
         text = f"Row {row}, column {column}: code {data['id']}, {company} {data['cluster']}."
-        joined = [one for one in data["neighbours"] if one["joined_at"] is not None]
+        joined = [one for one in data["neighbors"] if one["joined_at"] is not None]
         if joined:
             first = min(joined, key=lambda one: one["joined_at"])
             text += (
@@ -156,11 +155,11 @@ class Clusters:
     def _card(self, codes: list[int], page: list[list[int]]) -> Image.Image:
         """Patches of one cluster, on a sheet as high as the fullest of its page needs."""
         rows = math.ceil(max(map(len, page)) / COLUMNS)
-        return sheet(self.engine.patches(codes), COLUMNS, rows)
+        return sheet(self.backend.patches(codes), COLUMNS, rows)
 
     def _codes(self, codes: list[int], own: int | None = None) -> list[tuple]:
         """Gallery of single codes."""
-        patches = self.engine.patches(codes)
+        patches = self.backend.patches(codes)
         return [
             (enlarge(patch, 64, smooth=False), f"{code} (here)" if code == own else str(code))
             for patch, code in zip(patches, codes, strict=True)
@@ -197,10 +196,10 @@ class Clusters:
 
     def _regions(self, recent: gr.State) -> None:
         """A picture to click on, and what is there."""
-        engine, middle = self.engine, self.engine.grid // 2
+        backend, middle = self.backend, self.backend.grid // 2
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = image_input(engine, recent)
+                image = image_input(backend, recent)
                 with gr.Row(elem_classes="low-row"):
                     row = gr.Number(middle, precision=0, label="Row", min_width=80)
                     column = gr.Number(middle, precision=0, label="Column", min_width=80)
@@ -215,7 +214,7 @@ class Clusters:
                 )
         note = gr.Markdown(label="Summary", elem_classes="note")
         codes = pictures("Its cluster", 12, "codes", allow_preview=False, elem_id="region-codes")
-        cards = pictures("Nearest clusters", 8, "cards", allow_preview=False, elem_id="neighbours")
+        cards = pictures("Nearest clusters", 8, "cards", allow_preview=False, elem_id="neighbors")
         data = gr.JSON(label="Data", visible=False)
         outputs = [place, codes, cards, note, data]
         inputs = [image, self.count, row, column, recent]
@@ -234,7 +233,7 @@ class Clusters:
 
     def _arrived(self, image, *rest) -> tuple:
         """The middle of a picture that was just put in; nothing for one that was taken away."""
-        if image is None or self.engine.map is None:
+        if image is None or self.backend.map is None:
             return None, [], [], "", None
         return self.region(image, *rest)
 
@@ -246,5 +245,5 @@ class Clusters:
         if not isinstance(index, (list, tuple)) or len(index) != 2:
             raise ValueError("a place must be two numbers.")
         x, y = (number("place", at, -(10**6), 10**6) for at in index)
-        places = [int((at - low) / side * self.engine.grid) for at, low in ((y, top), (x, left))]
-        return tuple(min(max(at, 0), self.engine.grid - 1) for at in places)
+        places = [int((at - low) / side * self.backend.grid) for at, low in ((y, top), (x, left))]
+        return tuple(min(max(at, 0), self.backend.grid - 1) for at in places)

@@ -4,14 +4,14 @@ import math
 
 import gradio as gr
 import torch
-from bounds import MAX_SEED, number, uploaded
-from engine import Engine, endpoint
-from pictures import square
 
-from codeclade.evaluation.images import psnr
-from codeclade.evaluation.replacement import decode_all, replace_codes
-
-from .shared import MODEL, cluster_slider, image_input, pictures, seed_row
+from ...evaluation.images import psnr
+from ...evaluation.replacement import decode_all, replace_codes
+from ..backend import Backend
+from ..bounds import MAX_SEED, number, uploaded
+from ..listeners import endpoint
+from ..pictures import square
+from .controls import MODEL, cluster_slider, image_input, pictures, seed_row
 
 EXPLANATION = (
     "The picture as its tokens show it, then with every code replaced by a random member of its "
@@ -22,15 +22,15 @@ EXPLANATION = (
 class Reconstruct:
     """The fifth tab."""
 
-    def __init__(self, engine: Engine, recent: gr.State):
-        self.engine = engine
+    def __init__(self, backend: Backend, recent: gr.State):
+        self.backend = backend
         gr.Markdown(EXPLANATION)
-        if engine.map is None:
+        if backend.map is None:
             gr.Markdown("This pipeline has no cluster map, so nothing is replaced.")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = image_input(engine, recent)
-                clusters = cluster_slider(engine, info="Fewer clusters are coarser")
+                image = image_input(backend, recent)
+                clusters = cluster_slider(backend, info="Fewer clusters are coarser")
                 seed = seed_row()
                 start = gr.Button("Reconstruct", variant="primary")
             with gr.Column(scale=3, min_width=300):
@@ -58,7 +58,7 @@ class Reconstruct:
         """Tokenize and decode an image, then with codes replaced inside their clusters.
 
         Args:
-            image: an image; its centred square is taken.
+            image: an image; its centered square is taken.
             clusters: number of clusters to cut the tree into.
             seed: of the replacement, 0 to 2147483647.
 
@@ -67,26 +67,26 @@ class Reconstruct:
             PSNR in dB to the original, and of the replaced picture to the reconstruction, null
             where the two are identical; and the share of (semantic) codes that changed.
         """
-        engine = self.engine
+        backend = self.backend
         seed = number("seed", seed, 0, MAX_SEED, integer=True)
-        cut = engine.cut(clusters) if engine.map is not None else None
+        cut = backend.cut(clusters) if backend.map is not None else None
         picture = uploaded(image)
         if picture is None:
             raise ValueError("upload an image first, or take a generated one.")
-        pixels, ids = engine.pixels(picture), engine.encode(picture).cpu()
+        pixels, ids = backend.pixels(picture), backend.encode(picture).cpu()
         versions = [("tokens", ids)]
         if cut is not None:
-            table = 0 if engine.pairs else None
+            table = 0 if backend.pairs else None
             versions.append((f"{cut.num_clusters} clusters", replace_codes(ids, cut, seed, table)))
-        every = torch.cat([new for _, new in versions]).to(engine.device)
-        shown = decode_all(engine.pipe.vq_model, every).float().cpu()
+        every = torch.cat([new for _, new in versions]).to(backend.device)
+        shown = decode_all(backend.pipe.vq_model, every).float().cpu()
         scores = psnr(shown, pixels.expand_as(shown)).tolist()
         data = {"psnr_tokens": scores[0]}
         note = f"Tokens: {scores[0]:.1f} dB to the original."
         if cut is not None:
             between = psnr(shown[1:], shown[:1]).item()
             different = versions[1][1] != ids
-            share = (different[..., 0] if engine.pairs else different).float().mean().item()
+            share = (different[..., 0] if backend.pairs else different).float().mean().item()
             alike = math.isinf(between)
             data |= {"psnr_replaced": scores[1], "changed": share}
             data["psnr_between"] = None if alike else between
@@ -95,8 +95,8 @@ class Reconstruct:
                 f" Replaced: {scores[1]:.1f} dB to the original, {distance}; "
                 f"{share:.0%} of the codes changed."
             )
-        gallery = [(square(picture, engine.side), "original")]
-        pictures = engine.pipe.image_processor.postprocess(shown, output_type="pil")
+        gallery = [(square(picture, backend.side), "original")]
+        pictures = backend.pipe.image_processor.postprocess(shown, output_type="pil")
         for (caption, _), score, one in zip(versions, scores, pictures, strict=True):
             gallery.append((one, f"{caption}: {score:.1f} dB"))
         return gallery, note, data

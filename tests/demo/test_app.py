@@ -1,4 +1,4 @@
-"""The Space's endpoints: right answers, bounds on hostile clients, other pipelines."""
+"""The app's endpoints: right answers, bounds on hostile clients, other pipelines."""
 
 import concurrent.futures
 import contextlib
@@ -26,10 +26,15 @@ from PIL import ExifTags, Image
 
 from builders import SCHEMES, build_map, build_pipeline, build_scheme
 from codeclade import CodecladePipeline, bundled
+from codeclade.demo import build, listeners
+from codeclade.demo.backend import Backend
+from codeclade.demo.tabs.clusters import Clusters
+from codeclade.demo.tabs.generate import Generate
+from codeclade.demo.tabs.reconstruct import Reconstruct
 from codeclade.evaluation.images import psnr
 from codeclade.evaluation.replacement import replace_codes
 from codeclade.training.data import to_pixels
-from demo.space_server import APP, served, space
+from demo.server import APP, bundled_app, served
 
 # Gradio 6.31 calls pandas in ways that pandas 3 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio.queueing")
@@ -55,7 +60,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def address():
-    with served(space().demo) as address:
+    with served(bundled_app()) as address:
         yield address
 
 
@@ -66,7 +71,7 @@ def client(address):
 
 @pytest.fixture
 def picture(tmp_path):
-    """A file with a picture of smooth colours, wider than high."""
+    """A file with a picture of smooth colors, wider than high."""
     y, x = np.mgrid[0:96, 0:128] / 128
     array = np.stack([x, y, 1 - x * y], -1) * 255
     path = tmp_path / "picture.png"
@@ -87,7 +92,7 @@ def arrays(gallery: list[dict]) -> list[np.ndarray]:
 
 
 def ids_of(path, pipe) -> torch.Tensor:
-    """Ids (1, G, G) of the centred square of a picture file, by the pipeline's own parts."""
+    """Ids (1, G, G) of the centered square of a picture file, by the pipeline's own parts."""
     image = Image.open(path).convert("RGB")
     left = (image.width - image.height) // 2
     box = (left, 0, left + image.height, image.height)
@@ -119,10 +124,10 @@ def test_generate_follows_every_setting(client, pipe):
 
 
 def test_generate_keeps_no_earlier_images_until_it_ends(tiny_pipeline):
-    app = space()
-    engine = app.engine.Engine(tiny_pipeline("cluster"))
-    generate = sys.modules["tabs.generate"].Generate
-    *parts, last = generate.generate(SimpleNamespace(engine=engine), "tabby", *(1, 3.0), *SAMPLING)
+    backend = Backend(tiny_pipeline("cluster"))
+    *parts, last = Generate.generate(
+        SimpleNamespace(backend=backend), "tabby", *(1, 3.0), *SAMPLING
+    )
     assert len(parts) == 3 and all(recent is None for *_, recent in parts)
     assert set(last[2]) == {"ids", "images"}
 
@@ -158,7 +163,7 @@ def test_redraw_takes_the_image_generated_last(address, pipe):
 
 def test_edit_keeps_the_tokens_outside_the_mask(client, pipe, picture, tmp_path):
     mask = Image.new("RGBA", (128, 96))
-    mask.paste((255, 0, 0, 255), (16, 0, 64, 48))  # a quarter of the centred square
+    mask.paste((255, 0, 0, 255), (16, 0, 64, 48))  # a quarter of the centered square
     mask.save(tmp_path / "mask.png")
     image = {
         "background": handle_file(picture),
@@ -219,7 +224,7 @@ def test_a_card_shows_the_patches_of_its_codes(client):
     assert all(cell.mean() > 10 for cell in cells) and np.std([c.mean() for c in cells]) > 1
 
 
-def test_region_tells_id_cluster_and_neighbours(client, pipe, picture):
+def test_region_tells_id_cluster_and_neighbors(client, pipe, picture):
     *_, note, data = client.predict(handle_file(picture), 300, 2, 6, api_name="/region")
     code, cut = int(ids_of(picture, pipe)[0, 2, 6]), pipe.cluster_map.cut(300)
     cluster = int(cut.mapping[code])
@@ -229,8 +234,8 @@ def test_region_tells_id_cluster_and_neighbours(client, pipe, picture):
     means = torch.stack([codebook[cut.members(k)].mean(0) for k in range(300)])
     distances = (means - means[cluster]).norm(dim=1)
     nearest = distances.argsort()[1:9].tolist()
-    assert [one["cluster"] for one in data["neighbours"]] == nearest
-    for one in data["neighbours"]:
+    assert [one["cluster"] for one in data["neighbors"]] == nearest
+    for one in data["neighbors"]:
         members = cut.members(one["cluster"])
         height = joining_height(pipe.cluster_map, code, int(members[0]))
         assert one["joined_at"] == pytest.approx(height, rel=1e-5)
@@ -278,13 +283,12 @@ def test_reconstruct_with_every_code_alone(client, picture):
 def test_reconstruct_counts_the_replaced_table_alone(picture):
     pipe = build_scheme("semantic_detail")
     pipe.register_modules(cluster_map=build_map(pipe.vq_model.codebook))
-    engine = space().engine.Engine(pipe)
-    tab = SimpleNamespace(engine=engine)
-    reconstruct = sys.modules["tabs.reconstruct"].Reconstruct.reconstruct
+    backend = Backend(pipe)
+    tab = SimpleNamespace(backend=backend)
     file = upload(picture)
-    *_, data = reconstruct(tab, file, 12, 5)
-    ids = engine.encode(Image.open(picture).convert("RGB"))[..., 0]
-    new = replace_codes(ids, engine.map.cut(12), 5)
+    *_, data = Reconstruct.reconstruct(tab, file, 12, 5)
+    ids = backend.encode(Image.open(picture).convert("RGB"))[..., 0]
+    new = replace_codes(ids, backend.map.cut(12), 5)
     assert (new != ids).any()
     assert data["changed"] == pytest.approx((new != ids).float().mean().item())
 
@@ -296,20 +300,20 @@ def upload(path) -> dict:
     return {"path": shutil.copy(path, folder / f"{uuid.uuid4()}{path.suffix}")}
 
 
-def clicked(engine, path, index) -> tuple[int, int]:
+def clicked(backend, path, index) -> tuple[int, int]:
     """Row and column of a click at `index` in a picture file."""
-    listener = sys.modules["tabs.clusters"].Clusters._clicked
-    return listener(SimpleNamespace(engine=engine), upload(path), SimpleNamespace(index=index))
+    return Clusters._clicked(
+        SimpleNamespace(backend=backend), upload(path), SimpleNamespace(index=index)
+    )
 
 
-def test_clicks_land_in_the_centred_square(tmp_path):
+def test_clicks_land_in_the_centered_square(tmp_path):
     grid = SimpleNamespace(grid=8)
     wide, turned = tmp_path / "wide.png", tmp_path / "turned.jpg"
     Image.new("RGB", (200, 96)).save(wide)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # a quarter turn, so it is shown 96 wide and 200 high
     Image.new("RGB", (200, 96)).save(turned, exif=exif)
-    space()
     for row, column in ((0, 0), (2, 6), (7, 7)):
         x, y = (column + 0.5) * 12, (row + 0.5) * 12
         assert clicked(grid, wide, [52 + x, y]) == (row, column)
@@ -318,13 +322,12 @@ def test_clicks_land_in_the_centred_square(tmp_path):
 
 
 def test_clicks_that_no_page_makes(tmp_path):
-    space()
     path = tmp_path / "wide.png"
     Image.new("RGB", (200, 96)).save(path)
     for index in (5, None, "x", [1], ["x", 2], [float("nan"), 0]):
         with pytest.raises(ValueError, match="must be"):
             clicked(SimpleNamespace(grid=8), path, index)
-    members = sys.modules["tabs.clusters"].Clusters.members
+    members = Clusters.members
     for index in (-1, 2, "x", None, [0]):
         with pytest.raises(ValueError, match="card must be"):
             members(None, {"clusters": 30, "cards": [3, 4]}, SimpleNamespace(index=index))
@@ -346,7 +349,7 @@ def test_twenty_clients_are_served_in_turn(tiny_pipeline):
             return seed, np.asarray(Image.open(file).convert("RGB"))
 
     with (
-        served(space().build(space().engine.Engine(pipe))) as address,
+        served(build(Backend(pipe))) as address,
         concurrent.futures.ThreadPoolExecutor(20) as pool,
     ):
         for seed, image in pool.map(ask, [i % 3 for i in range(20)]):
@@ -354,22 +357,22 @@ def test_twenty_clients_are_served_in_turn(tiny_pipeline):
 
 
 def test_a_closed_stream_stops_the_worker(tiny_pipeline):
-    engine = space().engine.Engine(tiny_pipeline("cluster"))
-    stream = engine.sample(0, 1, 7, {})
-    calls, forward = [], engine.pipe.transformer.forward
+    backend = Backend(tiny_pipeline("cluster"))
+    stream = backend.sample(0, 1, 7, {})
+    calls, forward = [], backend.pipe.transformer.forward
 
     def slow(*args, **kwargs):
         calls.append(time.sleep(0.05))
         return forward(*args, **kwargs)
 
-    engine.pipe.transformer.forward = slow
+    backend.pipe.transformer.forward = slow
     next(stream)
     stream.close()
-    with engine.lock:  # the next run has it as soon as the stopped one is out
+    with backend.lock:  # the next run has it as soon as the stopped one is out
         pass
     assert len(calls) <= 7, "a row of four tokens, and what was on its way"
-    engine.pipe.transformer.forward = forward
-    assert len(list(engine.sample(0, 1, 7, {}))) == 4
+    backend.pipe.transformer.forward = forward
+    assert len(list(backend.sample(0, 1, 7, {}))) == 4
 
 
 LONG = "x" * 900_000  # larger requests are refused before the app sees them
@@ -502,7 +505,7 @@ def test_every_scheme_works(scheme, picture, tmp_path):
     pipe = build_scheme(scheme)
     if bare:
         pipe.register_modules(cluster_map=None)
-    with served(space().build(space().engine.Engine(pipe))) as address:
+    with served(build(Backend(pipe))) as address:
         client = connect(address)
         made, _ = client.predict(**{**GENERATE, "name": "tabby", "count": 1}, api_name="/generate")
         assert arrays(made)[0].shape == (16, 16, 3)
@@ -531,23 +534,22 @@ def sentence(expected: bool, message: str):
 
 
 def test_classes_without_or_with_shared_names(tiny_pipeline):
-    engine = space().engine.Engine(build_pipeline("token", id2label={}))
-    assert engine.choices[1] == ("class (1)", "1") and engine.label("4") == 4
-    engine = space().engine.Engine(tiny_pipeline("token"))
-    assert engine.choices[3:] == [("crane (3)", "3"), ("crane (4)", "4")]
-    assert [engine.label(value) for _, value in engine.choices] == list(range(5))
-    assert engine.label("Carassius auratus") == 0
+    backend = Backend(build_pipeline("token", id2label={}))
+    assert backend.choices[1] == ("class (1)", "1") and backend.label("4") == 4
+    backend = Backend(tiny_pipeline("token"))
+    assert backend.choices[3:] == [("crane (3)", "3"), ("crane (4)", "4")]
+    assert [backend.label(value) for _, value in backend.choices] == list(range(5))
+    assert backend.label("Carassius auratus") == 0
 
 
 def test_schedules_become_arguments(tiny_pipeline):
-    Engine = space().engine.Engine
-    engine = Engine(tiny_pipeline("token"))
-    for name in engine.schedules:
-        images = list(engine.sample(1, 1, 3, engine.settings(2, name, 1, 0, 1)))[-1][1]
+    backend = Backend(tiny_pipeline("token"))
+    for name in backend.schedules:
+        images = list(backend.sample(1, 1, 3, backend.settings(2, name, 1, 0, 1)))[-1][1]
         assert len(images) == 1
     own = {"name": "linear", "start": 1.5}
-    engine = Engine(build_pipeline("token", guidance_schedule=own))
-    assert engine.default_schedule == "linear" and engine.schedule("linear") == own
+    backend = Backend(build_pipeline("token", guidance_schedule=own))
+    assert backend.default_schedule == "linear" and backend.schedule("linear") == own
 
 
 def test_what_crosses_to_a_gpu_process_can_be_pickled(monkeypatch, picture, tiny_pipeline):
@@ -562,12 +564,11 @@ def test_what_crosses_to_a_gpu_process_can_be_pickled(monkeypatch, picture, tiny
 
         return call
 
-    module = space().engine
-    monkeypatch.setattr(module, "GPU", crossing)
-    engine = module.Engine(tiny_pipeline("cluster"))
-    assert len(engine.patches([1, 2])) == 2 and crossed == ["_patch_pixels"]
+    monkeypatch.setattr(listeners, "GPU", crossing)
+    backend = Backend(tiny_pipeline("cluster"))
+    assert len(backend.patches([1, 2])) == 2 and crossed == ["_patch_pixels"]
     image = Image.open(picture)
-    ids = engine.find_ids(image, engine.example())
+    ids = backend.find_ids(image, backend.example())
     assert isinstance(ids, np.ndarray) and ids.shape == (1, 4, 4), "tensors share memory"
 
 

@@ -1,88 +1,33 @@
-"""The pipeline behind the Space: loading, streaming, tokens to pictures and back, error sentences.
+"""The pipeline behind the app: classes, settings, tokens to pictures and back, clusters.
 
-On ZeroGPU an endpoint runs in a process of its own that is forked from this one: what it changes
-here is not seen again, so everything it finds out is returned.
+Every value that comes from a client is checked here or in bounds.py before it reaches the pipeline.
 """
 
 import copy
-import functools
-import html
 import inspect
-import os
-import queue
 import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import gradio as gr
 import numpy as np
 import torch
-from bounds import MAX_IMAGES, MAX_SEED, number, one_of, short_text
-from pictures import enlarge, same, square
 from PIL import Image
 
-from codeclade import ClusterMap, CodecladePipeline, bundled
-from codeclade.components.guidance import SCHEDULES
-from codeclade.components.vq_model import CosineQuantizer
-from codeclade.evaluation.replacement import decode_all, encode_all
-from codeclade.training.data import to_pixels
+from .. import ClusterMap, CodecladePipeline
+from ..components.guidance import SCHEDULES
+from ..components.vq_model import CosineQuantizer
+from ..evaluation.replacement import decode_all, encode_all
+from ..training.data import to_pixels
+from .bounds import MAX_IMAGES, MAX_SEED, number, one_of, short_text
+from .listeners import on_gpu
+from .pictures import enlarge, same, square
+from .streaming import stream
 
-try:
-    from spaces import GPU
-except ImportError:  # outside a Space
-
-    def GPU(function):
-        return function
-
-
-SLOW_PREVIEW = 0.5  # seconds; where one takes longer, previews get half of the time at most
 CUTS = 8  # of the merge tree that are kept
 BOARDS = 16  # decoded at once, 8 x 8 tokens each
 
 
-def sentence(error: Exception) -> gr.Error:
-    """What the user is told of an error; anything but a ValueError is a fault of ours, logged."""
-    message = str(error)
-    if not isinstance(error, ValueError):
-        traceback.print_exception(error)
-        message = f"the server could not do this ({type(error).__name__})."
-    message = message if len(message) < 400 else message[:400] + " ..."
-    message = html.escape(message[:1].upper() + message[1:], quote=False)  # shown as HTML
-    return gr.Error(message, print_exception=False)
-
-
-def endpoint(function: Callable, gpu: bool = True) -> Callable:
-    """`function`, or a generator function, as a listener: on the GPU, with errors as sentences."""
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def listener(*args, **kwargs):
-            try:
-                yield from function(*args, **kwargs)
-            except Exception as error:
-                raise error if isinstance(error, gr.Error) else sentence(error) from None
-    else:
-
-        @functools.wraps(function)
-        def listener(*args, **kwargs):
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                raise error if isinstance(error, gr.Error) else sentence(error) from None
-
-    return GPU(listener) if gpu else listener
-
-
-def load() -> CodecladePipeline:
-    """The pipeline that CODECLADE_PIPELINE names (a folder or Hub id), else the bundled one."""
-    pipe = CodecladePipeline.from_pretrained(os.environ.get("CODECLADE_PIPELINE") or bundled())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-class Engine:
+class Backend:
     """A pipeline as the tabs use it.
 
     Args:
@@ -100,7 +45,8 @@ class Engine:
         self.lock = threading.Lock()  # a pipeline keeps its guidance scale while it runs
         self._cuts: dict[int, ClusterMap] = {}
         self._patches: dict[int, Image.Image] = {}
-        self._decode_patches, self.find_ids = GPU(self._patch_pixels), GPU(self._ids_array)
+        self._decode_patches = on_gpu(self._patch_pixels)
+        self.find_ids = on_gpu(self._ids_array)
         if torch.cuda.is_available():
             pipe.to("cuda")
             pipe.transformer.to(torch.bfloat16)  # the tokenizer stays exact
@@ -201,48 +147,7 @@ class Engine:
             ).images
             return self.steps, self.decode(ids), ids.cpu().numpy()
 
-        return self.stream(run, show)
-
-    def stream(self, run: Callable, show: Callable | None = None) -> Iterator[Any]:
-        """Yield `show(latents, known)` after every row of tokens of `run`, then what it returns.
-
-        Closing the generator stops the run at its next token.
-
-        Args:
-            run: calls the pipeline with the keyword arguments it is given.
-        """
-        found: queue.Queue = queue.Queue()
-        stopped = threading.Event()
-        last = [0.0, 0.0]  # end and seconds of the last preview
-
-        def after_token(pipe, step, token, kwargs):
-            pipe._interrupt = stopped.is_set()
-            whole_row = (step + 1) % self.grid == 0 and step + 1 < self.steps
-            start = time.monotonic()
-            early = last[1] > SLOW_PREVIEW and start - last[0] < last[1]
-            if show is not None and whole_row and not pipe._interrupt and not early:
-                found.put((False, show(kwargs["latents"], step + 1)))
-                last[:] = time.monotonic(), time.monotonic() - start
-            return {}
-
-        def work():
-            try:
-                with self.lock:
-                    result = None if stopped.is_set() else run(callback_on_step_end=after_token)
-                found.put((True, result))
-            except Exception as error:
-                found.put((True, error))
-
-        threading.Thread(target=work, daemon=True).start()
-        try:
-            done = False
-            while not done:
-                done, value = found.get()
-                if isinstance(value, Exception):
-                    raise value
-                yield value
-        finally:
-            stopped.set()
+        return stream(self, run, show)
 
     # Tokens and pictures
 
@@ -332,16 +237,16 @@ class Engine:
     def _patch_pixels(self, ids: list[int]) -> np.ndarray:
         """What ids look like among other codes, (n, f, f, 3) uint8.
 
-        A picture of one code alone has colours that the code never has in an image: the decoder's
-        normalisations take out what all of a picture shares. So codes stand in blocks of 2 x 2, on
+        A picture of one code alone has colors that the code never has in an image: the decoder's
+        normalizations take out what all of a picture shares. So codes stand in blocks of 2 x 2, on
         the black fields of a chess board whose white ones are random codes, then on the white ones.
         """
         vq_model, cell = self.pipe.vq_model, self.pipe.vq_model.downsample
         groups = torch.tensor(ids + ids[:1] * (-len(ids) % 8), device=self.device).view(-1, 8)
         total = torch.zeros(groups.numel(), 3, cell, cell)
-        for colour in (0, 1):
-            fields = torch.arange(4).view(-1, 1).add(torch.arange(4)) % 2 == colour
-            others = torch.Generator().manual_seed(colour)
+        for color in (0, 1):
+            fields = torch.arange(4).view(-1, 1).add(torch.arange(4)) % 2 == color
+            others = torch.Generator().manual_seed(color)
             others = torch.randint(vq_model.codebook_size, (1, 4, 4), generator=others)
             board = others.to(self.device).repeat(len(groups), 1, 1)
             board[:, fields] = groups

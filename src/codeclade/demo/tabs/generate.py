@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import gradio as gr
-from bounds import MAX_IMAGES, number
-from engine import Engine, endpoint
 
-from .shared import MODEL, class_menu, pictures, seed_row
+from ..backend import Backend
+from ..bounds import MAX_IMAGES, number
+from ..listeners import endpoint
+from .controls import BROWSING, MODEL, class_menu, pictures, seed_row
 
 SCHEDULES = (
     "How guidance changes over the image. constant: everywhere; interval: first half only; linear "
@@ -18,8 +19,8 @@ SCHEDULES = (
 class Generate:
     """The first tab; `layout` is a namespace with the components that other tabs are fed from."""
 
-    def __init__(self, engine: Engine, recent: gr.State):
-        self.engine = engine
+    def __init__(self, backend: Backend, recent: gr.State):
+        self.backend = backend
         self.layout = SimpleNamespace(recent=recent)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -56,14 +57,14 @@ class Generate:
         Returns:
             The images as PNG files, and a line that says what they are.
         """
-        engine = self.engine
-        label, count = engine.label(name), engine.count(count)
-        settings = engine.settings(guidance_scale, guidance_schedule, temperature, top_k, top_p)
-        seed = engine.generator(seed).initial_seed()
-        name = engine.name_of(label)
-        for known, images, ids in engine.sample(label, count, seed, settings):
+        backend = self.backend
+        label, count = backend.label(name), backend.count(count)
+        settings = backend.settings(guidance_scale, guidance_schedule, temperature, top_k, top_p)
+        seed = backend.generator(seed).initial_seed()
+        name = backend.name_of(label)
+        for known, images, ids in backend.sample(label, count, seed, settings):
             if ids is None:
-                rows = f"{known // engine.grid} of {engine.grid}"
+                rows = f"{known // backend.grid} of {backend.grid}"
                 # Stopped here, no earlier images may be sent on as if they were those shown.
                 yield images, f"{name}, seed {seed}: row {rows}", None
             else:
@@ -72,23 +73,23 @@ class Generate:
 
     def _controls(self) -> list:
         """Left side; the inputs of the endpoint in its order."""
-        engine = self.engine
-        name = class_menu(engine)
+        backend = self.backend
+        name = class_menu(backend)
         count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
         scale = gr.Slider(
             0,
             10,
-            value=engine.default_guidance,
+            value=backend.default_guidance,
             step=0.25,
             label="Guidance scale",
             info="Higher is more typical of the class, with less variety",
         )
         seed = seed_row()
         with gr.Accordion("Sampling", open=False):
-            default = engine.pipe.config
+            default = backend.pipe.config
             schedule = gr.Dropdown(
-                engine.schedules,
-                value=engine.default_schedule,
+                backend.schedules,
+                value=backend.default_schedule,
                 label="Guidance schedule",
                 info=SCHEDULES,
             )
@@ -110,18 +111,16 @@ class Generate:
         with gr.Row():
             layout.to_layout = gr.Button("New details, same layout", size="sm")
             layout.to_edit = gr.Button("Edit", size="sm")
-        layout.chosen = gr.State(0)
 
         def choose(recent, event: gr.SelectData):
             chosen = number("image", getattr(event, "index", None), 0, MAX_IMAGES - 1, integer=True)
-            return chosen, recent | {"chosen": chosen} if recent else gr.skip()
+            return recent | {"chosen": chosen} if recent else gr.skip()
 
         layout.gallery.select(
             endpoint(choose, gpu=False),
             layout.recent,
-            [layout.chosen, layout.recent],
-            queue=False,
+            layout.recent,
             show_progress="hidden",
             api_visibility="private",
+            **BROWSING,
         )
-        layout.start.click(lambda: 0, None, layout.chosen, queue=False, api_visibility="private")

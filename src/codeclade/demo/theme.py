@@ -1,4 +1,4 @@
-"""How the Space looks: theme and style sheet, which Gradio 6 takes at launch."""
+"""Theme and style sheet of the app, which Gradio 6 takes at launch."""
 
 import gradio as gr
 
@@ -68,7 +68,7 @@ THEME = {  # over Soft; its own `set` would forget the rest of Soft
 }
 
 
-def look() -> dict:
+def appearance() -> dict:
     """Arguments of `launch` that are about appearance."""
     theme = gr.themes.Soft(
         primary_hue=ACCENT, secondary_hue=ACCENT, neutral_hue="stone", font=FONT, radius_size="md"

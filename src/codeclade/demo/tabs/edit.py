@@ -1,87 +1,40 @@
 """Edit: paint over a part of a picture, and the tokens beneath are sampled anew."""
 
 import io
-from abc import ABCMeta
 from collections.abc import Iterator
-from typing import ClassVar
 
 import gradio as gr
 import numpy as np
 import torch
-from bounds import cached, number, on_white, read_image
-from engine import Engine, endpoint
-from fastapi import HTTPException
-from gradio.components.base import server
-from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBlobs
-from pictures import marked, square_box
+from gradio.components.image_editor import EditorData
 from PIL import Image
 
-from codeclade.components.editing import token_mask
+from ...components.editing import token_mask
+from ..backend import Backend
+from ..bounds import cached, number, on_white, read_image
+from ..canvas import CANVAS, MAX_LAYERS, Canvas
+from ..listeners import endpoint
+from ..pictures import marked, square_box
+from ..streaming import stream
+from .controls import MODEL, class_menu, pictures, seed_row, take_button
 
-from .shared import MODEL, class_menu, pictures, seed_row, take_button
-
-CANVAS = 512
-MAX_LAYERS, MAX_PENDING, MAX_PENDING_BYTES = 8, 32, 256_000_000
 EXPLANATION = (
     "Upload an image or take a generated one, paint over what should change, choose what it should "
     "become. Tokens that the brush touches are sampled anew, the others stay."
 )
 
 
-class Quiet(type(gr.ImageEditor)):
-    """Gradio's metaclass without the stub file that it writes beside the source of a component."""
-
-    def __new__(cls, *args):
-        return ABCMeta.__new__(cls, *args)
-
-
-class Canvas(gr.ImageEditor, metaclass=Quiet):
-    """An ImageEditor that keeps a bounded number of drawings until they are asked for.
-
-    Attributes:
-        pending: drawings by id, for all canvases: Gradio makes another canvas for a session in
-            which an event has changed this one's settings.
-    """
-
-    is_template = True  # the page shows what it shows for the class above
-    pending: ClassVar[dict[str, EditorDataBlobs]] = {}
-
-    @server
-    def accept_blobs(self, data: AcceptBlobs):
-        """Keep a background, layer or composite that the page sends ahead of an event."""
-        try:
-            key, index = str(data.data["id"]), data.data["index"] or "null"
-            fits = len(key) <= 64 and (index == "null" or 0 <= int(index) < MAX_LAYERS)
-            fits = fits and len(data.files) == 1 and isinstance(data.data["type"], str)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise HTTPException(400, f"A drawing has an id and at most {MAX_LAYERS} layers.")
-        self.blob_storage = self.pending
-        super().accept_blobs(data)
-        for oldest in list(self.pending)[:-1]:
-            sizes = [drawing_bytes(drawing) for drawing in list(self.pending.values())]
-            if len(sizes) > MAX_PENDING or sum(sizes) > MAX_PENDING_BYTES:
-                self.pending.pop(oldest, None)
-
-
-def drawing_bytes(drawing: EditorDataBlobs) -> int:
-    """How much a pending drawing holds."""
-    parts = [drawing.background, drawing.composite, *drawing.layers]
-    return sum(len(part) for part in parts if part)
-
-
 class Edit:
     """The third tab."""
 
-    def __init__(self, engine: Engine, recent: gr.State):
-        self.engine = engine
+    def __init__(self, backend: Backend, recent: gr.State):
+        self.backend = backend
         self._sampled = endpoint(self._sample)
         gr.Markdown(EXPLANATION)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 self.canvas = self._canvas()
-                take_button(engine, recent, self.canvas)
+                take_button(backend, recent, self.canvas)
             with gr.Column(scale=3, min_width=300):
                 inputs = self._controls()
         gallery = pictures("Before and after", 3)
@@ -113,16 +66,16 @@ class Edit:
         Returns:
             The picture, the tokens that may change, the result; and how many tokens changed.
         """
-        engine = self.engine
-        label, strength = engine.label(name), number("strength", strength, 0, 1)
+        backend = self.backend
+        label, strength = backend.label(name), number("strength", strength, 0, 1)
         scale = number("guidance scale", guidance_scale, 0, 20)
-        seed = engine.generator(seed).initial_seed()
+        seed = backend.generator(seed).initial_seed()
         picture, mask = self._painted(image)
         if mask is None and strength == 1:
             raise ValueError("paint over what should change, or set the strength below 1.")
-        cells = np.ones((engine.grid, engine.grid), bool)
+        cells = np.ones((backend.grid, backend.grid), bool)
         if mask is not None:
-            cells = token_mask(torch.from_numpy(mask), engine.grid)[0].numpy()
+            cells = token_mask(torch.from_numpy(mask), backend.grid)[0].numpy()
         settings = {"strength": strength, "guidance_scale": scale}
         yield from self._sampled(label, picture, cells, seed, settings, recent)
 
@@ -130,31 +83,31 @@ class Edit:
         self, label: int, picture: Image.Image, cells: np.ndarray, seed: int, settings, recent
     ) -> Iterator[tuple[list, str]]:
         """What the endpoint yields, on the GPU; closing it stops the sampling."""
-        engine = self.engine
-        ids = engine.ids_of(picture, recent)
-        (before,) = engine.decode(ids)
+        backend = self.backend
+        ids = backend.ids_of(picture, recent)
+        (before,) = backend.decode(ids)
         shown = marked(before, cells)
         gallery = [(before, "before"), (shown, "tokens that may change")]
 
         def run(**callback):
-            return engine.pipe(
+            return backend.pipe(
                 label,
                 latents=ids,
                 mask_image=torch.from_numpy(cells).float(),
-                generator=engine.generator(seed),
+                generator=backend.generator(seed),
                 output_type="latent",
                 **settings,
                 **callback,
             ).images.cpu()
 
-        for result in engine.stream(run, lambda latents, known: known):
+        for result in stream(backend, run, lambda latents, known: known):
             if isinstance(result, int):
-                yield gallery, f"Row {result // engine.grid} of {engine.grid}"
-        before, after = engine.decode(torch.cat([ids, result]))
-        changed = int((result != ids).reshape(engine.steps, -1).any(-1).sum())
+                yield gallery, f"Row {result // backend.grid} of {backend.grid}"
+        before, after = backend.decode(torch.cat([ids, result]))
+        changed = int((result != ids).reshape(backend.steps, -1).any(-1).sum())
         yield (
             [*gallery, (after, "after")],
-            f"{changed} of {int(cells.sum())} tokens changed, {engine.steps} in the image.",
+            f"{changed} of {int(cells.sum())} tokens changed, {backend.steps} in the image.",
         )
 
     def _painted(self, value) -> tuple[Image.Image, np.ndarray | None]:
@@ -195,12 +148,12 @@ class Edit:
 
     def _controls(self) -> list:
         """Right side; the inputs of the endpoint after the canvas."""
-        name = class_menu(self.engine, info="What the painted part becomes")
+        name = class_menu(self.backend, info="What the painted part becomes")
         strength = gr.Slider(
             0, 1, value=1, step=0.05, label="Strength", info="Share of painted tokens that change"
         )
         scale = gr.Slider(
-            0, 10, value=self.engine.default_guidance, step=0.25, label="Guidance scale"
+            0, 10, value=self.backend.default_guidance, step=0.25, label="Guidance scale"
         )
         seed = seed_row()
         with gr.Row():

@@ -1,18 +1,22 @@
 """Controls that several tabs have."""
 
 import gradio as gr
-from bounds import MAX_SEED
-from engine import Engine, endpoint
-from pictures import enlarge
+from PIL import Image
+
+from ..backend import Backend
+from ..bounds import MAX_SEED
+from ..listeners import endpoint
+from ..pictures import enlarge
 
 # Every listener that runs the model is in this group: one at a time, whatever tab it belongs to.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+BROWSING = {"concurrency_id": "browsing", "concurrency_limit": 2}  # and those that do not
 RANDOM_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
 
 
-def class_menu(engine: Engine, **settings) -> gr.Dropdown:
+def class_menu(backend: Backend, **settings) -> gr.Dropdown:
     """All classes, searchable by typing; other names of a class may be typed too."""
-    choices = engine.choices
+    choices = backend.choices
     return gr.Dropdown(
         choices,
         value=choices[0][1],
@@ -49,7 +53,7 @@ def pictures(label: str, columns: int, kind: str = "few", **settings) -> gr.Gall
     )
 
 
-def image_input(engine: Engine, recent: gr.State, **settings) -> gr.Image:
+def image_input(backend: Backend, recent: gr.State, **settings) -> gr.Image:
     """A picture to upload, or taken from what was generated last."""
     image = gr.Image(
         label="Your image",
@@ -59,29 +63,34 @@ def image_input(engine: Engine, recent: gr.State, **settings) -> gr.Image:
         height=320,
         **settings,
     )
-    take_button(engine, recent, image)
+    take_button(backend, recent, image)
     return image
 
 
-def take_button(engine: Engine, recent: gr.State, target: gr.components.Component) -> None:
+def take_button(backend: Backend, recent: gr.State, target: gr.components.Component) -> None:
     """A button that puts the chosen one of the last images, or a new one, into `target`."""
 
     def take(recent):
-        recent = recent or engine.example()
-        images = recent["images"]
-        return enlarge(images[min(recent.get("chosen", 0), len(images) - 1)]), recent
+        recent = recent or backend.example()
+        return enlarge(chosen_image(recent)), recent
 
     button = gr.Button("Take a generated image", size="sm")
     button.click(endpoint(take), recent, [target, recent], api_visibility="private", **MODEL)
 
 
-def cluster_slider(engine: Engine, **settings) -> gr.Slider:
+def chosen_image(recent: dict) -> Image.Image:
+    """The image that was clicked last among those generated last; the first without a click."""
+    images = recent["images"]
+    return images[min(recent.get("chosen", 0), len(images) - 1)]
+
+
+def cluster_slider(backend: Backend, **settings) -> gr.Slider:
     """Number of clusters to cut the tree into; hidden where there is nothing to choose."""
-    low, high = engine.cluster_bounds
+    low, high = backend.cluster_bounds
     return gr.Slider(
         low,
         max(high, low + 1),
-        value=engine.map.num_clusters if engine.map is not None else low,
+        value=backend.map.num_clusters if backend.map is not None else low,
         step=1,
         label="Clusters",
         visible=low < high,

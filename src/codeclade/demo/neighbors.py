@@ -1,10 +1,10 @@
-"""Where clusters stand to each other: in the merge tree and in the codebook."""
+"""Distances between clusters: in the merge tree and in the codebook."""
 
 import math
 
 import torch
 
-from codeclade import ClusterMap
+from .. import ClusterMap
 
 
 def join_heights(cut: ClusterMap, cluster: int) -> list[float | None]:

@@ -2,11 +2,12 @@
 
 import gradio as gr
 import torch
-from bounds import MAX_IMAGES, uploaded
-from engine import Engine, endpoint
-from pictures import square
 
-from .shared import MODEL, class_menu, image_input, pictures, seed_row
+from ..backend import Backend
+from ..bounds import MAX_IMAGES, uploaded
+from ..listeners import endpoint
+from ..pictures import square
+from .controls import MODEL, class_menu, image_input, pictures, seed_row
 
 EXPLANATION = (
     "A cluster holds codes that look alike. Here every token keeps its cluster, which is the "
@@ -15,18 +16,18 @@ EXPLANATION = (
 NO_CLUSTERS = "This pipeline has no clusters to keep: it needs a cluster map or two stages."
 
 
-class Layout:
+class Redraw:
     """The second tab."""
 
-    def __init__(self, engine: Engine, recent: gr.State):
-        self.engine = engine
-        self.two_stages = engine.pipe.transformer.config.num_stages == 2
-        self.able = self.two_stages or engine.pipe.cluster_map is not None
+    def __init__(self, backend: Backend, recent: gr.State):
+        self.backend = backend
+        self.two_stages = backend.pipe.transformer.config.num_stages == 2
+        self.able = self.two_stages or backend.pipe.cluster_map is not None
         gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                self.image = image_input(engine, recent)
-                name = class_menu(engine, visible=self.two_stages, info="Guides the second stage")
+                self.image = image_input(backend, recent)
+                name = class_menu(backend, visible=self.two_stages, info="Guides the second stage")
                 count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Variants")
                 seed = seed_row()
                 start = gr.Button("Draw new details", variant="primary", interactive=self.able)
@@ -55,26 +56,26 @@ class Layout:
             The image as it was given and as its tokens show it, then the variants; and the mean
             share of tokens that changed.
         """
-        engine = self.engine
+        backend = self.backend
         if not self.able:
             raise ValueError(NO_CLUSTERS)
-        count, generator = engine.count(count), engine.generator(seed)
+        count, generator = backend.count(count), backend.generator(seed)
         picture = uploaded(image)
         if picture is None and not recent:
             raise ValueError("generate an image first, or upload one.")
         picture = recent["images"][0] if picture is None else picture
-        ids = engine.ids_of(picture, recent)
-        labels = {"class_labels": engine.label(name)} if self.two_stages else {}
-        with engine.lock:
-            new = engine.pipe.redraw(
+        ids = backend.ids_of(picture, recent)
+        labels = {"class_labels": backend.label(name)} if self.two_stages else {}
+        with backend.lock:
+            new = backend.pipe.redraw(
                 latents=ids,
                 num_images_per_prompt=count,
                 generator=generator,
                 output_type="latent",
                 **labels,
             ).images.cpu()
-        changed = (new != ids.cpu()).reshape(count, engine.steps, -1).any(-1).float().mean(1)
-        shown = engine.decode(torch.cat([ids.cpu(), new]))
+        changed = (new != ids.cpu()).reshape(count, backend.steps, -1).any(-1).float().mean(1)
+        shown = backend.decode(torch.cat([ids.cpu(), new]))
         captions = ["as tokens"] + [f"{share:.0%} of tokens changed" for share in changed.tolist()]
-        gallery = [(square(picture, engine.side), "original"), *zip(shown, captions, strict=True)]
-        return gallery, f"On average {changed.mean():.0%} of the {engine.steps} tokens changed."
+        gallery = [(square(picture, backend.side), "original"), *zip(shown, captions, strict=True)]
+        return gallery, f"On average {changed.mean():.0%} of the {backend.steps} tokens changed."

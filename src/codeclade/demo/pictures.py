@@ -18,7 +18,7 @@ def enlarge(image: Image.Image, at_least: int = 384, smooth: bool = True) -> Ima
 
 
 def same(image: Image.Image, other: Image.Image) -> bool:
-    """Whether two pictures are one; a browser's canvas may round colours."""
+    """Whether two pictures are one; a browser's canvas may round colors."""
     if image.size != other.size:
         return False
     gap = np.asarray(image).astype(int) - np.asarray(other)
@@ -26,14 +26,14 @@ def same(image: Image.Image, other: Image.Image) -> bool:
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """Centre crop, resized to `side` x `side` pixels."""
+    """Center crop, resized to `side` x `side` pixels."""
     left, top, short = square_box(image.size)
     box = (left, top, left + short, top + short)
     return image.resize((side, side), Image.Resampling.LANCZOS, box)
 
 
 def square_box(size: tuple[int, int]) -> tuple[int, int, int]:
-    """Left, top and side of the largest centred square."""
+    """Left, top and side of the largest centered square."""
     short = min(size)
     return (size[0] - short) // 2, (size[1] - short) // 2, short
 

@@ -1,0 +1,1 @@
+"""The tabs of the app, one file each: a class with its endpoints as methods and its layout."""
