@@ -29,13 +29,13 @@ class EncodeRecipe:
     """Settings of `codeclade encode`."""
 
     data: str  # image folder, parquet folder or Hub dataset
-    image_size: int
+    image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     views: int = 2  # random crops and flips of every training image; validation has one, centred
     crop: float = 1.1  # largest resize factor before the random crop
     shard_size: int = 10_000  # images a shard
-    batch_size: int = 64
-    seed: int = 0
+    batch_size: int = 64  # images that go through the tokenizer at once
+    seed: int = 0  # of the random views
 
 
 class Codes(Dataset):

@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
+from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
@@ -33,30 +34,31 @@ class GeneratorRecipe:
         ""  # empty: "cluster" with a cluster map, "semantic_detail" with pairs, else "token"
     )
     cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 2048
+    hidden_size: int = 768  # width D
+    num_hidden_layers: int = 12  # blocks
+    num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
+    intermediate_size: int = 2048  # width inside the feed-forward layers
     dropout: float = 0.1  # token, residual and feed-forward dropout
-    class_dropout: float = 0.1
-    steps: int = 100_000
-    batch_size: int = 256  # global
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5
-    warmup: int = 100
-    weight_decay: float = 0.05  # on matrices only
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
+    class_dropout: float = 0.1  # share of classes replaced by the null class, for guidance
+    steps: int = 100_000  # optimizer steps
+    batch_size: int = 256  # images a step, of all processes together
+    learning_rate: float = 1e-4  # highest, at the end of the warm-up
+    final_learning_rate: float = 1e-5  # at the last step; the way there is half a cosine
+    warmup: int = 100  # steps of linear increase
+    weight_decay: float = 0.05  # of AdamW, on tensors of two or more dimensions
+    gradient_clip: float = 1.0  # largest norm of all gradients together
+    ema_decay: float = 0.999  # of the averaged weights, which are what is saved
     mixed_precision: str = "bf16"  # no, fp16, bf16
-    guidance_scale: float = 2.0  # defaults the finished pipeline is saved with
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    evaluate_every: int = 500
-    save_every: int = 500
+    guidance_scale: float = 2.0  # saved with the finished pipeline as its default
+    temperature: float = 1.0  # saved default; 0 is arg-max
+    top_k: int = 0  # saved default; 0 keeps all
+    top_p: float = 1.0  # saved default; 1 keeps all
+    guidance_schedule: str | dict | None = None  # saved default: a name, or name and parameters
+    seed: int = 0  # of weights, order of images, views and dropout
+    workers: int = 0  # processes that read data, a training process; 0 = it reads itself
+    log_every: int = 20  # steps between lines of log.jsonl
+    evaluate_every: int = 500  # steps between validations
+    save_every: int = 500  # steps between checkpoints
 
 
 def train_generator(
@@ -76,6 +78,7 @@ def train_generator(
     Raises:
         ValueError: codes or map of another tokenizer, or a folder with another recipe's run.
     """
+    Schedule(recipe.guidance_schedule)  # a wrong one would be found at the end only
     codes = codes_folder(codes)
     train, held_out = Codes(codes / "train"), Codes(codes / "validation")
     train.check_tokenizer(vq_model)
@@ -109,6 +112,7 @@ def train_generator(
         temperature=recipe.temperature,
         top_k=recipe.top_k,
         top_p=recipe.top_p,
+        guidance_schedule=recipe.guidance_schedule,
     )
     if accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")

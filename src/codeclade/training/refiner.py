@@ -27,31 +27,31 @@ from .run import Run, ema_weights
 class RefinerRecipe:
     """Settings of `codeclade train-refiner`; the defaults are DCPE's refine net."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 1
-    num_attention_heads: int = 12
-    intermediate_size: int = 2048
+    hidden_size: int = 768  # width D
+    num_hidden_layers: int = 1  # blocks
+    num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
+    intermediate_size: int = 2048  # width inside the feed-forward layers
     causal: bool = True  # False: every position sees all clusters (CTF)
     mask_to_members: bool = False  # True: per-cluster softmax (CTF, MASC)
     class_prefix: bool = True  # False: clusters, and the generator's states if given, alone
     sampling_temperature: float = 0.0  # of the finished refiner; 0 is arg-max
-    token_dropout: float = 0.0
+    token_dropout: float = 0.0  # dropout of the embedded clusters
     dropout: float = 0.1  # residual and feed-forward dropout
     class_dropout: float = 0.0  # above 0: the refiner has a null class and can be guided
-    steps: int = 100_000
-    batch_size: int = 256  # global
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-4
-    warmup: int = 0
-    weight_decay: float = 0.05  # on matrices only
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
+    steps: int = 100_000  # optimizer steps
+    batch_size: int = 256  # images a step, of all processes together
+    learning_rate: float = 1e-4  # highest, at the end of the warm-up
+    final_learning_rate: float = 1e-4  # at the last step; the way there is half a cosine
+    warmup: int = 0  # steps of linear increase
+    weight_decay: float = 0.05  # of AdamW, on tensors of two or more dimensions
+    gradient_clip: float = 1.0  # largest norm of all gradients together
+    ema_decay: float = 0.999  # of the averaged weights, which are what is saved
     mixed_precision: str = "bf16"  # no, fp16, bf16
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    evaluate_every: int = 500
-    save_every: int = 500
+    seed: int = 0  # of weights, order of images, views and dropout
+    workers: int = 0  # processes that read data, a training process; 0 = it reads itself
+    log_every: int = 20  # steps between lines of log.jsonl
+    evaluate_every: int = 500  # steps between validations
+    save_every: int = 500  # steps between checkpoints
 
 
 def train_refiner(

@@ -29,27 +29,29 @@ class TokenizerRecipe:
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     crop: float = 1.0  # largest resize factor before the random crop
-    block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])
-    layers_per_block: int = 2
-    latent_channels: int = 256
-    codebook_size: int = 16384
-    codebook_dim: int = 8
+    block_out_channels: list = field(
+        default_factory=lambda: [128, 128, 256, 256, 512]
+    )  # widths by level; each but the last halves the side
+    layers_per_block: int = 2  # residual blocks a level of the encoder; the decoder has one more
+    latent_channels: int = 256  # width between the levels and the codebook
+    codebook_size: int = 16384  # number of codes N
+    codebook_dim: int = 8  # numbers a code
     pixel_weight: float = 1.0  # mean squared error
     perceptual_weight: float = 1.0  # EfficientNet-Lite0 features; 0 needs no extra package
-    codebook_weight: float = 1.0
-    commitment_weight: float = 0.25
+    codebook_weight: float = 1.0  # pulls codes to the latents
+    commitment_weight: float = 0.25  # pulls latents to their codes
     revive_every: int = 200  # steps between re-seedings of codes unused since the last; 0 = never
-    steps: int = 100_000
-    batch_size: int = 128  # global
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5
-    warmup: int = 100
-    gradient_clip: float = 1.0
+    steps: int = 100_000  # optimizer steps
+    batch_size: int = 128  # images a step, of all processes together
+    learning_rate: float = 1e-4  # highest, at the end of the warm-up
+    final_learning_rate: float = 1e-5  # at the last step; the way there is half a cosine
+    warmup: int = 100  # steps of linear increase
+    gradient_clip: float = 1.0  # largest norm of all gradients together
     mixed_precision: str = "bf16"  # no, fp16, bf16
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    save_every: int = 500
+    seed: int = 0  # of weights, order of images, views and dropout
+    workers: int = 0  # processes that read data, a training process; 0 = it reads itself
+    log_every: int = 20  # steps between lines of log.jsonl
+    save_every: int = 500  # steps between checkpoints
 
 
 class TokenizerLosses(nn.Module):
