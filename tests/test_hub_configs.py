@@ -1,4 +1,4 @@
-"""hub_configs/: every recipe loads whole, describes the published model, and its table is current."""
+"""hub_configs/: every recipe loads, describes the published model, and its table is current."""
 
 import json
 import re
@@ -362,7 +362,7 @@ def test_a_file_that_describes_no_model_says_why(tmp_path):
     with pytest.raises(ValueError, match="transformer has no field 'classes'; it has vocab_size"):
         component_configs(read_family(path))
     path.write_text(whole.replace("  title: MASC", "  titel: MASC"))
-    with pytest.raises(ValueError, match="about in .*'titel'"):
+    with pytest.raises(ValueError, match=r"about in .*'titel'"):
         read_family(path).about()
 
 

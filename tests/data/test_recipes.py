@@ -184,7 +184,7 @@ def test_sizes_that_are_not_there_are_refused(sized_file, recipe_file):
 def test_a_recipe_is_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_family("masc").name == "masc" and "masc" in family_names()
-    with pytest.raises(ValueError, match="no recipe file mask, .* codeclade are ctf, dcpe, iar"):
+    with pytest.raises(ValueError, match=r"no recipe file mask, .* codeclade are ctf, dcpe, iar"):
         read_family("mask")
     (tmp_path / "masc").write_text("toy: {data: own}")  # a file here comes first
     assert load_recipe(Recipe, "toy", "masc").data == "own"

@@ -29,9 +29,7 @@ class TokenizerRecipe:
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     crop: float = 1.0  # largest resize factor before the random crop
-    block_out_channels: list = field(
-        default_factory=lambda: [128, 128, 256, 256, 512]
-    )  # widths by level; each but the last halves the side
+    block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])  # widths
     layers_per_block: int = 2  # residual blocks a level of the encoder; the decoder has one more
     latent_channels: int = 256  # width between the levels and the codebook
     codebook_size: int = 16384  # number of codes N
