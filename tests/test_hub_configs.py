@@ -339,6 +339,7 @@ def test_configs_are_written_and_load(tmp_path):
         (["mask"], "there is no recipe file mask"),
         (["masc", "--configs", "x", "--size", "q"], "has no size 'q'; it has b, l, xl"),
         (["masc", "--size", "l"], "--size l is for --configs DIR"),
+        (["masc", "--table"], "--table and --settings are of all recipes; give no name"),
         (["--out", "x.yaml"], "--out is for one recipe; give its name"),
         (["masc", "--out", "."], "--out . is there already"),
         (["masc", "--out", "no/x.yaml"], "there is no folder no for x.yaml"),
@@ -356,6 +357,14 @@ def test_a_file_that_describes_no_model_says_why(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("encode: {image_size: 64}\ngenerator: {}\n")
     with pytest.raises(ValueError, match="has no section tokenizer, so no model follows"):
+        component_configs(read_family(path))
+    path.write_text("tokenizer: {image_size: 64}\nencode: {}\ngenerator: {}\n")
+    with pytest.raises(ValueError, match=r"encode in .* has no image_size"):
+        component_configs(read_family(path))
+    path.write_text(
+        "tokenizer: {image_size: 64}\nencode: {image_size: 64}\ngenerator: {}\nrefiner: {}\n"
+    )
+    with pytest.raises(ValueError, match="has no section cluster, so no model follows"):
         component_configs(read_family(path))
     whole = FAMILIES["masc"].path.read_text()
     path.write_text(whole.replace("{num_classes: 1000}", "{classes: 1000}"))

@@ -56,7 +56,7 @@ def recipe_arguments(parser: VerbParser, section: str) -> None:
         "--size", metavar="SIZE", help="of a recipe with several; default: the recipe's own"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings over the recipe's"
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings over the recipe's"
     )
 
     def more_help() -> str:

@@ -79,6 +79,8 @@ def _cluster(arguments: argparse.Namespace) -> None:
     codebook = load_codebook(arguments.source, arguments.table)
     for count in arguments.report_clusters or ():
         check_clusters(count, len(codebook))
+
+    # The map is saved before the report, which takes longer and can fail for lack of packages.
     cluster_map, rows = make_cluster_map(
         codebook,
         recipe.method,

@@ -44,6 +44,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for path in filter(None, (out, npz)):
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {path.parent} for {path.name}; give --out FILE.")
+
     pipe = load_pipeline(arguments.pipeline, arguments.device)
     pipe.set_progress_bar_config(disable=True)
     protocol = Protocol(
@@ -54,6 +55,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.batch_size,
     )
     results = evaluate(pipe, protocol, npz)
+
+    # Every number is said with its protocol, and what is missing is said too.
     for result in results:
         print(f"{result['metric']}: {result['value']}{result['unit']} ({result['protocol']})")
     if not any(result["metric"] == "Class accuracy" for result in results):

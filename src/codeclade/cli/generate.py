@@ -49,6 +49,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     check_positive(images=arguments.images, scale=arguments.scale)
     import torch
 
+    # Without classes the images show a spread of what the pipeline knows.
     pipeline = load_pipeline(arguments.pipeline, arguments.device)
     labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
     count = arguments.images or (1 if labels else 8)

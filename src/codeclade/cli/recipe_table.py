@@ -91,10 +91,12 @@ def _predicts(transformer: dict, vq_model: dict) -> str:
 def _sampling(family: Family, size: str | None, note: str) -> str:
     """The sampling defaults that differ from plain draws."""
     given = family.merged("generator", size)
-    schedule, text = given.get("guidance_schedule"), f"guidance {given['guidance_scale']}"
-    if schedule:
-        text = f"guidance {schedule['start']} to {given['guidance_scale']}"
-        text += f", {schedule['name']} weight {schedule['weight']}"
+    schedule, scale = given.get("guidance_schedule") or {}, given.get("guidance_scale", 2.0)
+    text = f"guidance {scale}"
+    if isinstance(schedule, dict) and schedule.get("name") == "attention":
+        text = f"guidance {schedule['start']} to {scale}, attention weight {schedule['weight']}"
+    elif schedule:
+        text += f", schedule {schedule}"
     if given.get("temperature", 1.0) != 1.0:
         text += f", temperature {given['temperature']}"
     if given.get("top_k"):

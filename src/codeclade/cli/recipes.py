@@ -29,30 +29,47 @@ def add_recipes(verbs) -> None:
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
+    # Flags that need each other; every one that is given does something.
     for flag in ("out", "configs"):
         if getattr(arguments, flag) and not arguments.name:
             raise ValueError(f"--{flag} is for one recipe; give its name.")
     if arguments.size and not arguments.configs:
         raise ValueError(f"--size {arguments.size} is for --configs DIR.")
-    if arguments.table or arguments.settings:
-        if arguments.table:
-            from .recipe_table import model_table
+    if (arguments.table or arguments.settings) and arguments.name:
+        raise ValueError("--table and --settings are of all recipes; give no name.")
 
-            print(model_table())
-        if arguments.settings:
-            from .settings import settings_page
+    # What is said of all recipes.
+    if arguments.table:
+        from .recipe_table import model_table
 
-            print(settings_page(), end="")
-        return
+        print(model_table())
+    elif arguments.settings:
+        from .settings import settings_page
+
+        print(settings_page(), end="")
+    elif arguments.name:
+        _one_recipe(arguments)
+    else:
+        print("\n".join(_list()))
+
+
+def _list() -> list[str]:
+    """A line for every recipe that comes with codeclade."""
     from ..data.families import family_names, read_family
 
-    if not arguments.name:
-        families = [read_family(name) for name in family_names()]
-        wide = max(len(family.name) for family in families)
-        for family in families:
-            sizes = f" Sizes {', '.join(family.sizes)}." if family.sizes else ""
-            print(f"{family.name:{wide}}  {family.about().summary}{sizes}")
-        return
+    families = [read_family(name) for name in family_names()]
+    wide = max(len(family.name) for family in families)
+    return [
+        f"{family.name:{wide}}  {family.about().summary}"
+        + (f" Sizes {', '.join(family.sizes)}." if family.sizes else "")
+        for family in families
+    ]
+
+
+def _one_recipe(arguments: argparse.Namespace) -> None:
+    """Copy a recipe, write the configs of its components, or show what it is."""
+    from ..data.families import read_family
+
     family = read_family(arguments.name)
     if arguments.out:
         copy_recipe(family.path, arguments.out)

@@ -33,18 +33,26 @@ def component_configs(family: Family, size: str | None = None) -> dict[str, dict
     """The content of config.json of every component of a family's pipeline, by component.
 
     Raises:
-        ValueError: a file without the sections tokenizer, encode and generator, or with a field in
-            `configs` that the component does not have.
+        ValueError: a file without the sections or settings that say what the components are, or
+            with a field in `configs` that the component does not have.
     """
+    # A model follows from how images become tokens and what predicts them; the rest is optional.
     given = {name: family.merged(name, size) for name in family.sections}
-    for name in ("tokenizer", "encode", "generator"):
+    needed = {"tokenizer": ["image_size"], "encode": ["image_size"], "generator": []}
+    if "cluster" in given or "refiner" in given:
+        needed["cluster"] = ["clusters"]
+    for name, keys in needed.items():
         if name not in given:
             raise ValueError(f"{family.path} has no section {name}, so no model follows from it.")
+        missing = [key for key in keys if key not in given[name]]
+        if missing:
+            raise ValueError(f"{name} in {family.path} has no {missing[0]}.")
     extra = _extra(family, size)
     vq_model = _vq_model(given["tokenizer"], extra["vq_model"])
-    configs = {"vq_model": vq_model}
     transformer = _transformer(given, vq_model, extra["transformer"])
-    configs["transformer"] = transformer
+    configs = {"vq_model": vq_model, "transformer": transformer}
+
+    # Maps and refiners take their sizes from the two above.
     if "cluster" in given:
         configs["cluster_map"] = _cluster_map(given["cluster"], vq_model, extra["cluster_map"])
     if "refiner" in given:
@@ -139,7 +147,7 @@ def _vq_model(tokenizer: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any
 def _cluster_map(
     cluster: dict[str, Any], vq_model: dict[str, Any], extra: dict[str, Any]
 ) -> dict[str, Any]:
-    method, size = cluster["method"], vq_model["codebook_size"]
+    method, size = cluster.get("method", "masc"), vq_model["codebook_size"]
     return {
         "_class_name": "ClusterMap",
         "codebook_size": size,
