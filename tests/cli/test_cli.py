@@ -1,8 +1,10 @@
 """The command line: verbs, frozen flags, examples, one-sentence errors and exit codes."""
 
 import argparse
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +13,18 @@ from PIL import Image
 
 from codeclade import VQModel, bundled
 from codeclade.cli import build_parser, main
-from codeclade.cli.arguments import load_part
+from codeclade.cli.arguments import check_device, load_part
 
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
-    "--scale --device",
-    "cluster": "--method --clusters --out --normalize --seed --table --report --report-clusters "
-    "--images --num-images --codes",
-    "train-tokenizer": "--recipe --out",
-    "encode": "--tokenizer --recipe --out",
-    "train-generator": "--tokenizer --cluster-map --codes --recipe --out",
-    "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --out",
+    "--scale --device --list",
+    "recipes": "--out --configs --size --table --settings",
+    "cluster": "--method --clusters --out --normalize --no-normalize --seed --table --report "
+    "--report-clusters --images --num-images --codes --recipe --size",
+    "train-tokenizer": "--recipe --size --out",
+    "encode": "--tokenizer --recipe --size --out",
+    "train-generator": "--tokenizer --cluster-map --codes --recipe --size --out",
+    "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --size --out",
     "evaluate": "--data --images --seed --guidance-scale --batch-size --out --npz --device",
     "convert": "",
     "push": "--private --create-pr --space --license --message --no-samples --dry-run",
@@ -94,10 +97,11 @@ def test_bad_input_is_one_sentence(capsys, tmp_path, monkeypatch):
     assert "no folder" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "no" / "x.png"))
     assert ".png" in fails(capsys, "generate", "alp", "--out", str(tmp_path / "x.exe"))
     words = fails(capsys, "generate", "alp", "--out", out, "--pipeline", "no/such/folder")
-    assert "there is no pipeline folder no/such/folder, and it is no Hub id" in words
+    assert "there is no folder no/such/folder, and it is no Hub id" in words
     for verb in ("encode", "train-generator"):
         tokenizer = ["--tokenizer", "runs/tokenizr", "--out", out]
-        more = ["--codes", out] if verb == "train-generator" else ["data=x", "image_size=64"]
+        given = {"encode": ["data=x", "image_size=64"], "train-generator": ["steps=3"]}
+        more = given[verb] + (["--codes", out] if verb == "train-generator" else [])
         words = fails(capsys, verb, *tokenizer, *more)
         assert "runs/tokenizr is no folder here, and no repository of the Hub" in words
     assert "0..15" in fails(capsys, "generate", "999", "--out", out)
@@ -108,8 +112,10 @@ def test_a_part_is_found_in_its_own_folder_and_in_a_pipelines():
     inside = load_part(VQModel, f"{bundled()}/vq_model", "vq_model")
     assert torch.equal(load_part(VQModel, bundled(), "vq_model").codebook, inside.codebook)
     assert load_part(VQModel, None, "vq_model") is None
-    with pytest.raises(ValueError, match="no/such/place is no folder here"):
+    with pytest.raises(ValueError, match="there is no folder no/such/place, and it is no Hub id"):
         load_part(VQModel, "no/such/place", "vq_model")
+    with pytest.raises(ValueError, match="holds no refiner"):
+        load_part(VQModel, bundled(), "refiner")
 
 
 def test_recipe_mistakes_are_named(capsys, tmp_path):
@@ -118,5 +124,89 @@ def test_recipe_mistakes_are_named(capsys, tmp_path):
     assert "steps='many'" in fails(
         capsys, "train-tokenizer", *run, "data=x", "image_size=64", "steps=many"
     )
-    assert "data" in fails(capsys, "train-tokenizer", *run, "image_size=64")
+    words = fails(capsys, "train-tokenizer", *run, "image_size=64")
+    assert (
+        "tokenizer needs data, steps; give data=... steps=..., or a recipe with --recipe" in words
+    )
+    words = fails(capsys, "train-generator", *run, "--tokenizer", "x", "--codes", "y")
+    assert "generator needs steps" in words  # 100,000 steps are not begun by accident
+    words = fails(
+        capsys, "train-generator", *run, "--tokenizer", "x", "--codes", "y", "steps=3", "scheme=foo"
+    )
+    assert "scheme=foo is unknown; use one of token, cluster," in words
+    words = fails(capsys, "train-tokenizer", *run, "--recipe", "masc", "--size", "huge")
+    assert "has no size 'huge'; it has b, l, xl" in words
     assert not (tmp_path / "run").exists()
+
+
+def test_words_stand_anywhere_between_flags(tmp_path):
+    parsed = build_parser().parse_args(
+        ["train-tokenizer", "a=1", "--out", "run", "b=x y", "--recipe", "r.yaml", "c=", "d==="]
+    )
+    assert parsed.overrides == ["a=1", "b=x y", "c=", "d==="]
+    assert (parsed.out, parsed.recipe, parsed.size) == ("run", "r.yaml", None)
+    parsed = build_parser().parse_args(["cluster", "--out", "map", "vq.pt", "--seed", "3", "k=1"])
+    assert (parsed.source, parsed.seed, parsed.overrides) == ("vq.pt", 3, ["k=1"])
+    parsed = build_parser().parse_args(["generate", "alp", "--seed", "3", "goldfish"])
+    assert parsed.labels == ["alp", "goldfish"]
+    parsed = build_parser().parse_args(["convert", "llamagen", "--vq", "a", "--out", "b"])
+    assert parsed.kind == "llamagen"
+
+
+@pytest.mark.parametrize("words", [["--out", "a", "--nonsense", "3"], ["--out"], ["a=1"]])
+def test_wrong_flags_are_still_refused(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train-tokenizer", *words])
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_help_describes_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["train-generator", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "learning_rate highest, at the end of the warm-up (float; default 0.0001)" in text
+    with pytest.raises(SystemExit):
+        main(["cluster", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "clusters number of clusters K (int; needed)" in text
+    assert "with method=kmeans: n_init int; default 10" in text
+
+
+def test_classes_are_listed_in_order_of_their_ids(capsys, tmp_path):
+    assert main(["generate", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in lines] == list(range(16))
+    assert lines[2] == " 2  golden retriever" and lines[10] == "10  lakeside"
+    index = json.loads((Path(bundled()) / "model_index.json").read_text()) | {"id2label": {}}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert "has no class names" in fails(capsys, "generate", "--list", "--pipeline", str(tmp_path))
+
+
+def test_a_wrong_folder_gets_a_hint(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "generator" / "pipeline").mkdir(parents=True)
+    (tmp_path / "runs" / "generator" / "pipeline" / "model_index.json").write_text("{}")
+    for verb in (["generate", "--pipeline"], ["evaluate", "--data", "x"]):
+        words = fails(capsys, *verb, "runs/generator")
+        assert "is no pipeline" in words and "did you mean runs/generator/pipeline?" in words
+        words = fails(capsys, *verb, "runs/generatr")  # could be a Hub id, but there is a runs/
+        assert "there is no generatr in the folder runs here" in words
+
+
+def test_devices_and_counts_are_checked_before_the_work(capsys, tmp_path):
+    out = ["--out", str(tmp_path / "x.png")]
+    assert "--images 0 must be 1 or more" in fails(capsys, "generate", "alp", "--images", "0", *out)
+    assert "--scale 0 must be 1 or more" in fails(capsys, "generate", "alp", "--scale", "0", *out)
+    words = fails(capsys, "generate", "alp", "--device", "gpu", *out)
+    assert "--device gpu is no device; use cpu, cuda" in words
+    words = fails(capsys, "generate", "alp", "--device", "cuda:99", *out)
+    assert "--device cuda:99 is not available here" in words
+    assert check_device("cpu") == "cpu"
+    assert not list(tmp_path.iterdir())
+
+
+def test_python_runs_the_package_as_a_module():
+    command = [sys.executable, "-m", "codeclade", "generate", "--list"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and "golden retriever" in result.stdout

@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.cluster import KMeans
 
 from codeclade import ClusterMap
-from codeclade.cli import main
+from codeclade.cli import build_parser, main
+from codeclade.cli.cluster import ClusterRecipe, read_recipe
 from codeclade.clustering import codebook as checks
 from codeclade.training.encode import EncodeRecipe, encode
 
@@ -65,6 +67,37 @@ def test_every_method_and_its_seed(source, tmp_path, method):
         assert (first.bincount() == 6).all()
 
 
+RECIPE = """
+cluster: {method: kmeans, clusters: 8, normalize: true, init: k-means++, n_init: 3, seed: 5}
+"""
+
+
+def test_a_recipe_says_how_to_cluster(source, rows, tmp_path, relabelled):
+    (tmp_path / "own.yaml").write_text(RECIPE)
+    recipe = ["--recipe", tmp_path / "own.yaml", "--out"]
+    assert run(source, *recipe, tmp_path / "map") == 0
+    cluster_map = ClusterMap.from_pretrained(tmp_path / "map")
+    unit = rows.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    wanted = KMeans(8, init="k-means++", n_init=3, random_state=5).fit_predict(unit)
+    assert torch.equal(cluster_map.mapping, relabelled(wanted))
+    assert cluster_map.config.method == "kmeans-normalized"
+
+
+def test_words_and_flags_come_over_the_recipe(source, tmp_path):
+    (tmp_path / "own.yaml").write_text(RECIPE)
+
+    def read(*words):
+        given = ["cluster", str(source), "--recipe", str(tmp_path / "own.yaml"), "--out", "map"]
+        return read_recipe(build_parser().parse_args([*given, *words]))
+
+    assert read() == (ClusterRecipe(8, "kmeans", True, 5), {"init": "k-means++", "n_init": 3})
+    changed, options = read("clusters=6", "n_init=2", "--no-normalize", "--seed", "1", "seed=2")
+    assert changed == ClusterRecipe(6, "kmeans", False, 1) and options["n_init"] == 2
+    with pytest.raises(ValueError, match=r"no setting 'init'; it has clusters, .* metric"):
+        read("--method", "masc")  # k-means' own settings are none of average linkage
+
+
 def test_a_map_is_replaced_and_nothing_else(source, tmp_path, capsys):
     out = tmp_path / "map"
     run(source, "--clusters", 8, "--out", out)
@@ -100,6 +133,10 @@ def with_value(value):
         (None, ["--clusters", "49"], "from 1 to the 48 rows"),
         (None, ["--method", "balanced", "--clusters", "7"], "7"),
         (None, ["--method", "ward"], "method must be one of balanced, dcpe, kmeans, masc, random"),
+        (None, ["n_init=3"], "no setting 'n_init'; it has clusters, method, normalize, seed"),
+        (None, ["--method", "kmeans", "n_init=x"], "n_init='x' must be a whole number"),
+        (None, ["--recipe", "iar2"], "has no section 'cluster'; its sections are tokenizer"),
+        (None, ["--size", "l"], "--size l chooses a size of a recipe"),
         (None, ["--images", "photos"], "are for --report FILE"),
         (None, ["--report", "page.pdf"], "must end in .html or .png"),
         (None, ["--report", "nowhere/page.html"], "there is no folder nowhere"),
@@ -119,6 +156,11 @@ def test_bad_input_is_one_sentence(
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_clusters_are_needed(source, tmp_path, capsys):
+    assert run(source, "--out", tmp_path / "map") == 2
+    assert "cluster needs clusters; give clusters=..." in capsys.readouterr().err
 
 
 def test_too_little_memory_is_said_before_the_work(source, tmp_path, capsys, monkeypatch):

@@ -5,20 +5,24 @@ import os
 import sys
 
 from .. import __version__
+from .arguments import VerbParser
 from .cluster import add_cluster
 from .convert import add_convert
 from .demo import add_demo
 from .evaluate import add_evaluate
 from .generate import add_generate
 from .push import add_push
+from .recipes import add_recipes
 from .train import add_encode, add_train_generator, add_train_refiner, add_train_tokenizer
 
 EXAMPLES = """examples:
   codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
-  codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/
-  codeclade encode --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model --out runs/codes
-  codeclade cluster runs/tokenizer/vq_model --method masc --clusters 512 --out runs/cluster_map
-  codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model \\
+  codeclade recipes
+  codeclade train-tokenizer --recipe tiny-imagenet --out runs/tokenizer data=photos/ classes=
+  codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer --out runs/codes \\
+      data=photos/ classes=
+  codeclade cluster runs/tokenizer --recipe tiny-imagenet --out runs/cluster_map
+  codeclade train-generator --recipe tiny-imagenet --tokenizer runs/tokenizer \\
       --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
   codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
   codeclade convert llamagen --vq vq_ds16_c2i.pt --gpt c2i_L_384.pt --image-size 384 \\
@@ -53,8 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"codeclade {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=VerbParser
+    )
     add_generate(verbs)
+    add_recipes(verbs)
     add_cluster(verbs)
     add_train_tokenizer(verbs)
     add_encode(verbs)

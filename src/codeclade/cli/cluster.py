@@ -1,15 +1,32 @@
 """`codeclade cluster`: a codebook to a cluster map, with a report on request."""
 
 import argparse
+from dataclasses import dataclass
+from typing import Any
 
-from .arguments import add_verb
+from .arguments import add_verb, recipe_arguments, say_size
 
 CLUSTER_EXAMPLES = """codeclade cluster runs/tokenizer --clusters 512 --out runs/cluster_map
   codeclade cluster FoundationVision/LlamaGen/vq_ds16_c2i.pt --clusters 8192 --out masc-8192
+  codeclade cluster vq_ds16_c2i.pt --recipe ctf --out ctf-512
   codeclade cluster 0485000.pt --table detail --clusters 2048 --out iar2-detail
-  codeclade cluster deepseek-community/Janus-Pro-1B --method kmeans --clusters 8192 --out janus
+  codeclade cluster deepseek-community/Janus-Pro-1B --method kmeans --clusters 8192 --out janus \\
+      init=k-means++ n_init=3
   codeclade cluster runs/tokenizer/vq_model --clusters 512 --out runs/cluster_map \\
       --report report.html --images photos/"""
+
+# Fields of the methods that are no settings of their own: `clusters`, `seed` and `normalize` are.
+OUTSIDE = ("n_clusters", "rate", "random_state", "normalize")
+
+
+@dataclass
+class ClusterRecipe:
+    """Settings of `codeclade cluster`; those of the method itself come on top."""
+
+    clusters: int  # number of clusters K
+    method: str = "masc"  # masc, dcpe, kmeans, balanced or random
+    normalize: bool = False  # cluster rows of unit length, as tokenizers with a cosine search do
+    seed: int = 0  # of all random draws
 
 
 def add_cluster(verbs) -> None:
@@ -26,18 +43,18 @@ def add_cluster(verbs) -> None:
         help=".npy, .safetensors, a .pt of LlamaGen, IAR or IAR2, the folder or Hub id of any VQ "
         "model (codeclade, diffusers, taming, Janus, Emu3, Chameleon); owner/name/file on the Hub",
     )
-    parser.add_argument(
-        "--method", default="masc", help="masc, dcpe, kmeans, balanced or random; default masc"
-    )
-    parser.add_argument(
-        "--clusters", type=int, required=True, metavar="K", help="number of clusters"
-    )
+    parser.add_argument("--method", help="masc, dcpe, kmeans, balanced or random; default masc")
+    parser.add_argument("--clusters", type=int, metavar="K", help="number of clusters")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the cluster map")
     parser.add_argument(
         "--table", metavar="NAME", help="of several codebooks: semantic, detail or a tensor name"
     )
-    parser.add_argument("--normalize", action="store_true", help="cluster rows of unit length")
-    parser.add_argument("--seed", type=int, default=0, help="of all random draws; default 0")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="cluster rows of unit length",
+    )
+    parser.add_argument("--seed", type=int, help="of all random draws; default 0")
     parser.add_argument("--report", metavar="FILE", help="compare methods in a .html or .png page")
     parser.add_argument(
         "--report-clusters", type=int, nargs="+", metavar="K", help="default: K, N/2, N/4, N/8"
@@ -45,26 +62,32 @@ def add_cluster(verbs) -> None:
     parser.add_argument("--images", metavar="DIR", help="photographs for the replacement test")
     parser.add_argument("--num-images", type=int, default=64, metavar="B", help="default 64")
     parser.add_argument("--codes", metavar="DIR", help="code shards for the entropy of clusters")
+    recipe_arguments(parser, "cluster")
 
 
 def _cluster(arguments: argparse.Namespace) -> None:
+    # Everything that can be wrong is found before the work, which takes minutes for large K.
     if not arguments.report and (arguments.images or arguments.codes or arguments.report_clusters):
         raise ValueError("--images, --codes and --report-clusters are for --report FILE.")
+    recipe, options = read_recipe(arguments)
     from ..checkpoints.cluster_maps import check_out, make_cluster_map, save_cluster_map
     from ..checkpoints.codebooks import load_codebook
     from ..clustering.codebook import check_clusters
 
     check_out(arguments.out)
-    report = _prepared_report(arguments) if arguments.report else None
+    report = _prepared_report(arguments, recipe) if arguments.report else None
     codebook = load_codebook(arguments.source, arguments.table)
     for count in arguments.report_clusters or ():
         check_clusters(count, len(codebook))
+
+    # The map is saved before the report, which takes longer and can fail for lack of packages.
     cluster_map, rows = make_cluster_map(
         codebook,
-        arguments.method,
-        arguments.clusters,
-        normalize=arguments.normalize,
-        seed=arguments.seed,
+        recipe.method,
+        recipe.clusters,
+        normalize=recipe.normalize,
+        seed=recipe.seed,
+        options=options,
     )
     save_cluster_map(cluster_map, arguments.out, arguments.source)
     sizes = cluster_map.sizes
@@ -77,20 +100,45 @@ def _cluster(arguments: argparse.Namespace) -> None:
         print(f"report in {arguments.report}")
 
 
-def _prepared_report(arguments: argparse.Namespace):
+def read_recipe(arguments: argparse.Namespace) -> tuple[ClusterRecipe, dict[str, Any]]:
+    """The recipe's settings, then `key=value`, then flags; and the method's own settings.
+
+    Raises:
+        ValueError: an unknown method or setting, a value of the wrong type, or no clusters.
+    """
+    from ..clustering import METHODS
+    from ..clustering.codebook import choose
+    from ..data.recipes import check_given, field_types, recipe_values, typed
+
+    given = recipe_values("cluster", arguments.recipe, arguments.overrides, arguments.size)
+    for name in ("clusters", "method", "normalize", "seed"):
+        if getattr(arguments, name) is not None:
+            given[name] = str(getattr(arguments, name))
+    check_given("cluster", given, ["clusters"], arguments.recipe)
+    # Which settings there are depends on the method.
+    own = field_types(ClusterRecipe)
+    method = METHODS[choose("method", given.get("method", ClusterRecipe.method), METHODS)]
+    others = {key: kind for key, kind in field_types(method).items() if key not in OUTSIDE}
+    values = typed("cluster", given, own | others)
+    say_size(arguments.recipe, arguments.size)
+    options = {key: value for key, value in values.items() if key not in own}
+    return ClusterRecipe(**{key: values[key] for key in own if key in values}), options
+
+
+def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe):
     """What writes the report of a cluster map; all that can be wrong is found before the work."""
     from ..evaluation.cluster_report import prepare_report
     from ..evaluation.comparison import Settings
 
     settings = Settings(
         source=arguments.source,
-        method=arguments.method,
+        method=recipe.method,
         table=arguments.table,
-        normalized=arguments.normalize,
+        normalized=recipe.normalize,
         counts=arguments.report_clusters,
         images=arguments.images,
         num_images=arguments.num_images,
         codes=arguments.codes,
-        seed=arguments.seed,
+        seed=recipe.seed,
     )
     return prepare_report(settings, arguments.report)

@@ -1,10 +1,10 @@
 """`codeclade evaluate`: numbers of a pipeline, each with its protocol."""
 
 import argparse
-import json
 from pathlib import Path
 
-from .arguments import add_verb, check_source
+from ..data.atomic import write_json
+from .arguments import add_verb, check_positive, check_source
 from .generate import load_pipeline
 
 EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
@@ -35,10 +35,8 @@ def add_evaluate(verbs) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from ..evaluation.generation import Protocol, evaluate
 
-    for name in ("images", "batch_size"):
-        if getattr(arguments, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {getattr(arguments, name)} must be 1 or more.")
+    # All that can be wrong with the arguments is said before the weights are loaded.
+    check_positive(images=arguments.images, batch_size=arguments.batch_size)
     check_source(arguments.pipeline)
     folder = Path(arguments.pipeline)
     out = Path(arguments.out or (folder if folder.is_dir() else Path()) / "evaluation.json")
@@ -46,6 +44,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for path in filter(None, (out, npz)):
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {path.parent} for {path.name}; give --out FILE.")
+
     pipe = load_pipeline(arguments.pipeline, arguments.device)
     pipe.set_progress_bar_config(disable=True)
     protocol = Protocol(
@@ -56,11 +55,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.batch_size,
     )
     results = evaluate(pipe, protocol, npz)
+
+    # Every number is said with its protocol, and what is missing is said too.
     for result in results:
         print(f"{result['metric']}: {result['value']}{result['unit']} ({result['protocol']})")
     if not any(result["metric"] == "Class accuracy" for result in results):
         print("Class accuracy: not measured, as some classes are none of ImageNet's")
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.rename(out)
+    write_json(out, results)
     print(f"saved {out}" + (f" and {npz}" if npz else ""))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_verb, check_source, unknown
+from .arguments import add_verb, check_device, check_positive, check_source, unknown
 
 
 def add_generate(verbs) -> None:
@@ -21,6 +21,7 @@ def add_generate(verbs) -> None:
         metavar="CLASS",
         help="class names or ids; none: a sheet of eight classes",
     )
+    parser.add_argument("--list", action="store_true", help="print the class names and stop")
     parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
     parser.add_argument("--out", default="image.png", metavar="FILE", help="default: image.png")
     parser.add_argument(
@@ -36,13 +37,19 @@ def add_generate(verbs) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    if arguments.list:
+        print("\n".join(class_list(arguments.pipeline)))
+        return
+    # All that can be wrong with the arguments is said before the weights are loaded.
     out = Path(arguments.out)
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to save {out.name} in.")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
+    check_positive(images=arguments.images, scale=arguments.scale)
     import torch
 
+    # Without classes the images show a spread of what the pipeline knows.
     pipeline = load_pipeline(arguments.pipeline, arguments.device)
     labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
     count = arguments.images or (1 if labels else 8)
@@ -63,6 +70,22 @@ def _generate(arguments: argparse.Namespace) -> None:
     print(f"saved {out} ({picture.width}x{picture.height})")
 
 
+def class_list(source: str | None) -> list[str]:
+    """A line "id  name" for every class of a pipeline, in order of the ids."""
+    from .. import CodecladePipeline, bundled
+
+    source = source or bundled()
+    check_source(source)
+    try:
+        names = CodecladePipeline.load_config(source).get("id2label") or {}
+    except OSError as error:
+        raise ValueError(unknown(source)) from error
+    if not names:
+        raise ValueError(f"{source} has no class names; give class ids from 0.")
+    width = len(max(names, key=len))
+    return [f"{label:>{width}}  {names[label]}" for label in sorted(names, key=int)]
+
+
 def load_pipeline(source: str | None, device: str | None):
     """The pipeline of a folder or Hub id, or the bundled one, on the best device there is."""
     import torch
@@ -71,7 +94,7 @@ def load_pipeline(source: str | None, device: str | None):
 
     source = source or bundled()
     check_source(source)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(device)
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
         return CodecladePipeline.from_pretrained(source, dtype=dtype).to(device)

@@ -1,8 +1,9 @@
 """`codeclade train-tokenizer`, `encode`, `train-generator` and `train-refiner`."""
 
 import argparse
+from collections.abc import Sequence
 
-from .arguments import add_verb, load_part, recipe_arguments
+from .arguments import VerbParser, add_verb, load_part, recipe_arguments, say_size
 
 
 def add_train_tokenizer(verbs) -> None:
@@ -12,16 +13,17 @@ def add_train_tokenizer(verbs) -> None:
         "train-tokenizer",
         _train_tokenizer,
         "train a VQ tokenizer on photographs",
-        "codeclade train-tokenizer --recipe recipe.yaml --out runs/tokenizer data=photos/",
+        "codeclade train-tokenizer --recipe tiny-imagenet --out runs/tokenizer "
+        "data=photos/ classes=",
     )
-    recipe_arguments(parser)
+    _out_argument(parser)
+    recipe_arguments(parser, "tokenizer")
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> None:
-    from ..training.run import load_recipe
-    from ..training.tokenizer import TokenizerRecipe, train_tokenizer
+    recipe = _recipe("tokenizer", arguments, ("steps",))
+    from ..training.tokenizer import train_tokenizer
 
-    recipe = load_recipe(TokenizerRecipe, "tokenizer", arguments.recipe, arguments.overrides)
     train_tokenizer(recipe, arguments.out)
     print(f"saved {arguments.out}/vq_model")
 
@@ -33,22 +35,21 @@ def add_encode(verbs) -> None:
         "encode",
         _encode,
         "tokenize photographs into code shards",
-        "codeclade encode --recipe recipe.yaml --tokenizer runs/vq_model --out codes data=photos/",
+        "codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer --out runs/codes "
+        "data=photos/ classes=",
     )
-    parser.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
-    )
-    recipe_arguments(parser)
+    _tokenizer_argument(parser)
+    _out_argument(parser)
+    recipe_arguments(parser, "encode")
 
 
 def _encode(arguments: argparse.Namespace) -> None:
+    recipe = _recipe("encode", arguments)
     import torch
 
     from ..components.vq_model import VQModel
-    from ..training.encode import EncodeRecipe, encode
-    from ..training.run import load_recipe
+    from ..training.encode import encode
 
-    recipe = load_recipe(EncodeRecipe, "encode", arguments.recipe, arguments.overrides)
     vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
     encode(recipe, vq_model.to("cuda" if torch.cuda.is_available() else "cpu"), arguments.out)
     print(f"saved {arguments.out}")
@@ -61,28 +62,27 @@ def add_train_generator(verbs) -> None:
         "train-generator",
         _train_generator,
         "train a generator on code shards and save the whole pipeline",
-        "codeclade train-generator --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
-        "--cluster-map runs/cluster_map --codes runs/codes --out runs/generator",
+        "codeclade train-generator --recipe masc --size l --tokenizer runs/tokenizer "
+        "--cluster-map runs/cluster_map --codes runs/codes --out runs/generator batch_size=64",
     )
-    parser.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
-    )
+    _tokenizer_argument(parser)
     parser.add_argument(
         "--cluster-map", metavar="DIR", help="ClusterMap folder or Hub id; none: predict ids"
     )
-    parser.add_argument(
-        "--codes", required=True, metavar="DIR", help="what encode wrote, or a Hub dataset"
-    )
-    recipe_arguments(parser)
+    _codes_argument(parser)
+    _out_argument(parser)
+    recipe_arguments(parser, "generator")
 
 
 def _train_generator(arguments: argparse.Namespace) -> None:
+    recipe = _recipe("generator", arguments, ("steps",))
     from ..components.cluster_map import ClusterMap
+    from ..components.transformer import SCHEMES
     from ..components.vq_model import VQModel
-    from ..training.generator import GeneratorRecipe, train_generator
-    from ..training.run import load_recipe
+    from ..training.generator import train_generator
 
-    recipe = load_recipe(GeneratorRecipe, "generator", arguments.recipe, arguments.overrides)
+    if recipe.scheme not in ("", *SCHEMES):
+        raise ValueError(f"scheme={recipe.scheme} is unknown; use one of {', '.join(SCHEMES)}.")
     vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
     cluster_map = load_part(ClusterMap, arguments.cluster_map, "cluster_map")
     train_generator(recipe, arguments.codes, vq_model, cluster_map, arguments.out)
@@ -96,36 +96,65 @@ def add_train_refiner(verbs) -> None:
         "train-refiner",
         _train_refiner,
         "train a network from clusters to ids on code shards",
-        "codeclade train-refiner --recipe recipe.yaml --tokenizer runs/tokenizer/vq_model "
+        "codeclade train-refiner --recipe dcpe --tokenizer runs/tokenizer "
         "--cluster-map runs/cluster_map --codes runs/codes --out runs/refiner",
     )
-    parser.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
-    )
+    _tokenizer_argument(parser)
     parser.add_argument(
         "--cluster-map", required=True, metavar="DIR", help="ClusterMap folder or Hub id"
     )
-    parser.add_argument(
-        "--codes", required=True, metavar="DIR", help="what encode wrote, or a Hub dataset"
-    )
+    _codes_argument(parser)
     parser.add_argument(
         "--generator",
         metavar="DIR",
         help="generator folder whose hidden states come in too (MASC); none: clusters alone",
     )
-    recipe_arguments(parser)
+    _out_argument(parser)
+    recipe_arguments(parser, "refiner")
 
 
 def _train_refiner(arguments: argparse.Namespace) -> None:
+    recipe = _recipe("refiner", arguments, ("steps",))
     from ..components.cluster_map import ClusterMap
     from ..components.transformer import CodecladeTransformer
     from ..components.vq_model import VQModel
-    from ..training.refiner import RefinerRecipe, train_refiner
-    from ..training.run import load_recipe
+    from ..training.refiner import train_refiner
 
-    recipe = load_recipe(RefinerRecipe, "refiner", arguments.recipe, arguments.overrides)
     vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
     cluster_map = load_part(ClusterMap, arguments.cluster_map, "cluster_map")
     generator = load_part(CodecladeTransformer, arguments.generator, "transformer")
     train_refiner(recipe, arguments.codes, vq_model, cluster_map, arguments.out, generator)
     print(f"saved {arguments.out}/refiner")
+
+
+def _out_argument(parser: VerbParser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+
+
+def _tokenizer_argument(parser: VerbParser) -> None:
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
+    )
+
+
+def _codes_argument(parser: VerbParser) -> None:
+    parser.add_argument(
+        "--codes", required=True, metavar="DIR", help="what encode wrote, or a Hub dataset"
+    )
+
+
+def _recipe(section: str, arguments: argparse.Namespace, needed: Sequence[str] = ()):
+    """The recipe of a section with what the command line says over it."""
+    from ..data.recipes import load_recipe
+    from .settings import recipe_class
+
+    recipe = load_recipe(
+        recipe_class(section),
+        section,
+        arguments.recipe,
+        arguments.overrides,
+        size=arguments.size,
+        needed=needed,
+    )
+    say_size(arguments.recipe, arguments.size)
+    return recipe

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
+from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
@@ -32,16 +33,17 @@ class GeneratorRecipe(RunRecipe):
 
     scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
     cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
-    hidden_size: int = 768  # width of the residual stream
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    hidden_size: int = 768  # width D
+    num_hidden_layers: int = 12  # blocks
+    num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
     intermediate_size: int = 2048  # width inside the feed-forward layers
-    dropout: float = 0.1  # probability of token, residual and feed-forward dropout
-    class_dropout: float = 0.1  # probability of the null class, for guidance
-    guidance_scale: float = 2.0  # defaults the finished pipeline is saved with
-    temperature: float = 1.0  # 0 is arg-max
-    top_k: int = 0  # 0 keeps all
-    top_p: float = 1.0  # 1 keeps all
+    dropout: float = 0.1  # token, residual and feed-forward dropout
+    class_dropout: float = 0.1  # share of classes replaced by the null class, for guidance
+    guidance_scale: float = 2.0  # saved with the finished pipeline as its default
+    temperature: float = 1.0  # saved default; 0 is arg-max
+    top_k: int = 0  # saved default; 0 keeps all
+    top_p: float = 1.0  # saved default; 1 keeps all
+    guidance_schedule: str | dict | None = None  # saved default: a name, or name and parameters
 
 
 def train_generator(
@@ -62,6 +64,7 @@ def train_generator(
         ValueError: codes or map of another tokenizer, or a folder with another recipe's run.
     """
     # Everything that can be refused is refused before the first weight is drawn.
+    Schedule(recipe.guidance_schedule)
     codes = codes_folder(codes)
     train, held_out = Codes(codes / "train"), Codes(codes / "validation")
     train.check_tokenizer(vq_model)
@@ -92,6 +95,7 @@ def train_generator(
         temperature=recipe.temperature,
         top_k=recipe.top_k,
         top_p=recipe.top_p,
+        guidance_schedule=recipe.guidance_schedule,
     )
     if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")

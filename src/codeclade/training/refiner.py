@@ -27,19 +27,19 @@ from .run import Run
 class RefinerRecipe(RunRecipe):
     """Settings of `codeclade train-refiner`; the defaults are DCPE's refine net."""
 
-    hidden_size: int = 768  # width of the residual stream
-    num_hidden_layers: int = 1
-    num_attention_heads: int = 12
+    hidden_size: int = 768  # width D
+    num_hidden_layers: int = 1  # blocks
+    num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
     intermediate_size: int = 2048  # width inside the feed-forward layers
     causal: bool = True  # False: every position sees all clusters (CTF)
     mask_to_members: bool = False  # True: per-cluster softmax (CTF, MASC)
     class_prefix: bool = True  # False: clusters, and the generator's states if given, alone
     sampling_temperature: float = 0.0  # of the finished refiner; 0 is arg-max
-    token_dropout: float = 0.0  # probability
-    dropout: float = 0.1  # probability of residual and feed-forward dropout
+    token_dropout: float = 0.0  # dropout of the embedded clusters
+    dropout: float = 0.1  # residual and feed-forward dropout
     class_dropout: float = 0.0  # above 0: the refiner has a null class and can be guided
-    final_learning_rate: float = 1e-4  # that of all steps
-    warmup: int = 0  # steps
+    final_learning_rate: float = 1e-4  # at the last step: that of all steps
+    warmup: int = 0  # steps of linear increase
 
 
 def train_refiner(

@@ -1,7 +1,6 @@
-"""What every training loop shares: recipes, checkpoints, steps, logs.
+"""What every training loop shares: checkpoints, steps, logs.
 
-A recipe is a dataclass filled from one section of a YAML file and `key=value` overrides. A
-checkpoint is an accelerate state folder, written under a temporary name and then renamed.
+A checkpoint is an accelerate state folder, written under a temporary name and then renamed.
 """
 
 import contextlib
@@ -10,12 +9,11 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
@@ -28,50 +26,6 @@ from ..data.records import TrainingRecord
 from .batches import StepSampler, step_loader
 from .optimization import ema_weights, learning_rate
 from .recipe import RunRecipe
-
-Recipe = TypeVar("Recipe")
-
-
-def load_recipe(
-    kind: type[Recipe], section: str, path: str | Path | None, overrides: list[str]
-) -> Recipe:
-    """A recipe of dataclass `kind` from `section` of a YAML file plus `key=value` overrides.
-
-    Raises:
-        ValueError: a key the recipe does not have, a value of the wrong type, or one missing.
-    """
-    values: dict[str, Any] = {}
-    if path:
-        if not Path(path).is_file():
-            raise ValueError(f"there is no recipe file {path}.")
-        values.update((yaml.safe_load(Path(path).read_text()) or {}).get(section) or {})
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ValueError(f"override {override!r} is not of the form key=value.")
-        values[key] = yaml.safe_load(value)
-    known = {field.name: field for field in fields(kind)}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f"{section} has no setting {key!r}; it has {', '.join(known)}.")
-        values[key] = _checked(section, key, value, known[key].type)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{section} recipe is incomplete: {str(error).split(') ')[-1]}.") from None
-
-
-def _checked(section: str, key: str, value: Any, wanted: Any) -> Any:
-    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4 as a string
-        except ValueError:
-            pass
-    if isinstance(wanted, type) and (
-        not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))
-    ):
-        raise ValueError(f"{section} setting {key}={value!r} must be of type {wanted.__name__}.")
-    return value
 
 
 class Run:

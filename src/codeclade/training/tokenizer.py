@@ -37,20 +37,20 @@ class TokenizerRecipe(RunRecipe):
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     crop: float = 1.0  # largest resize factor before the random crop
-    block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])
-    layers_per_block: int = 2  # residual blocks of an encoder level
-    latent_channels: int = 256  # between encoder and quantizer
-    codebook_size: int = 16384  # codes N
-    codebook_dim: int = 8  # width of a code
-    pixel_weight: float = 1.0  # of the mean squared error
-    perceptual_weight: float = 1.0  # of EfficientNet-Lite0 features; 0 needs no extra package
-    codebook_weight: float = 1.0
-    commitment_weight: float = 0.25
+    block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])  # widths
+    layers_per_block: int = 2  # residual blocks a level of the encoder; the decoder has one more
+    latent_channels: int = 256  # width between the levels and the codebook
+    codebook_size: int = 16384  # number of codes N
+    codebook_dim: int = 8  # numbers a code
+    pixel_weight: float = 1.0  # mean squared error
+    perceptual_weight: float = 1.0  # EfficientNet-Lite0 features; 0 needs no extra package
+    codebook_weight: float = 1.0  # pulls codes to the latents
+    commitment_weight: float = 0.25  # pulls latents to their codes
     revive_every: int = 200  # steps between restarts of codes unused since the last; 0 = never
     batch_size: int = 128  # images a step, of all processes and passes together
     weight_decay: float = 0.0  # of AdamW
     ema_decay: float = 0.0  # of the averaged weights, which are what is saved; 0 = no average
-    evaluate_every: int = 5000  # steps
+    evaluate_every: int = 5000  # steps between validations
 
 
 class TokenizerLosses(nn.Module):

@@ -1,0 +1,129 @@
+"""From photographs to a pipeline and a refiner by the commands alone, of one recipe with sizes."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from codeclade import CodecladePipeline, Refiner
+from codeclade.cli import main
+
+RECIPE = """
+about: {title: Toy, summary: A toy.}
+sizes:
+  s: {}
+  l: {generator: {hidden_size: 48, guidance_scale: 1.5}}
+tokenizer:
+  data: PHOTOS
+  image_size: 16
+  block_out_channels: [32, 32]
+  layers_per_block: 1
+  latent_channels: 32
+  codebook_size: 16
+  codebook_dim: 4
+  perceptual_weight: 0.0
+  steps: 2
+  batch_size: 8
+  mixed_precision: no
+encode: {data: PHOTOS, image_size: 16, views: 1}
+cluster: {method: kmeans, clusters: 8, normalize: true, init: k-means++, n_init: 2}
+generator:
+  scheme: cluster
+  hidden_size: 32
+  num_hidden_layers: 1
+  num_attention_heads: 2
+  intermediate_size: 32
+  steps: 4
+  batch_size: 8
+  mixed_precision: no
+  guidance_scale: 3.0
+  guidance_schedule: {name: attention, start: 1.75, weight: 0.05}
+refiner:
+  hidden_size: 32
+  num_attention_heads: 2
+  intermediate_size: 32
+  mask_to_members: yes
+  steps: 2
+  batch_size: 8
+  mixed_precision: no
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A recipe and an image folder of two classes, 20 images each."""
+    folder = tmp_path_factory.mktemp("train")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("blue", "red"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = torch.randint(0, 256, (16, 16, 3), generator=generator).byte()
+            Image.fromarray(pixels.numpy()).save(folder / "photos" / name / f"{i}.png")
+    (folder / "toy.yaml").write_text(RECIPE.replace("PHOTOS", str(folder / "photos")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """Every stage of training, in the size "l", with words between the flags."""
+    recipe = ["--recipe", f"{folder}/toy.yaml"]
+    tokenizer = ["--tokenizer", f"{folder}/tokenizer"]
+    codes = ["--codes", f"{folder}/codes", "--cluster-map", f"{folder}/map"]
+    for verb, *words in (
+        ["train-tokenizer", "steps=3", "--out", f"{folder}/tokenizer", "mixed_precision=no"],
+        ["encode", *tokenizer, "classes=", "--out", f"{folder}/codes", "batch_size=4"],
+        ["cluster", f"{folder}/tokenizer", "--size", "l", "--out", f"{folder}/map", "n_init=1"],
+        ["train-generator", *tokenizer, *codes, "steps=3", "--size", "l", "--out", f"{folder}/run"],
+        ["train-refiner", *tokenizer, *codes, "--out", f"{folder}/refined", "steps=2"],
+    ):
+        assert main([verb, *recipe, *words]) == 0, verb
+    return folder
+
+
+def test_settings_of_file_size_and_command_line_reach_training(runs):
+    record = json.loads((runs / "run" / "pipeline" / "training.json").read_text())["recipe"]
+    assert (record["steps"], record["hidden_size"], record["num_hidden_layers"]) == (3, 48, 1)
+    assert record["mixed_precision"] == "no"
+    record = json.loads((runs / "tokenizer" / "vq_model" / "training.json").read_text())["recipe"]
+    assert (record["steps"], record["block_out_channels"]) == (3, [32, 32])
+
+
+def test_the_guidance_schedule_reaches_the_saved_pipeline(runs):
+    pipeline = CodecladePipeline.from_pretrained(runs / "run" / "pipeline")
+    assert pipeline.config.guidance_schedule == {"name": "attention", "start": 1.75, "weight": 0.05}
+    assert pipeline.config.guidance_scale == 1.5
+    assert pipeline.cluster_map.config.method == "kmeans-normalized"
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("red").images[0].size == (16, 16)
+
+
+def test_the_refiner_is_the_recipes(runs):
+    refiner = Refiner.from_pretrained(runs / "refined" / "refiner")
+    assert refiner.config.mask_to_members is True and refiner.config.hidden_size == 32
+
+
+def test_the_size_that_was_taken_is_said(runs, capsys, tmp_path):
+    words = ["cluster", f"{runs}/tokenizer", "--recipe", f"{runs}/toy.yaml", "--out"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    assert "recipe toy: size s (also l)" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "b"), "--size", "s"]) == 0
+    assert "size s" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("guidance_schedule=nonsense", "guidance_schedule 'nonsense' is unknown; use one of"),
+        ("guidance_schedule={name: linear, stop: 3}", "has no parameter 'stop'"),
+        ("scheme=nonsense", "scheme=nonsense is unknown"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_before_the_start(runs, capsys, change, message):
+    out = runs / "refused"
+    words = ["--recipe", f"{runs}/toy.yaml", "--tokenizer", f"{runs}/tokenizer", "--out", str(out)]
+    words += ["--codes", f"{runs}/codes", "--cluster-map", f"{runs}/map", "--size", "l", change]
+    assert main(["train-generator", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+    assert not out.exists()
