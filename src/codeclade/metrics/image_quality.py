@@ -38,6 +38,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         raise ValueError(
             f"SSIM needs images of at least {WINDOW}x{WINDOW} pixels, got {tuple(images.shape)}."
         )
+    # The window is an outer product, so two passes of one dimension do. float64: variances are
+    # small differences of large numbers.
     x, y = images.clamp(-1, 1).double(), reference.clamp(-1, 1).double()
     window = gaussian_window().to(x.device)
     kernels = [window.view(1, 1, -1, 1), window.view(1, 1, 1, -1)]
@@ -48,6 +50,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
             planes = F.conv2d(planes, kernel)
         return planes.unflatten(0, image.shape[:2]).squeeze(2)
 
+    # Local means, variances and covariance, then eq. 13.
     mean_x, mean_y = smoothed(x), smoothed(y)
     variance_x, variance_y = smoothed(x * x) - mean_x**2, smoothed(y * y) - mean_y**2
     covariance = smoothed(x * y) - mean_x * mean_y
