@@ -1,4 +1,6 @@
-"""Embedding priors, tree loss and context noise: sums fold, formulas hold, draws are what they say."""
+"""Embedding priors, tree loss, context noise: sums fold, formulas hold, draws are as promised."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def test_a_folded_model_is_the_same_function_in_ordinary_tables(scheme, kind):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_similar_codes_learn_together(scheme):
-    """A gradient that names one code moves the embeddings of its cluster, unless there is no prior."""
+    """The gradient of one code moves its whole cluster, unless there is no prior."""
     moved = {}
     for kind in ("none", "tree"):
         model, vq_model, cluster_map = parts(scheme)
@@ -77,7 +79,7 @@ def test_cuts_are_those_of_the_tree_and_nest():
     tree = average_linkage(rows)
     for row, count in zip(cuts, (128, 32, 8), strict=True):
         assert np.array_equal(row.numpy(), cut(tree, count))
-    for fine, coarse in zip(cuts, cuts[1:], strict=False):
+    for fine, coarse in pairwise(cuts):
         assert len({*zip(fine.tolist(), coarse.tolist(), strict=True)}) == int(fine.max()) + 1
     torch.testing.assert_close(unit_vectors(rows).norm(dim=1), torch.full((256,), 2.0))
 

@@ -1,7 +1,7 @@
 """Noise in the context: a generator that has seen wrong tokens goes on better from its own errors.
 
 reAR (arXiv 2510.04450): per image a rate r ~ U(0, 1) rho, rho from 1 to 0 over the first 75 % of
-training; every input token is replaced by a uniform random one with probability r; the targets stay.
+training; every input token is replaced by a uniform random one with probability r. Targets stay.
 Ours draws the replacement from an ancestor cluster of the token instead: the mistakes that a
 sampler really makes are near ones.
 """

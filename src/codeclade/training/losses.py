@@ -105,10 +105,8 @@ def tree_loss_weights(heights: Tensor, counts: Sequence[int]) -> Tensor:
         counts: clusters of the cuts, finest first.
     """
     size = len(heights) + 1
-    starts = [
-        heights[size - count - 1] if count < size else heights.new_zeros(()) for count in counts
-    ]
-    edges = torch.stack([*starts, heights[-1]])
+    done = torch.cat([heights.new_zeros(1), heights])  # (N,) after every number of merges
+    edges = torch.stack([*(done[size - count] for count in counts), heights[-1]])
     return ((edges[1:] - edges[:-1]) / heights[-1]).float()
 
 
