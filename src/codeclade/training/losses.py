@@ -3,6 +3,8 @@
 Shapes: B batch, d code width, G token grid side, V vocabulary, K clusters.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,3 +73,55 @@ def cluster_loss(
     sizes = clusters.bincount()
     scores = cluster_logsumexp(logits.float(), clusters, len(sizes)) - beta * sizes.log()
     return F.cross_entropy(scores.flatten(0, -2), clusters[tokens].flatten())
+
+
+def tree_loss(logits: Tensor, tokens: Tensor, cuts: Tensor, weights: Tensor) -> Tensor:
+    """How far up the merge tree a model errs: sum_k w_k (-log P_k(c_k(y))), our own.
+
+    P_k(c) is the probability of all tokens of cluster c in cut k. IAR's cluster loss is one cut of
+    equal clusters and weight 1; with the weights of `tree_loss_weights` over all merges and 1 - P
+    instead of -log P it would be the expected height at which the drawn token and the right one
+    meet.
+
+    Args:
+        logits: (..., V) of the next token.
+        tokens: (...) the right tokens y.
+        cuts: (L, V) cluster of every token in every cut.
+        weights: (L,) of the cuts.
+    """
+    total = logits.new_zeros((), dtype=torch.float32)
+    normalizer = logits.float().logsumexp(-1)  # (...)
+    for cluster_of, weight in zip(cuts, weights, strict=True):
+        scores = cluster_logsumexp(logits.float(), cluster_of, int(cluster_of.max()) + 1)
+        right = scores.gather(-1, cluster_of[tokens].unsqueeze(-1)).squeeze(-1)  # (...)
+        total = total + weight * (normalizer - right).mean()
+    return total
+
+
+def tree_loss_weights(heights: Tensor, counts: Sequence[int]) -> Tensor:
+    """Weights (L,) of cuts with `counts` clusters: the heights between them, as shares of the top.
+
+    A cut stands for all heights from its last merge up to that of the next coarser cut, the
+    coarsest one up to the top.
+
+    Args:
+        heights: (N-1,) of the merges, ascending.
+        counts: clusters of the cuts, finest first.
+    """
+    size = len(heights) + 1
+    done = torch.cat([heights.new_zeros(1), heights])  # (N,) after every number of merges
+    edges = torch.stack([*(done[size - count] for count in counts), heights[-1]])
+    return ((edges[1:] - edges[:-1]) / heights[-1]).float()
+
+
+def alignment_loss(states: Tensor, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of -w cos(f(h), z) over positions: reAR's regularizer (arXiv 2510.04450).
+
+    Args:
+        states: (B, T, d) what a small network makes of hidden states.
+        vectors: (B, T, d) code vectors: of the input token for the first layer, of the next token
+            for a late one.
+        weights: (B, T); None counts every position alike. reAR leaves replaced inputs out.
+    """
+    alike = F.cosine_similarity(states.float(), vectors.float(), dim=-1)  # (B, T)
+    return -(alike if weights is None else alike * weights).mean()

@@ -1,0 +1,162 @@
+"""Embedding priors: similar codes share a part of their embeddings, from the first step on.
+
+Ours. A table over N codes (the input embedding E, or the output layer W) is trained as a sum
+
+    tree      E_i = E'_i + sum_l E^(l)[c_l(i)]        c_l: cluster of i in the l-th cut of the tree
+    codebook  E_i = E'_i + A z_i                      z_i: vector of code i, of length sqrt(d)
+    both      E_i = E'_i + sum_l E^(l)[c_l(i)] + A z_i
+
+so that a rare code learns from the common ones around it. A finished model is `folded`: the sums
+become ordinary tables, and nothing of the prior is left in the checkpoint: a plain LlamaGen model
+with an exact likelihood over ids, at no cost when images are sampled.
+
+Controls tell what the tree and the vectors add to the mere sum: "random_tree" has the same cluster
+sizes with codes shuffled, "random_codebook" random vectors of the same width.
+
+Shapes: N codes (or clusters), d code width, D model width, L cuts.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..clustering import average_linkage, cut
+from ..components.cluster_map import ClusterMap
+from ..components.transformer import CodecladeTransformer
+from ..components.vq_model import VQModel
+
+PRIORS = ("none", "tree", "codebook", "both", "random_tree", "random_codebook")
+CUTS = (2, 8, 32, 128)  # codes a cluster, on average, in the cuts of the tree
+
+
+class EmbeddingPrior(nn.Module):
+    """What is added to a table (N, D): rows of coarser tables, and a linear map of the codes.
+
+    Args:
+        cuts: (L, N) cluster of every code in every cut; L may be 0.
+        vectors: (N, d), or (N, 0) for none.
+        width: D.
+        std: of the coarser tables at the start, 0 for an output layer; the map starts at zero.
+    """
+
+    def __init__(self, cuts: Tensor, vectors: Tensor, width: int, std: float):
+        super().__init__()
+        self.register_buffer("cuts", cuts, persistent=False)
+        self.register_buffer("vectors", vectors, persistent=False)
+        sizes = [int(row.max()) + 1 for row in cuts]
+        self.tables = nn.ParameterList(torch.randn(size, width) * std for size in sizes)
+        self.projection = nn.Parameter(torch.zeros(width, vectors.shape[1]))
+
+    def forward(self, table: Tensor) -> Tensor:
+        total = table + self.vectors.to(table) @ self.projection.mT  # (N, D)
+        for cluster_of, coarse in zip(self.cuts, self.tables, strict=True):
+            total = total + coarse[cluster_of]
+        return total
+
+
+def add_embedding_priors(
+    model: CodecladeTransformer,
+    kind: str,
+    vq_model: VQModel,
+    cluster_map: ClusterMap | None,
+    seed: int = 0,
+) -> None:
+    """Make every table of a fresh model over codes or clusters a sum, in place.
+
+    Args:
+        kind: one of PRIORS; "none" changes nothing.
+        cluster_map: of the schemes that have clusters.
+        seed: of the random controls.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in PRIORS:
+        raise ValueError(f"embedding_prior is {kind!r}; it must be one of {', '.join(PRIORS)}.")
+    if kind == "none":
+        return
+    std = model.config.initializer_range
+    for rows, names in _tables(model, vq_model, cluster_map):
+        # What the entries of these tables have in common, from the exact tree of their vectors.
+        cuts, vectors = tree_cuts(rows), unit_vectors(rows)
+        random = torch.Generator().manual_seed(seed)
+        if kind == "random_tree":
+            cuts = cuts[:, torch.randperm(len(rows), generator=random)]
+        if kind == "random_codebook":
+            vectors = unit_vectors(torch.randn(rows.shape, generator=random).numpy())
+        if kind.endswith("tree"):
+            vectors = vectors[:, :0]
+        elif kind.endswith("codebook"):
+            cuts = cuts[:0]
+
+        for name in names:
+            module = model.get_submodule(name)
+            width = module.weight.shape[1]
+            is_input = float(module.weight.detach().abs().max()) > 0  # output layers start at zero
+            # All summands alike, and together as large as the table alone would be.
+            share = (1 + len(cuts)) ** -0.5
+            with torch.no_grad():
+                module.weight.mul_(share)
+            prior = EmbeddingPrior(cuts, vectors, width, std * share if is_input else 0.0)
+            parametrize.register_parametrization(module, "weight", prior.to(module.weight.device))
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """The model with its sums carried out: ordinary tables, in place."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return model
+
+
+def tree_cuts(rows: np.ndarray) -> Tensor:
+    """Clusters (L, N) of rows (N, d) in cuts of their average-linkage tree, finest first.
+
+    Cuts of which two clusters or fewer would be left are left out.
+    """
+    count = len(rows)
+    wanted = [count // size for size in CUTS if count // size > 2]
+    if not wanted:
+        return torch.empty(0, count, dtype=torch.int64)
+    tree = average_linkage(rows)
+    return torch.stack([torch.from_numpy(cut(tree, clusters)) for clusters in wanted])
+
+
+def unit_vectors(rows: np.ndarray) -> Tensor:
+    """Rows (N, d) scaled to length sqrt(d), float32, so that their entries have size one."""
+    vectors = torch.from_numpy(np.ascontiguousarray(rows)).double()
+    lengths = vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return (vectors / lengths * vectors.shape[1] ** 0.5).float()
+
+
+def _tables(
+    model: CodecladeTransformer, vq_model: VQModel, cluster_map: ClusterMap | None
+) -> list[tuple[np.ndarray, list[str]]]:
+    """Vectors of every vocabulary of the model, and the modules whose rows stand for them."""
+    codes = vq_model.codebook.detach().double().cpu().numpy()
+    centers = None if cluster_map is None else cluster_centers(codes, cluster_map)
+    details = None
+    if vq_model.detail_codebook_size is not None:
+        details = vq_model.quantize.detail.detach().double().cpu().numpy()
+    by_scheme = {
+        "token": [(codes, ["token_embedding", "head"])],
+        "cluster": [(centers, ["token_embedding", "head"])],
+        "cluster_token": [
+            (codes, ["token_embedding.token", "head.tokens"]),
+            (centers, ["token_embedding.cluster", "head.clusters"]),
+        ],
+        "semantic_detail": [
+            (codes, ["token_embedding.semantic", "head.semantic.2"]),
+            (details, ["token_embedding.detail", "head.detail.2"]),
+        ],
+    }
+    return by_scheme[model.config.scheme]
+
+
+def cluster_centers(codes: np.ndarray, cluster_map: ClusterMap) -> np.ndarray:
+    """Mean vector (K, d) of every cluster's codes (N, d)."""
+    labels = cluster_map.mapping.cpu().numpy()
+    sums = np.zeros((cluster_map.num_clusters, codes.shape[1]))
+    np.add.at(sums, labels, codes)
+    return sums / np.bincount(labels, minlength=len(sums))[:, None]

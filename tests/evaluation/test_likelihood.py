@@ -1,0 +1,78 @@
+"""Likelihood: every scheme on one axis, by the definition."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from builders import SCHEMES, build_scheme
+from codeclade.data.codes import Codes
+from codeclade.evaluation.likelihood import likelihood, log_probabilities, tree_partitions
+
+
+def write_codes(folder, vq_model, pairs: bool, images: int = 7) -> Codes:
+    draw = torch.Generator().manual_seed(0)
+    shape = (images, 2, 16, 2) if pairs else (images, 2, 16)
+    ids = torch.randint(24, shape, generator=draw).to(torch.uint16)
+    labels = torch.randint(5, (images,), generator=draw).int()
+    folder.mkdir()
+    save_file({"ids": ids, "labels": labels}, folder / "codes-00000.safetensors")
+    header = {
+        "codebook_size": vq_model.codebook_size,
+        "detail_codebook_size": vq_model.detail_codebook_size,
+        "shards": ["codes-00000.safetensors"],
+    }
+    (folder / "codes.json").write_text(json.dumps(header))
+    return Codes(folder)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nats_are_those_of_the_definition(scheme, tmp_path):
+    pipe = build_scheme(scheme)
+    model, cluster_map = pipe.transformer, pipe.cluster_map
+    codes = write_codes(tmp_path / "codes", pipe.vq_model, scheme == "semantic_detail")
+    cuts = {} if cluster_map is None else tree_partitions(cluster_map)
+    found = likelihood(model, codes, cluster_map, cuts, batch_size=3)
+    assert found.images == 7
+
+    ids, labels = next(codes.first_views(7))
+    if scheme == "semantic_detail":
+        output = model(ids[:, :-1], labels, labels=ids)
+        assert found.nats["pairs"] == pytest.approx(output.loss.item(), abs=1e-5)
+        parts = found.nats["semantic"] + found.nats["detail"]
+        assert found.nats["pairs"] == pytest.approx(parts, abs=1e-6)
+        return
+    # Token by token: the mean of -log p, and of the sum of p over the members of a cut's cluster.
+    p = log_probabilities(model, ids, labels, cluster_map).exp()
+    torch.testing.assert_close(p.sum(-1), torch.ones(7, 16))
+    own = p.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    assert found.nats["ids"] == pytest.approx(-own.log().mean().item(), abs=1e-5)
+    for name, cluster_of in cuts.items():
+        inside = (p * (cluster_of == cluster_of[ids].unsqueeze(-1))).sum(-1)
+        assert found.nats[name] == pytest.approx(-inside.log().mean().item(), abs=1e-5)
+    values = [found.nats[name] for name in ("ids", *cuts)]
+    assert values == sorted(values, reverse=True)  # a coarser question is easier
+    spread = own.log().mean(1).std().item() / 7**0.5
+    assert found.standard_errors["ids"] == pytest.approx(spread, rel=1e-4)
+
+
+def test_a_member_draw_costs_the_log_of_the_cluster_size(tmp_path):
+    pipe = build_scheme("cluster")
+    codes = write_codes(tmp_path / "codes", pipe.vq_model, False)
+    cuts = {"own": pipe.cluster_map.mapping}
+    found = likelihood(pipe.transformer, codes, pipe.cluster_map, cuts)
+    ids, labels = next(codes.first_views(7))
+    tokens = pipe.cluster_map.mapping[ids]
+    loss = pipe.transformer(tokens[:, :-1], labels, labels=tokens).loss.item()
+    draw = pipe.cluster_map.sizes[tokens].double().log().mean().item()
+    assert found.nats["own"] == pytest.approx(loss, abs=1e-5)
+    assert found.nats["ids"] == pytest.approx(loss + draw, abs=1e-5)
+
+
+def test_a_limit_takes_the_first_images(tmp_path):
+    pipe = build_scheme("token")
+    codes = write_codes(tmp_path / "codes", pipe.vq_model, False)
+    assert likelihood(pipe.transformer, codes, batch_size=2, limit=3).images == 3
+    with pytest.raises(ValueError, match="at least one image"):
+        likelihood(pipe.transformer, codes, limit=0)
