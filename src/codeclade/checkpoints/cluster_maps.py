@@ -18,6 +18,8 @@ from ..data.records import Provenance
 # What a folder that `save_cluster_map` wrote holds, and nothing else.
 FILES = {"config.json", "diffusion_pytorch_model.safetensors", Provenance.FILE}
 
+LARGEST = float(np.finfo(np.float32).max)  # maps store heights and a fingerprint as float32
+
 
 def make_cluster_map(
     codebook: Tensor,
@@ -42,6 +44,8 @@ def make_cluster_map(
         MemoryError: not enough memory is available.
     """
     rows = as_codebook(codebook)
+    if np.abs(rows).max() > LARGEST:
+        raise ValueError(f"codebook rows must be within float32's range, up to {LARGEST:.3g}")
     rows = normalized(rows) if normalize else rows
     kind = METHODS[choose("method", method, METHODS)]
     seeded = "random_state" in {field.name for field in fields(kind)}

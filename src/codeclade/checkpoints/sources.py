@@ -2,6 +2,7 @@
 files that are asked for are downloaded.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +42,16 @@ def find_source(source: str) -> Path | Files:
         ValueError: nothing of that name is here, and it is no Hub id, or of no repository that can
             be read.
     """
-    path = Path(source)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return Files(_names(path), path.joinpath)
+    if os.path.isfile(source):  # of pathlib's, a name of 5000 letters raises
+        return Path(source)
+    if os.path.isdir(source):
+        return Files(_names(Path(source)), Path(source).joinpath)
     # "owner/name", or a file or folder inside: "owner/name/path". Anything else is asked of nobody.
     owner, _, rest = source.partition("/")
     name, _, inner = rest.partition("/")
     repo, inner = f"{owner}/{name}", inner.rstrip("/")
     if not is_hub_id(repo):
-        raise ValueError(f"there is no {shortened(source)}; a codebook source is {KINDS}.")
+        raise ValueError(f"there is no {shortened(source)!r}; a codebook source is {KINDS}.")
     files = _repository(repo, source)
     if inner in files.names:
         return files.fetch(inner)
