@@ -39,6 +39,13 @@ def test_repositories_of_earlier_versions_load_with_the_installed_classes(name, 
     pipe = kind.from_pretrained(tmp_path / name)
     assert type(pipe.transformer).__module__ == "codeclade.components.transformer"
     assert pinned.pushed_ids(name, pipe).tolist() == PUSHED[name]
+    for part in ("transformer", "refiner"):  # a config that is saved again has the same fields
+        if pipe.components.get(part) is not None:
+            config = getattr(pipe, part).config
+            config.save_pretrained(tmp_path)
+            again = json.loads((tmp_path / "config.json").read_text())
+            before = json.loads((tmp_path / name / part / "config.json").read_text())
+            assert again == before | {key: again[key] for key in ("transformers_version",)}
 
 
 TRUSTING = """

@@ -14,12 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-
-class Output(nn.Linear):
-    """Last layer of a head; starts at zero, so that the first loss is exactly ln V."""
-
-    def __init__(self, width: int, vocab_size: int):
-        super().__init__(width, vocab_size, bias=False)
+from .blocks import Block, Output
 
 
 class TokenHead(Output):
@@ -143,7 +138,7 @@ class SemanticDetailHead(nn.Module):
     logits, the third, which has seen the semantic code, the detail logits.
     """
 
-    def __init__(self, config, blocks: list[nn.Module]):
+    def __init__(self, config):
         super().__init__()
         self.config, width = config, config.hidden_size
         count = 2 * config.head_window * (config.head_window + 1)
@@ -157,6 +152,7 @@ class SemanticDetailHead(nn.Module):
             nn.GELU(),
             nn.Linear(2 * width, width, bias=False),
         )
+        blocks = (Block(config, i, plain=True) for i in range(config.head_layers))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(width, config.rms_norm_eps)
         for name, size in (("semantic", config.coarse_vocab_size), ("detail", config.vocab_size)):
