@@ -20,7 +20,7 @@ class Layout:
 
     def __init__(self, engine: Engine, recent: gr.State):
         self.engine = engine
-        self.two_stages = engine.pipe.transformer.config.num_stages == 2
+        self.two_stages = engine.pipe.transformer.scheme.two_stages
         self.able = self.two_stages or engine.pipe.cluster_map is not None
         gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS)
         with gr.Row():

@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 from builders import DETAILS, build_scheme
 from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
 from codeclade.components.blocks import rotation
-from codeclade.components.heads import neighbours
+from codeclade.components.heads import neighbors
 from codeclade.hub.convert import (
     load_checkpoint,
     load_mapping,
@@ -153,13 +153,13 @@ def test_step_wise_logits_equal_the_training_logits(tiny_transformer, grid_size,
 
 
 def test_window_holds_the_cells_before_in_raster_order():
-    window = neighbours(torch.tensor([30, 100, 0, 47]), 24, 2)
+    window = neighbors(torch.tensor([30, 100, 0, 47]), 24, 2)
     assert window[0].tolist() == [-1] * 5 + [4, 5, 6, 7, 8, 28, 29]
     assert window[1].tolist() == [*range(50, 55), *range(74, 79), 98, 99]
     assert window[2].tolist() == [-1] * 12
     right_edge = [-1] * 5 + [21, 22, 23, -1, -1, 45, 46]
     assert window[3].tolist() == right_edge
-    assert neighbours(torch.tensor([4]), 3, 1).tolist() == [[0, 1, 2, 3]]
+    assert neighbors(torch.tensor([4]), 3, 1).tolist() == [[0, 1, 2, 3]]
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@ LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or t
 pairs of codes and a head with local context. Must stay numerically equal to the published
 c2i_*.pt, t2i_*.pt and IAR2-*.pth (see hub/convert.py).
 
-Schemes, by stages of one position: "token" (an id), "cluster" (a cluster), "cluster_token" (a
-cluster, then an id of it), "semantic_detail" (a semantic code, then a detail code).
+What a position holds and how its logits come out is the scheme's: see schemes.py and heads.py.
 
 Shapes: B batch, P prefix positions (1 for a class), T tokens, L = P + T, D width, H heads,
 h = D / H, V vocabulary, K coarse vocabulary, G token grid side, S keys seen so far.
@@ -22,17 +21,10 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 from .blocks import Block, ClassPrefix, DecoderConfig, TextPrefix, init_weights, rotation
-from .heads import (
-    ClusterTokenEmbedding,
-    ClusterTokenHead,
-    SemanticDetailEmbedding,
-    SemanticDetailHead,
-    TokenHead,
-)
 from .loading import StrictLoading
+from .schemes import SCHEMES, Scheme, scheme_class
 
-TWO_STAGES = ("cluster_token", "semantic_detail")
-SCHEMES = ("token", "cluster", *TWO_STAGES)
+__all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransformer"]
 
 
 class CodecladeConfig(DecoderConfig):
@@ -60,13 +52,7 @@ class CodecladeConfig(DecoderConfig):
         semantic_loss_weight: float = 1.0,  # semantic_detail: weight of the semantic stage
         **kwargs,
     ):
-        if scheme not in SCHEMES:
-            raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(SCHEMES)}.")
-        if (scheme in TWO_STAGES) != (coarse_vocab_size is not None):
-            raise ValueError(
-                f"coarse_vocab_size={coarse_vocab_size} does not fit scheme {scheme!r}: "
-                f"{' and '.join(TWO_STAGES)} need a number, the other schemes have none."
-            )
+        kind = scheme_class(scheme)
         self.vocab_size = vocab_size
         self.scheme = scheme
         self.coarse_vocab_size = coarse_vocab_size
@@ -77,11 +63,12 @@ class CodecladeConfig(DecoderConfig):
         self.head_window = head_window
         self.semantic_loss_weight = semantic_loss_weight
         super().__init__(**kwargs)
+        kind.check_config(self)
 
     @property
     def num_stages(self) -> int:
         """Choices made at every position."""
-        return 2 if self.scheme in TWO_STAGES else 1
+        return len(scheme_class(self.scheme).stages)
 
 
 @dataclass
@@ -113,21 +100,12 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
     def __init__(self, config: CodecladeConfig):
         super().__init__(config)
         self.prefix = TextPrefix(config) if config.text_dim else ClassPrefix(config)
-        if config.scheme == "semantic_detail":
-            self.token_embedding = SemanticDetailEmbedding(config)
-        elif config.scheme == "cluster_token":
-            self.token_embedding = ClusterTokenEmbedding(config)
-        else:
-            self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        scheme = self.scheme
+        self.token_embedding = scheme.embedding()
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        if config.scheme == "semantic_detail":
-            self.norm = nn.Identity()  # the head normalises after blocks of its own
-            self.head = SemanticDetailHead(config)
-        else:
-            self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-            kind = ClusterTokenHead if config.scheme == "cluster_token" else TokenHead
-            self.head = kind(config)
+        self.norm = scheme.norm()
+        self.head = scheme.head()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -137,38 +115,40 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         """The null class (count,): what unconditional rows are given."""
         return torch.full((count,), self.config.num_classes, device=self.device)
 
+    @property
+    def scheme(self) -> Scheme:
+        """What a position holds, as `config.scheme` names it."""
+        return scheme_class(self.config.scheme)(self.config)
+
     def use_clusters(self, mapping: Tensor) -> None:
         """Give a "cluster_token" model the cluster (V,) of every id, `ClusterMap.mapping`.
 
         Raises:
             ValueError: another scheme or length, or clusters that are not exactly 0..K-1.
         """
-        config = self.config
-        if config.scheme != "cluster_token":
-            raise ValueError(f"scheme {config.scheme!r} has no clusters; 'cluster_token' has.")
-        if mapping.shape != (config.vocab_size,):
-            raise ValueError(
-                f"mapping has shape {tuple(mapping.shape)}, but there are {config.vocab_size} ids."
-            )
-        used = mapping.unique()
-        if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
-            raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")
-        self.token_embedding.cluster_of.copy_(mapping)
+        self.scheme.use_clusters(self.token_embedding, mapping)
 
     def stage_logits(
         self, hidden: Tensor, step: int, chosen: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """Logits float32 of one stage of one position, while a two-stage model samples images.
+        """Logits float32 of one stage of one position, while images are sampled.
 
         Args:
             hidden: (B, T, D) `hidden_states` of positions P-1.. so far; later ones are not read.
+                Schemes that do not read earlier states also take the last position alone, (B, 1,
+                D), with step -1.
             step: which token is predicted.
-            chosen: (B,) the cluster or semantic code of this token; None asks for its logits.
+            chosen: (B,) what the first of two stages chose for this token; None asks for the first
+                stage's logits.
             cache: "semantic_detail" keeps the keys of its head from the first to the second stage
                 in it; give a fresh `DynamicCache` for every token.
 
         Returns:
-            (B, K) for the first stage, (B, V) for the second. Ids outside the cluster have -1e30.
+            (B, V) of a one-stage model; else (B, K) for the first stage, (B, V) for the second.
+            Ids outside the cluster have -1e30.
+
+        Raises:
+            ValueError: `chosen` given to a model with one stage.
         """
         return self.head.stage_logits(hidden, step, chosen, cache, self.token_embedding)
 
@@ -245,9 +225,9 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
             output.condition_attention = layer.attention.prefix_share(
                 normed, mask, cos, sin, past_key_values
             )
-        if return_logits and (conditioned or self.config.scheme != "semantic_detail"):
-            given = output.hidden_states, labels, input_ids, self.token_embedding
-            for name, value in self.head.teach(*given).items():
+        if return_logits:
+            given = output.hidden_states, labels, input_ids, self.token_embedding, conditioned
+            for name, value in self.head.teacher_forced(*given).items():
                 output[name] = value
         return output
 

@@ -341,7 +341,7 @@ def to_published(source: str | Path, folder: Path, pickled: bool = False) -> lis
     if not (source / "model_index.json").is_file():
         raise ValueError(f"{source} is no pipeline folder: it has no model_index.json.")
     pipeline = _load_any(source)
-    paired = pipeline.transformer.config.scheme == "semantic_detail"
+    paired = pipeline.transformer.scheme.detail_codes
     to_vq = convert.vq_model_to_iar2 if paired else convert.vq_model_to_llamagen
     to_gpt = convert.transformer_to_iar2 if paired else convert.transformer_to_llamagen
     parts = {"vq": to_vq(pipeline.vq_model), "gpt": to_gpt(pipeline.transformer)}
