@@ -2,9 +2,20 @@
 
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from codeclade import ClusterMap, CodecladeConfig, CodecladePipeline, CodecladeTransformer, VQModel
+from codeclade import (
+    ClusterMap,
+    CodecladeConfig,
+    CodecladePipeline,
+    CodecladeTextPipeline,
+    CodecladeTransformer,
+    Refiner,
+    RefinerConfig,
+    VQModel,
+)
 
 NAMES = {
     0: "goldfish, Carassius auratus",
@@ -16,6 +27,24 @@ NAMES = {
 SCHEMES = ("token", "cluster", "cluster_token", "semantic_detail")
 COARSE = {"cluster_token": 12, "semantic_detail": 32}  # first-stage vocabulary
 DETAILS = 24
+REFINERS = {  # fields of the three methods' refiners
+    "DCPE": {},
+    "CTF": {
+        "causal": False,
+        "mask_to_members": True,
+        "null_class": True,
+        "sampling_temperature": 1.0,
+    },
+    "MASC": {
+        "causal": False,
+        "mask_to_members": True,
+        "num_classes": 0,
+        "context_dim": 32,
+        "sampling_temperature": 1.0,
+    },
+}
+WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "dog", "house", "on", "the", "beach"]
+TEXT_DIM, PREFIX = 16, 8  # width of text features, positions of a caption
 
 
 def by_smallest_member(labels) -> torch.Tensor:
@@ -72,6 +101,26 @@ def build_transformer(seed: int = 0, **changes) -> CodecladeTransformer:
     return model.eval()
 
 
+def build_refiner(seed: int = 0, **changes) -> Refiner:
+    """12 clusters to 32 ids; random weights everywhere, as in `build_transformer`."""
+    fields = {
+        "codebook_size": 32,
+        "num_clusters": 12,
+        "grid_size": 4,
+        "num_classes": 5,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Refiner(RefinerConfig(**(fields | changes)))
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+    return model.eval()
+
+
 def build_pipeline(scheme: str = "cluster", seed: int = 0, **settings) -> CodecladePipeline:
     vq_model = build_vq(seed)
     cluster_map = build_map(vq_model.codebook) if scheme == "cluster" else None
@@ -82,21 +131,82 @@ def build_pipeline(scheme: str = "cluster", seed: int = 0, **settings) -> Codecl
     return pipe
 
 
-def build_scheme(scheme: str, seed: int = 0, grid_size: int = 4, **settings) -> CodecladePipeline:
-    """4x4 tokens of 4x4 pixels; 32 codes in 12 clusters, or 32 semantic and 24 detail codes."""
+def build_parts(
+    scheme: str,
+    seed: int = 0,
+    grid_size: int = 4,
+    text: bool = False,
+    vq: dict | None = None,
+    **changes,
+) -> dict:
+    """Tokenizer, cluster map and generator of a scheme: 32 codes in 12 clusters, or 32 semantic and
+    24 detail codes; conditioned on 5 classes or on captions.
+
+    Fields of the tokenizer that should differ are in `vq`, those of the generator are `changes`.
+    """
     pairs = scheme == "semantic_detail"
-    vq_model = build_vq(seed, detail_codebook_size=DETAILS if pairs else None)
+    vq_model = build_vq(seed, detail_codebook_size=DETAILS if pairs else None, **(vq or {}))
     cluster_map = None if pairs else build_map(vq_model.codebook)
-    vocab_size = {"cluster": 12, "semantic_detail": DETAILS}.get(scheme, 32)
+    captions = {"num_classes": 0, "text_dim": TEXT_DIM, "prefix_length": PREFIX}
     transformer = build_transformer(
         seed,
         scheme=scheme,
-        vocab_size=vocab_size,
+        vocab_size={"cluster": 12, "semantic_detail": DETAILS}.get(scheme, 32),
         coarse_vocab_size=COARSE.get(scheme),
         grid_size=grid_size,
+        **(captions if text else {}),
+        **changes,
     )
+    if text:
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(transformer.prefix.null, generator=generator)
     if scheme == "cluster_token":
         transformer.use_clusters(cluster_map.mapping)
-    pipe = CodecladePipeline(vq_model, transformer, cluster_map, **({"id2label": NAMES} | settings))
+    return {"vq_model": vq_model, "transformer": transformer, "cluster_map": cluster_map}
+
+
+def build_scheme(
+    scheme: str,
+    seed: int = 0,
+    grid_size: int = 4,
+    refiner: Refiner | None = None,
+    **settings,
+) -> CodecladePipeline:
+    """4x4 tokens of 4x4 pixels, five classes."""
+    parts = build_parts(scheme, seed, grid_size)
+    pipe = CodecladePipeline(**parts, refiner=refiner, **({"id2label": NAMES} | settings))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, and an end token as T5 has it."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def build_t5(width: int = TEXT_DIM) -> T5EncoderModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = T5Config(
+            vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+        )
+        return T5EncoderModel(config).eval()
+
+
+def build_text_pipeline(
+    scheme: str = "token", encoder: bool = True, refiner: Refiner | None = None, **settings
+) -> CodecladeTextPipeline:
+    """Captions of up to 8 words, with or without the text encoder."""
+    parts = build_parts(scheme, text=True)
+    if encoder:
+        parts |= {"tokenizer": build_tokenizer(), "text_encoder": build_t5()}
+    pipe = CodecladeTextPipeline(**parts, refiner=refiner, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -9,7 +9,7 @@ from transformers import DynamicCache, StaticCache
 from builders import SCHEMES, build_scheme
 from codeclade import CodecladePipeline
 from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
-from codeclade.components import transformer as transformer_file
+from codeclade.components import blocks
 from codeclade.components.guidance import (
     SCHEDULES,
     Schedule,
@@ -146,14 +146,14 @@ def test_condition_attention_is_that_of_the_last_layer(tiny_transformer, monkeyp
     mask = torch.ones(2, 20, dtype=torch.int64)
     mask[1, :3] = 0
     shares, reference, captured = [], [], []
-    plain = transformer_file.eager_attention
+    plain = blocks.eager_attention
 
     def spy(*args, **kwargs):
         mixed, weights = plain(*args, **kwargs)
         captured.append(weights)
         return mixed, weights
 
-    monkeypatch.setattr(transformer_file, "eager_attention", spy)
+    monkeypatch.setattr(blocks, "eager_attention", spy)
     for implementation in ("sdpa", "eager"):
         model.set_attn_implementation(implementation)
         cache = StaticCache(model.config, 20) if kind == "static" else DynamicCache()

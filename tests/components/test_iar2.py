@@ -10,8 +10,8 @@ from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
 from codeclade.checkpoints.containers import load_checkpoint, load_mapping
 from codeclade.checkpoints.iar2 import FAMILY as IAR2
 from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
-from codeclade.components.heads import neighbours
-from codeclade.components.transformer import rotation
+from codeclade.components.blocks import rotation
+from codeclade.components.heads import neighbors
 from codeclade.training.losses import cluster_loss
 from golden_weights import golden_case
 
@@ -147,13 +147,13 @@ def test_step_wise_logits_equal_the_training_logits(tiny_transformer, grid_size,
 
 
 def test_window_holds_the_cells_before_in_raster_order():
-    window = neighbours(torch.tensor([30, 100, 0, 47]), 24, 2)
+    window = neighbors(torch.tensor([30, 100, 0, 47]), 24, 2)
     assert window[0].tolist() == [-1] * 5 + [4, 5, 6, 7, 8, 28, 29]
     assert window[1].tolist() == [*range(50, 55), *range(74, 79), 98, 99]
     assert window[2].tolist() == [-1] * 12
     right_edge = [-1] * 5 + [21, 22, 23, -1, -1, 45, 46]
     assert window[3].tolist() == right_edge
-    assert neighbours(torch.tensor([4]), 3, 1).tolist() == [[0, 1, 2, 3]]
+    assert neighbors(torch.tensor([4]), 3, 1).tolist() == [[0, 1, 2, 3]]
 
 
 @torch.no_grad()
@@ -174,12 +174,12 @@ def test_predictions_see_their_semantic_code_and_nothing_later(tiny_transformer)
 def test_two_positions_share_a_cell_in_the_published_weights(published):
     config = published[0].config
     assert config.positions_per_cell == 2
-    cos, sin = rotation(torch.arange(17), config)
+    plain = {"grid_size": config.grid_size, "head_dim": config.head_dim}
+    cos, sin = rotation(torch.arange(17), **plain, positions_per_cell=2)
     assert not cos[0].any()
     for p in range(2, 17):
         assert torch.equal(sin[p], sin[p - 1]) == (p % 2 == 0)
-    config = type(config)(**config.to_dict() | {"positions_per_cell": 1})
-    assert torch.equal(rotation(torch.tensor([4]), config)[1][0], sin[7])
+    assert torch.equal(rotation(torch.tensor([4]), **plain)[1][0], sin[7])
 
 
 def test_generator_converts_there_and_back_byte_by_byte(published, tmp_path):

@@ -159,7 +159,7 @@ def test_temperature_zero_takes_the_most_likely_token(tiny_pipeline, scale):
 def test_guidance_is_active_above_one_only(pipe, ids_of):
     batches = []
     hook = pipe.transformer.register_forward_hook(
-        lambda module, args, output: batches.append(len(output.logits))
+        lambda module, args, output: batches.append(len(output.hidden_states))
     )
     images = {}
     for scale, rows in ((0.0, 2), (0.5, 2), (1.0, 2), (1.1, 4), (4.0, 4)):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
-from torch import nn
 
+from builders import REFINERS, build_refiner
 from codeclade import CodecladePipeline
 from codeclade.checkpoints.dcpe import FAMILY as DCPE
 from codeclade.checkpoints.dcpe import cluster_map_from_index
@@ -18,35 +18,7 @@ from codeclade.components.refiner import Refiner, RefinerConfig, generator_state
 from codeclade.training.refiner import RefinerRecipe, train_refiner
 
 CODES, CLUSTERS, CLASSES, TOKENS = 32, 12, 5, 16
-CTF = {"causal": False, "mask_to_members": True, "null_class": True, "sampling_temperature": 1.0}
-
-MASC = {
-    "causal": False,
-    "mask_to_members": True,
-    "num_classes": 0,
-    "context_dim": 32,
-    "sampling_temperature": 1.0,
-}
-
-
-def tiny_refiner(seed: int = 0, **changes) -> Refiner:
-    """Random weights everywhere: the zero-initialised head would make every test pass."""
-    fields = {
-        "codebook_size": CODES,
-        "num_clusters": CLUSTERS,
-        "grid_size": 4,
-        "num_classes": CLASSES,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Refiner(RefinerConfig(**(fields | changes)))
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
-    return model.eval()
+CTF, MASC = REFINERS["CTF"], REFINERS["MASC"]
 
 
 def random_clusters(batch: int = 3, seed: int = 0) -> torch.Tensor:
@@ -177,7 +149,7 @@ def test_default_config_is_dcpes_refine_net():
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_cluster_reaches_earlier_positions_only_when_bidirectional(causal, attention):
-    refiner = tiny_refiner(causal=causal)
+    refiner = build_refiner(causal=causal)
     refiner.set_attn_implementation(attention)
     clusters, labels = random_clusters(1), torch.tensor([1])
     changed = clusters.clone()
@@ -189,7 +161,7 @@ def test_a_cluster_reaches_earlier_positions_only_when_bidirectional(causal, att
 
 
 def test_attention_implementations_agree():
-    refiner, clusters, labels = tiny_refiner(**CTF), random_clusters(), torch.tensor([0, 1, 2])
+    refiner, clusters, labels = build_refiner(**CTF), random_clusters(), torch.tensor([0, 1, 2])
     mapping = torch.arange(CODES) % CLUSTERS
     results = []
     for name in ("sdpa", "eager"):
@@ -211,7 +183,7 @@ def test_attention_implementations_agree():
 )
 def test_masked_ids_lie_in_their_cluster(knobs, tiny_vq, tiny_map):
     cluster_map = tiny_map(tiny_vq().codebook, CLUSTERS)
-    refiner, clusters = tiny_refiner(**CTF), random_clusters(8)
+    refiner, clusters = build_refiner(**CTF), random_clusters(8)
     labels = torch.arange(8) % CLASSES
     for uniforms in (None, torch.zeros(8, TOKENS), torch.full((8, TOKENS), 1 - 2**-24)):
         ids = refiner.refine(clusters, labels, cluster_map, uniforms=uniforms, **knobs)
@@ -221,13 +193,13 @@ def test_masked_ids_lie_in_their_cluster(knobs, tiny_vq, tiny_map):
 def test_without_mask_ids_may_leave_their_cluster(tiny_vq, tiny_map):
     cluster_map = tiny_map(tiny_vq().codebook, CLUSTERS)
     clusters, labels = random_clusters(8), torch.arange(8) % CLASSES
-    ids = tiny_refiner().refine(clusters, labels)
+    ids = build_refiner().refine(clusters, labels)
     assert not torch.equal(cluster_map.to_clusters(ids), clusters)
 
 
 def test_sampling_follows_the_masked_softmax(tiny_vq, tiny_map):
     cluster_map = tiny_map(tiny_vq().codebook, 6)
-    refiner = tiny_refiner(**CTF, num_clusters=6)
+    refiner = build_refiner(**CTF, num_clusters=6)
     largest = cluster_map.sizes.argmax()
     clusters, labels = largest.repeat(1, TOKENS), torch.tensor([2])
     logits = refiner(clusters, labels, mapping=cluster_map.mapping).logits[0]
@@ -248,7 +220,7 @@ def test_sampling_follows_the_masked_softmax(tiny_vq, tiny_map):
 
 def test_an_untrained_masked_refiner_is_the_uniform_member_draw(tiny_vq, tiny_map):
     cluster_map = tiny_map(tiny_vq().codebook, CLUSTERS)
-    refiner = Refiner(tiny_refiner(**CTF).config).eval()
+    refiner = Refiner(build_refiner(**CTF).config).eval()
     ids = torch.arange(CODES).view(2, TOKENS)
     clusters = cluster_map.to_clusters(ids)
     loss = refiner(clusters, torch.tensor([0, 1]), mapping=cluster_map.mapping, labels=ids).loss
@@ -257,14 +229,14 @@ def test_an_untrained_masked_refiner_is_the_uniform_member_draw(tiny_vq, tiny_ma
 
 
 def test_guidance_moves_away_from_the_null_class():
-    refiner, clusters = tiny_refiner(null_class=True), random_clusters()
+    refiner, clusters = build_refiner(null_class=True), random_clusters()
     labels, null = torch.tensor([0, 1, 2]), torch.full((3,), CLASSES)
     conditional, unconditional = (refiner(clusters, c).logits for c in (labels, null))
     guided = unconditional + 3 * (conditional - unconditional)
     assert not torch.equal(guided.argmax(-1), conditional.argmax(-1))
     assert torch.equal(refiner.refine(clusters, labels, guidance_scale=3.0), guided.argmax(-1))
     with pytest.raises(ValueError, match=r"guidance_scale=2.0 needs a refiner with a null class"):
-        tiny_refiner().refine(clusters, labels, guidance_scale=2.0)
+        build_refiner().refine(clusters, labels, guidance_scale=2.0)
 
 
 def test_hidden_states_are_what_the_generators_head_reads(tiny_transformer):
@@ -278,7 +250,7 @@ def test_hidden_states_are_what_the_generators_head_reads(tiny_transformer):
 
 def test_context_enters_and_is_asked_for(tiny_vq, tiny_map):
     cluster_map = tiny_map(tiny_vq().codebook, CLUSTERS)
-    refiner = tiny_refiner(context_dim=24, num_classes=0, mask_to_members=True, causal=False)
+    refiner = build_refiner(context_dim=24, num_classes=0, mask_to_members=True, causal=False)
     clusters = random_clusters()
     context = torch.randn(3, TOKENS, 24, generator=torch.Generator().manual_seed(0))
     mapping = cluster_map.mapping
@@ -297,9 +269,9 @@ def test_context_enters_and_is_asked_for(tiny_vq, tiny_map):
 
 def test_inputs_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="needs class_labels"):
-        tiny_refiner().refine(random_clusters())
+        build_refiner().refine(random_clusters())
     with pytest.raises(ValueError, match=r"T up to 16, got \(1, 17\)"):
-        tiny_refiner().refine(torch.zeros(1, 17, dtype=torch.int64), torch.tensor([0]))
+        build_refiner().refine(torch.zeros(1, 17, dtype=torch.int64), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"class_dropout=0\.1 needs null_class=True"):
         RefinerConfig(class_dropout=0.1)
     with pytest.raises(ValueError, match="hidden_size=30"):
@@ -307,7 +279,7 @@ def test_inputs_that_do_not_fit_are_named():
 
 
 def test_save_and_load_keep_logits_and_settings(tmp_path):
-    refiner = tiny_refiner(**CTF)
+    refiner = build_refiner(**CTF)
     refiner.save_pretrained(tmp_path)
     loaded = Refiner.from_pretrained(tmp_path)
     clusters, labels = random_clusters(), torch.tensor([0, 1, 2])
@@ -326,7 +298,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     clusters, labels = random_clusters(), torch.tensor([0, 1, 2])
     gradients = []
     for checkpointing in (False, True):
-        refiner = tiny_refiner(residual_dropout=0.0, feed_forward_dropout=0.0).train()
+        refiner = build_refiner(residual_dropout=0.0, feed_forward_dropout=0.0).train()
         if checkpointing:
             refiner.gradient_checkpointing_enable()
         refiner(clusters, labels, labels=clusters).loss.backward()
@@ -341,7 +313,7 @@ def refining_pipeline(tiny_pipeline):
     def build(**changes) -> CodecladePipeline:
         pipe = tiny_pipeline()
         parts = {key: value for key, value in pipe.components.items() if key != "refiner"}
-        pipe = CodecladePipeline(**parts, refiner=tiny_refiner(**changes))
+        pipe = CodecladePipeline(**parts, refiner=build_refiner(**changes))
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -111,6 +111,18 @@ def test_stages_of_a_step_equal_the_teacher_forced_logits(model):
 
 
 @torch.no_grad()
+def test_the_only_stage_of_a_one_stage_model_is_its_next_token(tiny_transformer):
+    model = tiny_transformer(vocab_size=10)
+    output = model(tokens(), CLASSES)
+    for step in (0, 7, 16, -1):
+        logits = model.stage_logits(output.hidden_states, step)
+        torch.testing.assert_close(logits, output.logits[:, step], rtol=0, atol=1e-5)
+        assert logits.dtype == torch.float32
+    with pytest.raises(ValueError, match="has one stage, so nothing is chosen before it"):
+        model.stage_logits(output.hidden_states, 0, tokens()[:, 0])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_sampling_frequencies_are_the_probabilities(scale):
     """One token an image: counts of ids against the exact (guided) distribution."""

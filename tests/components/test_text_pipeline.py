@@ -2,50 +2,17 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from builders import PREFIX, TEXT_DIM, build_t5, build_text_pipeline, build_tokenizer
 from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 from codeclade.components.text_pipeline import CodecladeTextPipeline, pad_left
 from golden_weights import golden_case
 
-WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "dog", "house", "on", "the", "beach"]
-TEXT_DIM, PREFIX = 16, 8
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, and an end token as T5 has it."""
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def tiny_t5(width: int = TEXT_DIM) -> T5EncoderModel:
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2
-    )
-    return T5EncoderModel(config).eval()
-
 
 @pytest.fixture
-def text_pipeline(tiny_vq, tiny_transformer):
+def text_pipeline():
     """Build a pipeline, with or without text encoder."""
-
-    def build(encoder: bool = True, **settings) -> CodecladeTextPipeline:
-        transformer = tiny_transformer(num_classes=0, text_dim=TEXT_DIM, prefix_length=PREFIX)
-        torch.nn.init.normal_(transformer.prefix.null, generator=torch.Generator().manual_seed(0))
-        parts = {"tokenizer": tiny_tokenizer(), "text_encoder": tiny_t5()} if encoder else {}
-        pipe = CodecladeTextPipeline(tiny_vq(), transformer, **parts, **settings)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    return build
+    return build_text_pipeline
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -149,7 +116,7 @@ def test_save_and_load(text_pipeline, tmp_path):
     bare = CodecladeTextPipeline.from_pretrained(tmp_path / "bare")
     assert bare.text_encoder is None
     given = CodecladeTextPipeline.from_pretrained(
-        tmp_path / "bare", tokenizer=tiny_tokenizer(), text_encoder=tiny_t5()
+        tmp_path / "bare", tokenizer=build_tokenizer(), text_encoder=build_t5()
     )
     assert given.text_encoder is not None
 
@@ -190,6 +157,6 @@ def test_parts_that_do_not_fit_are_refused(text_pipeline, tiny_vq, tiny_transfor
         CodecladeTextPipeline(tiny_vq(), tiny_transformer())
     transformer = text_pipeline().transformer
     with pytest.raises(ValueError, match="give both or neither"):
-        CodecladeTextPipeline(tiny_vq(), transformer, tokenizer=tiny_tokenizer())
+        CodecladeTextPipeline(tiny_vq(), transformer, tokenizer=build_tokenizer())
     with pytest.raises(ValueError, match=r"width 24, but transformer takes .* 16"):
-        CodecladeTextPipeline(tiny_vq(), transformer, tiny_tokenizer(), tiny_t5(24))
+        CodecladeTextPipeline(tiny_vq(), transformer, build_tokenizer(), build_t5(24))

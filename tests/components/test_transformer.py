@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, StaticCache
 
 from codeclade import CodecladeConfig, CodecladeTransformer
-from codeclade.components.transformer import rotation
+from codeclade.components.blocks import rotation
 
 CLASSES = torch.tensor([3, 0, 5])  # 5 is the null class
 
@@ -124,10 +124,7 @@ def test_sdpa_equals_eager(model):
 
 
 def test_rotation_turns_by_row_then_column():
-    config = CodecladeConfig(
-        grid_size=3, prefix_length=2, hidden_size=24, num_attention_heads=2, rope_theta=100.0
-    )
-    cos, sin = rotation(torch.arange(11), config)
+    cos, sin = rotation(torch.arange(11), grid_size=3, head_dim=12, theta=100.0, prefix_length=2)
     assert cos.shape == sin.shape == (11, 6)  # head width 12: three pairs by row, three by column
     assert not cos[:2].any()
     assert not sin[:2].any()
@@ -140,8 +137,11 @@ def test_rotation_turns_by_row_then_column():
 
 
 def test_positions_do_not_depend_on_the_dtype_of_the_weights(model):
-    exact = rotation(torch.arange(17), model.config)
-    rounded = rotation(torch.arange(17), model.to(torch.bfloat16).config)
+    found = []
+    model.layers[0].register_forward_pre_hook(lambda _, inputs: found.append(inputs[2:4]))
+    model(tokens(), CLASSES)
+    model.to(torch.bfloat16)(tokens(), CLASSES)
+    exact, rounded = found
     assert all(part.dtype == torch.float32 for part in rounded)
     assert all(map(torch.equal, exact, rounded))
 

@@ -1,7 +1,7 @@
 """More noise is worse in every metric, level by level, with EfficientNet-Lite0's real weights.
 
-Drawings with a little grain. On photographs precision and density may rise with weak noise: it draws
-features together, to where the reference is dense. Recall and coverage fall there too.
+Drawings with a little grain. On photographs precision and density may rise with weak noise: it
+draws features together, to where the reference is dense. Recall and coverage fall there too.
 """
 
 import pytest
@@ -19,7 +19,7 @@ LEVELS = (0.01, 0.02, 0.04, 0.07, 0.12)  # standard deviations, of pixels in [-1
 
 
 def drawings(count: int, seed: int, size: int = 64) -> torch.Tensor:
-    """Three superellipses on a gradient, with grain of up to 0.04: pixels (count, 3, size, size)."""
+    """Three superellipses on a gradient, grain up to 0.04: pixels (count, 3, size, size)."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:

@@ -94,32 +94,27 @@ def clusters_of(
     ids: Tensor, transformer: CodecladeTransformer, cluster_map: ClusterMap | None
 ) -> Tensor:
     """Cluster of every fine id, or the semantic code of a pair."""
-    if transformer.config.scheme == "semantic_detail":
-        return ids[..., 0]
-    if transformer.config.scheme == "cluster_token":
-        return transformer.token_embedding.cluster_of.to(ids.device)[ids]
-    return cluster_map.to_clusters(ids)
+    scheme = transformer.scheme
+    return scheme.ids_to_clusters(ids, scheme.mapping(transformer, cluster_map))
 
 
 def edit_of_ids(
     ids: Tensor, redo: Tensor, transformer: CodecladeTransformer, cluster_map: ClusterMap | None
 ) -> Edit:
     """Keep fine ids (B, T, ...) where redo (B, T) is False."""
-    config = transformer.config
-    tokens = clusters_of(ids, transformer, cluster_map) if config.scheme == "cluster" else ids
-    choices = tokens if tokens.ndim == 3 else tokens.unsqueeze(-1)
-    if config.scheme == "cluster_token":
-        choices = torch.stack([clusters_of(ids, transformer, cluster_map), ids], dim=-1)
-    redo = redo.to(ids.device).unsqueeze(-1).expand(-1, -1, config.num_stages)
+    scheme = transformer.scheme
+    mapping = scheme.mapping(transformer, cluster_map)
+    tokens = scheme.ids_to_tokens(ids, mapping)
+    choices = scheme.tokens_to_choices(tokens, mapping)
+    redo = redo.to(ids.device).unsqueeze(-1).expand(choices.shape)
     return Edit(ids, tokens, choices, redo)
 
 
 def edit_of_clusters(clusters: Tensor, transformer: CodecladeTransformer) -> Edit:
     """Keep the first stage's choices (B, T) everywhere; the second stage is sampled."""
-    choices = torch.stack([clusters, torch.zeros_like(clusters)], dim=-1)
+    choices = torch.stack([clusters, torch.zeros_like(clusters)], dim=-1)  # (B, T, 2)
     redo = torch.tensor([False, True], device=clusters.device).expand_as(choices)
-    pairs = transformer.config.scheme == "semantic_detail"
-    return Edit(None, choices if pairs else choices[..., 1], choices, redo)
+    return Edit(None, transformer.scheme.choices_to_tokens(choices), choices, redo)
 
 
 class EditingMixin:
@@ -158,7 +153,8 @@ class EditingMixin:
         config = self.transformer.config
         if (clusters is None) == (latents is None):
             raise ValueError("redraw takes clusters or latents: give one of the two.")
-        if config.num_stages == 1 and self.cluster_map is None:
+        scheme = self.transformer.scheme
+        if scheme.num_clusters(self.cluster_map) is None:
             raise ValueError("redraw needs a cluster_map or a two-stage transformer.")
         if clusters is None:
             ids = self._raster(latents, "latents")
@@ -169,7 +165,7 @@ class EditingMixin:
         if class_labels is not None:
             labels = torch.tensor(self.get_label_ids(class_labels), device=clusters.device)
             condition["class_labels"] = spread(labels, len(clusters), "labels")
-        if config.num_stages == 2:
+        if scheme.two_stages:
             if not condition:
                 raise ValueError(f"redraw of scheme {config.scheme!r} needs class_labels.")
             return self(
@@ -202,9 +198,9 @@ class EditingMixin:
         """What a call keeps of images, ids or clusters; `uniforms` (B, T) go with strength."""
         count, grid = len(uniforms), self.transformer.config.grid_size
         if clusters is not None:
-            if self.transformer.config.num_stages == 1:
-                scheme = self.transformer.config.scheme
-                raise ValueError(f"scheme {scheme!r} has one stage; clusters are for two.")
+            scheme = self.transformer.scheme
+            if not scheme.two_stages:
+                raise ValueError(f"scheme {scheme.name!r} has one stage; clusters are for two.")
             clusters = spread(self._raster(clusters, "clusters"), count, "clusters")
             return edit_of_clusters(clusters, self.transformer)
         if images is None and ids is None:
@@ -225,7 +221,7 @@ class EditingMixin:
         """
         config, vq_model = self.transformer.config, self.vq_model
         shape, what = (config.grid_size, config.grid_size), "cluster"
-        sizes = [config.coarse_vocab_size or getattr(self.cluster_map, "num_clusters", None)]
+        sizes = [self.transformer.scheme.num_clusters(self.cluster_map)]
         if name == "latents":
             sizes, what = [vq_model.codebook_size, vq_model.detail_codebook_size], "id"
             shape += () if sizes[1] is None else (2,)

@@ -1,9 +1,17 @@
-"""Heads: how a position's code becomes an input vector and how its logits come out.
+"""Heads: how a position's token becomes an input vector and how its logits come out.
 
-One class a scheme: `TokenHead` (LlamaGen, arXiv 2406.06525), `SemanticDetailHead` (IAR2) and
-`ClusterTokenHead` (our own). `teach` is teacher-forced, over all positions at once; `stage_logits`
-is one stage of one position while images are sampled. Must stay numerically equal to the published
+One pair of modules a scheme: LlamaGen's embedding and `TokenHead` (arXiv 2406.06525),
+`ClusterTokenEmbedding` and `ClusterTokenHead` (our own), `SemanticDetailEmbedding` and
+`SemanticDetailHead` (IAR2, arXiv 2510.06928). Must stay numerically equal to the published
 IAR2-*.pth (see hub/convert.py).
+
+Every head has two methods:
+
+    teacher_forced(hidden, labels, tokens, embedding, conditioned) -> fields of CodecladeOutput
+        all positions at once: hidden (B, L, D), labels and tokens (B, T, ...) or None;
+        `conditioned` says that the prefix is part of this call, not only in the cache
+    stage_logits(hidden, step, chosen, cache, embedding) -> (B, V)
+        one stage of one position while images are sampled; see CodecladeTransformer.stage_logits
 
 Shapes: B batch, T tokens, L prefix and tokens, D width, V vocabulary, K coarse vocabulary
 (clusters or semantic codes), G token grid side. Logits are float32 whatever the dtype.
@@ -14,12 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-
-class Output(nn.Linear):
-    """Last layer of a head; starts at zero, so that the first loss is exactly ln V."""
-
-    def __init__(self, width: int, vocab_size: int):
-        super().__init__(width, vocab_size, bias=False)
+from .blocks import Block, Output
 
 
 class TokenHead(Output):
@@ -29,8 +32,8 @@ class TokenHead(Output):
         super().__init__(config.hidden_size, config.vocab_size)
         self.first = config.prefix_length - 1
 
-    def teach(self, hidden: Tensor, labels: Tensor | None, _, embedding: nn.Module) -> dict:
-        logits = self(hidden).float()
+    def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
+        logits = self(hidden).float()  # (B, L, V)
         if labels is None:
             return {"logits": logits}
         predicted = logits[:, self.first : self.first + labels.shape[1]]
@@ -38,6 +41,11 @@ class TokenHead(Output):
             "logits": logits,
             "loss": F.cross_entropy(predicted.flatten(0, 1), labels.flatten()),
         }
+
+    def stage_logits(self, hidden, step: int, chosen, cache, embedding) -> Tensor:
+        if chosen is not None:
+            raise ValueError("this transformer has one stage, so nothing is chosen before it.")
+        return self(hidden[:, step]).float()  # (B, V)
 
 
 def cluster_logsumexp(logits: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
@@ -86,9 +94,9 @@ class ClusterTokenHead(nn.Module):
         self.tokens = Output(config.hidden_size, config.vocab_size)
         self.first = config.prefix_length - 1
 
-    def teach(self, hidden: Tensor, labels: Tensor | None, _, embedding: nn.Module) -> dict:
-        cluster_of, coarse = embedding.cluster_of, self.clusters(hidden).float()
-        fine = self.tokens(hidden).float()
+    def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
+        cluster_of, coarse = embedding.cluster_of, self.clusters(hidden).float()  # (B, L, K)
+        fine = self.tokens(hidden).float()  # (B, L, V)
         shift = coarse.log_softmax(-1) - cluster_logsumexp(fine, cluster_of, coarse.shape[-1])
         logits = fine + shift[..., cluster_of]
         output = {"logits": logits, "cluster_logits": coarse}
@@ -122,7 +130,7 @@ class SemanticDetailEmbedding(nn.Module):
         return self.mix(torch.cat([self.semantic(semantic), self.detail(detail)], dim=-1))
 
 
-def neighbours(cells: Tensor, grid_size: int, window: int) -> Tensor:
+def neighbors(cells: Tensor, grid_size: int, window: int) -> Tensor:
     """Raster cells (n, m) that come before `cells` (n,) in a window, -1 where outside the grid.
 
     In order: `window` rows above with 2 * window + 1 columns each, then `window` cells to the left.
@@ -140,10 +148,10 @@ class SemanticDetailHead(nn.Module):
     """IAR2's head: blocks over [local context g, hidden state h, semantic code E1(k)], causal.
 
     g joins the compressed hidden states of the 12 cells around; the second token gives the semantic
-    logits, the third, which has seen the semantic code, the detail logits.
+    logits, the third, which is the semantic code, the detail logits.
     """
 
-    def __init__(self, config, blocks: list[nn.Module]):
+    def __init__(self, config):
         super().__init__()
         self.config, width = config, config.hidden_size
         count = 2 * config.head_window * (config.head_window + 1)
@@ -157,6 +165,7 @@ class SemanticDetailHead(nn.Module):
             nn.GELU(),
             nn.Linear(2 * width, width, bias=False),
         )
+        blocks = (Block(config, i, plain=True) for i in range(config.head_layers))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(width, config.rms_norm_eps)
         for name, size in (("semantic", config.coarse_vocab_size), ("detail", config.vocab_size)):
@@ -174,17 +183,19 @@ class SemanticDetailHead(nn.Module):
             x = block(x, mask, cos, torch.zeros_like(cos), cache)
         return self.norm(x)
 
-    def teach(self, hidden, labels: Tensor | None, pairs: Tensor | None, embedding) -> dict:
-        known = pairs if labels is None else labels
-        if known is None:
+    def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
+        known = tokens if labels is None else labels  # (B, T, 2)
+        # The window reaches back to the first token, so a call that goes on from a cache has none.
+        if known is None or not conditioned:
             return {}
         first, count = self.config.prefix_length - 1, known.shape[1]
-        hidden = hidden[:, first : first + count]
+        hidden = hidden[:, first : first + count]  # (B, T, D)
         cells = torch.arange(count, device=hidden.device)
-        index = neighbours(cells, self.config.grid_size, self.config.head_window)
+        index = neighbors(cells, self.config.grid_size, self.config.head_window)  # (T, 12)
         around = self.compress(F.pad(hidden, (0, 0, 0, 1)))[:, index]  # index -1 is the zero row
-        local = self.combine(around.flatten(-2))
+        local = self.combine(around.flatten(-2))  # (B, T, D)
         x = torch.stack([local, hidden, embedding.semantic(known[..., 0])], dim=2)  # (B, T, 3, D)
+        # Every position is a short sequence of its own.
         x = self.run(x.flatten(0, 1), 0, None).unflatten(0, (-1, count))
         semantic, detail = self.semantic(x[:, :, 1]).float(), self.detail(x[:, :, 2]).float()
         output = {"semantic_logits": semantic, "detail_logits": detail}
@@ -195,13 +206,12 @@ class SemanticDetailHead(nn.Module):
         return output
 
     def stage_logits(self, hidden, step: int, chosen: Tensor | None, cache, embedding) -> Tensor:
-        if chosen is not None:
-            return self.detail(
-                self.run(embedding.semantic(chosen)[:, None], 2, cache)[:, 0]
-            ).float()
+        if chosen is not None:  # the third token; the first two are in the cache
+            x = self.run(embedding.semantic(chosen).unsqueeze(1), 2, cache)  # (B, 1, D)
+            return self.detail(x[:, 0]).float()  # (B, V)
         cell = torch.tensor([step], device=hidden.device)
-        index = neighbours(cell, self.config.grid_size, self.config.head_window)[0]
+        index = neighbors(cell, self.config.grid_size, self.config.head_window)[0]
         around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, 12, D)
-        local = self.combine(self.compress(around).flatten(-2))
-        x = self.run(torch.stack([local, hidden[:, step]], dim=1), 0, cache)
-        return self.semantic(x[:, 1]).float()
+        local = self.combine(self.compress(around).flatten(-2))  # (B, D)
+        x = self.run(torch.stack([local, hidden[:, step]], dim=1), 0, cache)  # (B, 2, D)
+        return self.semantic(x[:, 1]).float()  # (B, K)

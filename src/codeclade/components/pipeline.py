@@ -22,7 +22,7 @@ from transformers import DynamicCache, StaticCache
 
 from .cluster_map import ClusterMap
 from .compatibility import check_components
-from .editing import Edit, EditingMixin, check_edit, clusters_of
+from .editing import Edit, EditingMixin, check_edit
 from .guidance import Number, Schedule
 from .labels import ids_by_name, label_id
 from .loading import check_weight_files, installed_index
@@ -190,8 +190,8 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         for name, value, good, allowed in checks:
             if not good:
                 raise ValueError(f"{name}={value!r} must be {allowed}.")
-        scheme = self.transformer.config.scheme
-        if output_type == "cluster" and scheme == "token" and self.cluster_map is None:
+        known = self.transformer.scheme.num_clusters(self.cluster_map)
+        if output_type == "cluster" and known is None:
             raise ValueError(
                 "output_type='cluster' needs a cluster_map, which this pipeline lacks."
             )
@@ -325,14 +325,15 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         """
         config = self.transformer.config
         uniforms = uniforms.unsqueeze(1) if uniforms.ndim == 2 else uniforms
-        batch, stages, steps = uniforms.shape
+        batch, _, steps = uniforms.shape
         schedule, guided = schedule or Schedule(None), self.do_classifier_free_guidance
         if guided:
             condition = {
                 key: torch.cat([value, null_condition[key]]) for key, value in condition.items()
             }
-        pair = (2,) if config.scheme == "semantic_detail" else ()
-        latents = torch.zeros(batch, steps, *pair, dtype=torch.int64, device=uniforms.device)
+        scheme = self.transformer.scheme
+        shape = (batch, steps, *scheme.token_shape)
+        latents = torch.zeros(shape, dtype=torch.int64, device=uniforms.device)
         start, stop, inputs = 0, steps, condition
         if edit is not None:
             latents, (start, stop) = edit.tokens.clone(), edit.bounds()
@@ -347,13 +348,13 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
                 output = self.transformer(
                     **inputs,
                     past_key_values=cache,
-                    return_logits=stages == 1,
+                    return_logits=False,
                     output_condition_attention=guided and schedule.uses_attention,
                 )
-                if stages == 2:
+                if scheme.reads_earlier_states:
                     hidden = _remember(hidden, output.hidden_states, step, steps, start)
                 choices = self._choose(output, hidden, step, uniforms, knobs, schedule, edit)
-                latents[:, step] = choices if pair else choices[:, -1]
+                latents[:, step] = scheme.choices_to_tokens(choices)
                 if callback is not None:
                     given = dict.fromkeys(callback_inputs, latents)
                     latents = (callback(self, step, step, given) or {}).get("latents", latents)
@@ -378,11 +379,11 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         attended, cache, choices = output.condition_attention, DynamicCache(), []
         guided = len(output.hidden_states) > batch
         for stage in range(stages):
-            if stages == 1:
-                logits = output.logits[:, -1]
-            else:
-                chosen = _twice(choices[-1], guided) if choices else None
+            chosen = _twice(choices[-1], guided) if choices else None
+            if self.transformer.scheme.reads_earlier_states:
                 logits = self.transformer.stage_logits(hidden, step, chosen, cache)
+            else:
+                logits = self.transformer.stage_logits(output.hidden_states, -1, chosen, cache)
             if guided:
                 shares = None if attended is None else attended[:batch]
                 logits = self._guided(logits, schedule, step, steps, stage, shares)
@@ -408,10 +409,11 @@ class CodecladePipeline(EditingMixin, DiffusionPipeline):
         self, tokens: Tensor, uniforms: Tensor, output_type: str, edit: Edit | None = None, *given
     ):
         """Tokens (B, T, ...) as ids, clusters or images; `given` is for `clusters_to_ids`."""
-        clustered = self.transformer.config.scheme == "cluster"
+        scheme = self.transformer.scheme
+        clustered = scheme.predicts_clusters
         if output_type == "cluster":
-            if not clustered:
-                tokens = clusters_of(tokens, self.transformer, self.cluster_map)
+            mapping = scheme.mapping(self.transformer, self.cluster_map)
+            tokens = scheme.tokens_to_clusters(tokens, mapping)
             return tokens.unflatten(1, (self.transformer.config.grid_size,) * 2)
         if clustered:
             parts = self.transformer, self.cluster_map, self.refiner

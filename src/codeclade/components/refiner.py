@@ -7,7 +7,7 @@ Must stay numerically equal to DCPE's released refine net (see hub/dcpe.py).
 
 Shapes: B batch, P prefix positions (1 with classes, else 0), T tokens, L = P + T, D width, N ids,
 K clusters, C width of the generator's hidden states.
-Float32 whatever the dtype: rotation, RMSNorm statistics, logits, loss.
+What is float32 whatever the dtype stands in blocks.py.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,23 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
+from .blocks import Block, ClassPrefix, DecoderConfig, Output, init_weights, rotation
 from .cluster_map import ClusterMap
 from .loading import StrictLoading
 from .sampling import guide, sample
-from .transformer import Block, CodecladeTransformer, rotation
+from .transformer import CodecladeTransformer
 
 WAYS = ("refiner", "member")  # how clusters become ids
 
 
-class RefinerConfig(PreTrainedConfig):
+class RefinerConfig(DecoderConfig):
     """Architecture of a `Refiner`; the defaults are DCPE's refine net.
+
+    The fields of `DecoderConfig` are fields here too. `num_classes` 0 means no class prefix.
 
     Raises:
         ValueError: a width the heads do not divide into multiples of 4, or class dropout without a
@@ -42,78 +44,37 @@ class RefinerConfig(PreTrainedConfig):
         self,
         codebook_size: int = 16384,  # N
         num_clusters: int = 8192,  # K
-        grid_size: int = 16,
-        num_classes: int = 1000,  # 0: no class prefix
         null_class: bool = False,  # one more class row, for guidance
         context_dim: int | None = None,  # C: hidden states of the generator are an input (MASC)
-        hidden_size: int = 768,  # D
         num_hidden_layers: int = 1,
-        num_attention_heads: int = 12,
-        intermediate_size: int = 2048,  # SwiGLU width
         causal: bool = True,  # DCPE attends to earlier clusters only, CTF to all
         mask_to_members: bool = False,  # only ids of the given cluster have a probability
         sampling_temperature: float = 0.0,  # of `refine` where none is given; 0 is arg-max
-        rms_norm_eps: float = 1e-5,
-        rope_theta: float = 10000.0,
-        token_dropout: float = 0.0,  # dropouts act in training only
-        residual_dropout: float = 0.1,
-        feed_forward_dropout: float = 0.1,
+        token_dropout: float = 0.0,
         class_dropout: float = 0.0,  # share of classes replaced by the null class
-        initializer_range: float = 0.02,
         **kwargs,
     ):
-        if hidden_size % (4 * num_attention_heads):
-            raise ValueError(
-                f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
-                f"{4 * num_attention_heads}, for the two rotation axes."
-            )
         if class_dropout and not null_class:
             raise ValueError(
                 f"class_dropout={class_dropout} needs null_class=True: dropped classes become it."
             )
         self.codebook_size = codebook_size
         self.num_clusters = num_clusters
-        self.grid_size = grid_size
-        self.num_classes = num_classes
         self.null_class = null_class
         self.context_dim = context_dim
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
         self.causal = causal
         self.mask_to_members = mask_to_members
         self.sampling_temperature = sampling_temperature
-        self.rms_norm_eps = rms_norm_eps
-        self.rope_theta = rope_theta
-        self.token_dropout = token_dropout
-        self.residual_dropout = residual_dropout
-        self.feed_forward_dropout = feed_forward_dropout
-        self.class_dropout = class_dropout
-        self.initializer_range = initializer_range
-        kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+        super().__init__(
+            num_hidden_layers=num_hidden_layers,
+            token_dropout=token_dropout,
+            class_dropout=class_dropout,
+            **kwargs,
+        )
 
     @property
     def prefix_length(self) -> int:
         return 1 if self.num_classes else 0
-
-    @property
-    def positions_per_cell(self) -> int:
-        return 1  # `rotation` asks
-
-    @property
-    def num_key_value_heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def num_tokens(self) -> int:
-        """T of a whole image."""
-        return self.grid_size**2
 
 
 @dataclass
@@ -122,22 +83,6 @@ class RefinerOutput(ModelOutput):
 
     loss: Tensor | None = None  # mean cross-entropy in nats
     logits: Tensor | None = None  # (B, T, N) float32; position t speaks of token t
-
-
-class RefinerPrefix(nn.Module):
-    """Class label to one prefix vector; the null class, where there is one, is the last row."""
-
-    def __init__(self, config: RefinerConfig):
-        super().__init__()
-        rows = config.num_classes + int(config.null_class)
-        self.embedding = nn.Embedding(rows, config.hidden_size)
-        self.null, self.drop = config.num_classes, config.class_dropout
-
-    def forward(self, class_labels: Tensor) -> Tensor:
-        if self.training and self.drop:
-            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.drop
-            class_labels = class_labels.masked_fill(dropped, self.null)
-        return self.embedding(class_labels).unsqueeze(1)  # (B, 1, D)
 
 
 class Refiner(StrictLoading, PreTrainedModel):
@@ -153,7 +98,7 @@ class Refiner(StrictLoading, PreTrainedModel):
 
     def __init__(self, config: RefinerConfig):
         super().__init__(config)
-        self.prefix = RefinerPrefix(config) if config.num_classes else None
+        self.prefix = ClassPrefix(config, config.null_class) if config.num_classes else None
         self.cluster_embedding = nn.Embedding(config.num_clusters, config.hidden_size)
         self.context = (
             nn.Linear(config.context_dim, config.hidden_size) if config.context_dim else None
@@ -163,18 +108,11 @@ class Refiner(StrictLoading, PreTrainedModel):
         for layer in self.layers:
             layer.attention.is_causal = config.causal
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
+        self.head = Output(config.hidden_size, config.codebook_size)  # the loss starts at ln N
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self.head:
-            init.zeros_(module.weight)  # the first loss is exactly ln N, or mean ln of cluster size
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.RMSNorm):
-            init.ones_(module.weight)
+        init_weights(module, self.config.initializer_range)
 
     def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
         """Raise a ValueError unless this refiner speaks of the map's clusters and ids."""
@@ -246,7 +184,10 @@ class Refiner(StrictLoading, PreTrainedModel):
                 past_key_values=None,
                 position_ids=positions.unsqueeze(0),
             )
-        cos, sin = rotation(positions, self.config)
+        config = self.config
+        cos, sin = rotation(
+            positions, config.grid_size, config.head_dim, config.rope_theta, config.prefix_length
+        )
         for layer in self.layers:
             x = layer(x, mask, cos, sin, None)
         logits = self.head(self.norm(x[:, self.config.prefix_length :])).float()

@@ -4,43 +4,33 @@ LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or t
 pairs of codes and a head with local context. Must stay numerically equal to the published
 c2i_*.pt, t2i_*.pt and IAR2-*.pth (see hub/convert.py).
 
-Schemes, by stages of one position: "token" (an id), "cluster" (a cluster), "cluster_token" (a
-cluster, then an id of it), "semantic_detail" (a semantic code, then a detail code).
+What a position holds and how its logits come out is the scheme's: see schemes.py and heads.py.
 
 Shapes: B batch, P prefix positions (1 for a class), T tokens, L = P + T, D width, H heads,
 h = D / H, V vocabulary, K coarse vocabulary, G token grid side, S keys seen so far.
-Float32 whatever the dtype: rotation, RMSNorm statistics, logits, loss.
+What is float32 whatever the dtype stands in blocks.py.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .heads import (
-    ClusterTokenEmbedding,
-    ClusterTokenHead,
-    Output,
-    SemanticDetailEmbedding,
-    SemanticDetailHead,
-    TokenHead,
-)
+from .blocks import Block, ClassPrefix, DecoderConfig, TextPrefix, init_weights, rotation
 from .loading import StrictLoading
+from .schemes import SCHEMES, Scheme, scheme_class
 
-TWO_STAGES = ("cluster_token", "semantic_detail")
-SCHEMES = ("token", "cluster", *TWO_STAGES)
+__all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransformer"]
 
 
-class CodecladeConfig(PreTrainedConfig):
+class CodecladeConfig(DecoderConfig):
     """Architecture of a `CodecladeTransformer`; the defaults are LlamaGen-B over 16384 ids.
+
+    The fields of `DecoderConfig` are fields here too. `num_classes` does not count the null class.
 
     Raises:
         ValueError: an unknown scheme, a two-stage scheme without coarse_vocab_size (or the other
@@ -54,81 +44,31 @@ class CodecladeConfig(PreTrainedConfig):
         vocab_size: int = 16384,  # V: number of ids N, of clusters K, or of detail codes
         scheme: str = "token",  # what a position holds; one of SCHEMES
         coarse_vocab_size: int | None = None,  # two stages: K clusters or semantic codes
-        grid_size: int = 16,  # G
-        num_classes: int = 1000,  # class-conditional models; the null class comes on top
         text_dim: int | None = None,  # width of text features; makes the model text-conditional
         prefix_length: int = 1,  # P: 1 for a class, 120 for LlamaGen's captions
-        hidden_size: int = 768,  # D
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,  # H
-        intermediate_size: int = 2048,  # SwiGLU width
-        rms_norm_eps: float = 1e-5,
-        rope_theta: float = 10000.0,
-        positions_per_cell: int = 1,  # 2 in the published IAR2 weights: neighbours share an angle
+        positions_per_cell: int = 1,  # 2 in the published IAR2 weights: neighbors share an angle
         head_layers: int = 5,  # semantic_detail: blocks of the head
         head_window: int = 2,  # semantic_detail: rows above and columns aside the head looks at
         semantic_loss_weight: float = 1.0,  # semantic_detail: weight of the semantic stage
-        token_dropout: float = 0.1,  # dropouts act in training only
-        residual_dropout: float = 0.1,
-        feed_forward_dropout: float = 0.1,
-        class_dropout: float = 0.1,  # share of conditions replaced by the null condition
-        initializer_range: float = 0.02,
         **kwargs,
     ):
-        if scheme not in SCHEMES:
-            raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(SCHEMES)}.")
-        if (scheme in TWO_STAGES) != (coarse_vocab_size is not None):
-            raise ValueError(
-                f"coarse_vocab_size={coarse_vocab_size} does not fit scheme {scheme!r}: "
-                f"{' and '.join(TWO_STAGES)} need a number, the other schemes have none."
-            )
-        if hidden_size % (4 * num_attention_heads):
-            raise ValueError(
-                f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
-                f"{4 * num_attention_heads}, for the two rotation axes."
-            )
+        kind = scheme_class(scheme)
         self.vocab_size = vocab_size
         self.scheme = scheme
         self.coarse_vocab_size = coarse_vocab_size
-        self.grid_size = grid_size
-        self.num_classes = num_classes
         self.text_dim = text_dim
         self.prefix_length = prefix_length
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.rms_norm_eps = rms_norm_eps
-        self.rope_theta = rope_theta
         self.positions_per_cell = positions_per_cell
         self.head_layers = head_layers
         self.head_window = head_window
         self.semantic_loss_weight = semantic_loss_weight
-        self.token_dropout = token_dropout
-        self.residual_dropout = residual_dropout
-        self.feed_forward_dropout = feed_forward_dropout
-        self.class_dropout = class_dropout
-        self.initializer_range = initializer_range
-        kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
-
-    @property
-    def num_key_value_heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        kind.check_config(self)
 
     @property
     def num_stages(self) -> int:
         """Choices made at every position."""
-        return 2 if self.scheme in TWO_STAGES else 1
-
-    @property
-    def num_tokens(self) -> int:
-        """T of a whole image."""
-        return self.grid_size**2
+        return len(scheme_class(self.scheme).stages)
 
 
 @dataclass
@@ -143,150 +83,6 @@ class CodecladeOutput(ModelOutput):
     detail_logits: Tensor | None = None  # (B, T, V), given the true semantic code of pair t
     hidden_states: Tensor | None = None  # (B, L, D), what the head reads
     condition_attention: Tensor | None = None  # (B,) last query's share on the prefix
-
-
-def rotation(positions: Tensor, config: CodecladeConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (L, h/2) of 2-D rotary positions, float32.
-
-    Sequence position p holds grid cell p - P in raster order; the first half of the pairs turns
-    with the row, the second with the column. Prefix positions have cosine AND sine 0: their queries
-    and keys vanish, which the published weights rely on. With `positions_per_cell` 2, as in IAR2's
-    published weights, position p takes the angles of cell (p - P) // 2.
-    """
-    quarter = config.head_dim // 4
-    exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
-    frequencies = config.rope_theta**-exponent
-    cell = positions - config.prefix_length
-    turned = cell // config.positions_per_cell
-    row, column = turned // config.grid_size, turned % config.grid_size
-    angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)
-    visible = (cell >= 0).unsqueeze(-1)
-    return angles.cos() * visible, angles.sin() * visible
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (0,1), (2,3), ... of x (B, H, L, h) by angles given as (L, h/2)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).type_as(x)
-
-
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S)."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
-    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).type_as(query), dropout)
-    return (weights @ value).transpose(1, 2), weights
-
-
-class Attention(nn.Module):
-    """Multi-head causal self-attention with 2-D rotary positions.
-
-    `plain` keeps to `eager_attention`: the head's batch of B * T short sequences is larger than
-    fused kernels are made for.
-    """
-
-    is_causal = True
-    num_key_value_groups = 1
-
-    def __init__(self, config: CodecladeConfig, layer_index: int, plain: bool = False):
-        super().__init__()
-        self.config, self.layer_idx, self.plain = config, layer_index, plain
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.dropout = nn.Dropout(config.residual_dropout)
-
-    def forward(self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache) -> Tensor:
-        heads = self.config.num_attention_heads
-        query, key, value = self.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)  # (B, H, L, h)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        implementation = "eager" if self.plain else self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        scaling = self.config.head_dim**-0.5
-        mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)
-        return self.dropout(self.out(mixed.flatten(2)))
-
-    def prefix_share(self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache):
-        """Share (B,) of the last query's attention that falls on the prefix, mean over heads.
-
-        Computed beside the fused attention, from the query of x (B, L, D) and the cached keys.
-        """
-        heads = self.config.num_attention_heads
-        query = self.qkv(x[:, -1:]).unflatten(-1, (3, heads, -1))[:, :, 0].transpose(1, 2)
-        query = rotate(query, cos[-1:], sin[-1:])  # (B, H, 1, h)
-        scores = (query @ cache.layers[self.layer_idx].keys.mT).float() * self.config.head_dim**-0.5
-        # No mask means causal; places of a static cache that are not filled yet are hidden as well.
-        visible = torch.arange(scores.shape[-1], device=x.device) < cache.get_seq_length()
-        if mask is not None:
-            last = mask[..., -1:, : scores.shape[-1]]
-            visible = visible & (last if last.dtype == torch.bool else last >= 0)
-        scores = scores.masked_fill(~visible, -torch.inf)
-        weights = scores.softmax(-1)  # (B, H, 1, S)
-        return weights[..., : self.config.prefix_length].sum(-1).mean((1, 2))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x)."""
-
-    def __init__(self, config: CodecladeConfig):
-        super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.dropout = nn.Dropout(config.feed_forward_dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
-
-
-class Block(GradientCheckpointingLayer):
-    """Pre-norm decoder block."""
-
-    def __init__(self, config: CodecladeConfig, layer_index: int, plain: bool = False):
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, layer_index, plain)
-        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, cos, sin, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-class ClassPrefix(nn.Module):
-    """Class label to one prefix vector; row `num_classes` is the null class."""
-
-    def __init__(self, config: CodecladeConfig):
-        super().__init__()
-        self.embedding = nn.Embedding(config.num_classes + 1, config.hidden_size)
-        self.null, self.drop = config.num_classes, config.class_dropout
-
-    def forward(self, class_labels: Tensor) -> Tensor:
-        if self.training and self.drop:
-            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.drop
-            class_labels = class_labels.masked_fill(dropped, self.null)
-        return self.embedding(class_labels).unsqueeze(1)  # (B, 1, D)
-
-
-class TextPrefix(nn.Module):
-    """Text features (B, P, text_dim) to prefix vectors; `null` is the learned empty caption."""
-
-    def __init__(self, config: CodecladeConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.text_dim, config.hidden_size, bias=False)
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.null = nn.Parameter(torch.empty(config.prefix_length, config.text_dim))
-        self.drop = config.class_dropout
-
-    def forward(self, text_embeds: Tensor) -> Tensor:
-        if self.training and self.drop:
-            dropped = torch.rand(len(text_embeds), 1, 1, device=text_embeds.device) < self.drop
-            text_embeds = torch.where(dropped, self.null.to(text_embeds), text_embeds)
-        return self.fc2(F.gelu(self.fc1(text_embeds), approximate="tanh"))  # (B, P, D)
 
 
 class CodecladeTransformer(StrictLoading, PreTrainedModel):
@@ -304,39 +100,25 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
     def __init__(self, config: CodecladeConfig):
         super().__init__(config)
         self.prefix = TextPrefix(config) if config.text_dim else ClassPrefix(config)
-        if config.scheme == "semantic_detail":
-            self.token_embedding = SemanticDetailEmbedding(config)
-        elif config.scheme == "cluster_token":
-            self.token_embedding = ClusterTokenEmbedding(config)
-        else:
-            self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        scheme = self.scheme
+        self.token_embedding = scheme.embedding()
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        if config.scheme == "semantic_detail":
-            self.norm = nn.Identity()  # the head normalises after blocks of its own
-            blocks = [Block(config, i, plain=True) for i in range(config.head_layers)]
-            self.head = SemanticDetailHead(config, blocks)
-        else:
-            self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-            kind = ClusterTokenHead if config.scheme == "cluster_token" else TokenHead
-            self.head = kind(config)
+        self.norm = scheme.norm()
+        self.head = scheme.head()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Output):
-            init.zeros_(module.weight)
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.RMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, TextPrefix):
-            init.normal_(module.null, std=self.config.text_dim**-0.5)
+        init_weights(module, self.config.initializer_range)
 
     def null_labels(self, count: int) -> Tensor:
         """The null class (count,): what unconditional rows are given."""
         return torch.full((count,), self.config.num_classes, device=self.device)
+
+    @property
+    def scheme(self) -> Scheme:
+        """What a position holds, as `config.scheme` names it."""
+        return scheme_class(self.config.scheme)(self.config)
 
     def use_clusters(self, mapping: Tensor) -> None:
         """Give a "cluster_token" model the cluster (V,) of every id, `ClusterMap.mapping`.
@@ -344,32 +126,29 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         Raises:
             ValueError: another scheme or length, or clusters that are not exactly 0..K-1.
         """
-        config = self.config
-        if config.scheme != "cluster_token":
-            raise ValueError(f"scheme {config.scheme!r} has no clusters; 'cluster_token' has.")
-        if mapping.shape != (config.vocab_size,):
-            raise ValueError(
-                f"mapping has shape {tuple(mapping.shape)}, but there are {config.vocab_size} ids."
-            )
-        used = mapping.unique()
-        if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
-            raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")
-        self.token_embedding.cluster_of.copy_(mapping)
+        self.scheme.use_clusters(self.token_embedding, mapping)
 
     def stage_logits(
         self, hidden: Tensor, step: int, chosen: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """Logits float32 of one stage of one position, while a two-stage model samples images.
+        """Logits float32 of one stage of one position, while images are sampled.
 
         Args:
             hidden: (B, T, D) `hidden_states` of positions P-1.. so far; later ones are not read.
+                Schemes that do not read earlier states also take the last position alone, (B, 1,
+                D), with step -1.
             step: which token is predicted.
-            chosen: (B,) the cluster or semantic code of this token; None asks for its logits.
+            chosen: (B,) what the first of two stages chose for this token; None asks for the first
+                stage's logits.
             cache: "semantic_detail" keeps the keys of its head from the first to the second stage
                 in it; give a fresh `DynamicCache` for every token.
 
         Returns:
-            (B, K) for the first stage, (B, V) for the second. Ids outside the cluster have -1e30.
+            (B, V) of a one-stage model; else (B, K) for the first stage, (B, V) for the second.
+            Ids outside the cluster have -1e30.
+
+        Raises:
+            ValueError: `chosen` given to a model with one stage.
         """
         return self.head.stage_logits(hidden, step, chosen, cache, self.token_embedding)
 
@@ -428,7 +207,15 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
             past_key_values=past_key_values,
             position_ids=positions.unsqueeze(0),
         )
-        cos, sin = rotation(positions, self.config)
+        config = self.config
+        cos, sin = rotation(
+            positions,
+            config.grid_size,
+            config.head_dim,
+            config.rope_theta,
+            config.prefix_length,
+            config.positions_per_cell,
+        )
         for layer in self.layers:
             before = x
             x = layer(x, mask, cos, sin, past_key_values)
@@ -438,9 +225,9 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
             output.condition_attention = layer.attention.prefix_share(
                 normed, mask, cos, sin, past_key_values
             )
-        if return_logits and (conditioned or self.config.scheme != "semantic_detail"):
-            given = output.hidden_states, labels, input_ids, self.token_embedding
-            for name, value in self.head.teach(*given).items():
+        if return_logits:
+            given = output.hidden_states, labels, input_ids, self.token_embedding, conditioned
+            for name, value in self.head.teacher_forced(*given).items():
                 output[name] = value
         return output
 

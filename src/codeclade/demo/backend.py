@@ -194,7 +194,7 @@ class Backend:
         """The map over the (semantic) codebook, from the transformer where it has the clusters."""
         if self.pipe.cluster_map is not None:
             return copy.deepcopy(self.pipe.cluster_map).cpu()
-        if self.scheme != "cluster_token":
+        if not self.pipe.transformer.scheme.holds_clusters:
             return None
         cluster_of = self.pipe.transformer.token_embedding.cluster_of.cpu()
         return ClusterMap.from_labels(cluster_of, self.pipe.vq_model.codebook, method="transformer")

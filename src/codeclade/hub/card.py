@@ -16,17 +16,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..components.cluster_map import ClusterMap
 from ..components.labels import ids_by_name
+from ..components.schemes import SCHEMES
 from ..data.hub_ids import is_hub_id
 from ..data.records import EvaluationRecord, Provenance, TrainingRecord
 from .citations import cited_papers
 from .repository import CONFIG_CLASSES, Part, Repository, variant_of
 
-SCHEMES = {
-    "token": "codebook ids, one by one",
-    "cluster": "clusters of codebook ids",
-    "cluster_token": "a cluster, then an id of it, in one model",
-    "semantic_detail": "pairs of a semantic and a detail code",
-}
 NOTES = {
     "VQModel": "VQ tokenizer: images to codebook ids and back.",
     "ClusterMap": "Cluster map: which cluster every id of a codebook belongs to.",
@@ -149,8 +144,9 @@ def _title(repository: Repository, repo_id: str) -> str:
     side = config["grid_size"] * 2 ** (len(vq["block_out_channels"]) - 1)
     parts = {"cluster_map": "cluster map", "transformer": "generator", "refiner": "refiner"}
     held = ", ".join(word for name, word in parts.items() if name in repository.parts)
-    predicts = SCHEMES.get(config["scheme"], config["scheme"])
-    if config["scheme"] == "cluster":
+    scheme = SCHEMES.get(config["scheme"])
+    predicts = scheme.description if scheme else config["scheme"]
+    if scheme and scheme.predicts_clusters:
         refined = "refiner" in repository.parts
         predicts += ", which the refiner turns into ids" if refined else "; members are drawn after"
     return (
@@ -251,9 +247,11 @@ def _describe(part: Part) -> str:
     if part.class_name == "ClusterMap":
         return describe_map(part.folder)
     if part.class_name == "CodecladeTransformer":
+        scheme = SCHEMES.get(config["scheme"])
+        predicts = scheme.description if scheme else inline(config["scheme"])
         return (
             f"{size}, {config['num_attention_heads']} heads; predicts "
-            f"{SCHEMES.get(config['scheme'], inline(config['scheme']))} (vocabulary "
+            f"{predicts} (vocabulary "
             f"{config['vocab_size']:,}) on a grid of {config['grid_size']} x {config['grid_size']}"
         )
     if part.class_name == "Refiner":

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..components.cluster_map import ClusterMap
 from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
+from ..components.schemes import scheme_class
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
 from ..data.codes import Codes, codes_folder
@@ -71,12 +72,13 @@ def train_generator(
     if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
         raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
     config = generator_config(recipe, train, cluster_map)
-    mapping = cluster_map.mapping if config.scheme == "cluster" else None
+    scheme = scheme_class(config.scheme)
+    mapping = cluster_map.mapping if scheme.predicts_clusters else None
     run = Run(recipe, out)
 
     # Training, from the newest checkpoint on.
     model = CodecladeTransformer(config)
-    if config.scheme == "cluster_token":
+    if scheme.holds_clusters:
         model.use_clusters(cluster_map.mapping)
     run.start(model, build_optimizer(model, recipe))
     if run.accelerator.is_main_process:
@@ -115,22 +117,23 @@ def generator_config(
     size, details = codes.header["codebook_size"], codes.header["detail_codebook_size"]
     default = "semantic_detail" if details else "token" if cluster_map is None else "cluster"
     scheme = recipe.scheme or default
-    if (scheme == "semantic_detail") != bool(details):
+    kind = scheme_class(scheme)
+    if kind.detail_codes != bool(details):
         raise ValueError(
             f"scheme {scheme!r} does not fit codes with {details or 'no'} detail codes."
         )
-    wants_map = scheme in ("cluster", "cluster_token") or recipe.cluster_loss_weight > 0
+    needs_map = kind.predicts_clusters or kind.holds_clusters
+    wants_map = needs_map or recipe.cluster_loss_weight > 0
     if wants_map != (cluster_map is not None):
         raise ValueError(
             f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
             f"{'needs a' if wants_map else 'takes no'} cluster map."
         )
     clusters = cluster_map.num_clusters if cluster_map is not None else None
-    vocabulary = {"cluster": (clusters, None), "cluster_token": (size, clusters)}
-    vocab_size, coarse = vocabulary.get(scheme, (details, size) if details else (size, None))
+    *coarse, vocab_size = kind.sizes(size, details, clusters)
     return CodecladeConfig(
         vocab_size=vocab_size,
-        coarse_vocab_size=coarse,
+        coarse_vocab_size=coarse[0] if coarse else None,
         scheme=scheme,
         grid_size=codes.header["grid_size"],
         num_classes=len(codes.header["class_names"]),

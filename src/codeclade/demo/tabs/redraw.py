@@ -21,7 +21,7 @@ class Redraw:
 
     def __init__(self, backend: Backend, recent: gr.State):
         self.backend = backend
-        self.two_stages = backend.pipe.transformer.config.num_stages == 2
+        self.two_stages = backend.pipe.transformer.scheme.two_stages
         self.able = self.two_stages or backend.pipe.cluster_map is not None
         gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS)
         with gr.Row():

@@ -1,0 +1,270 @@
+"""What the generator and the refiner are built of: LlamaGen's decoder blocks and their config.
+
+LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or text prefix. Must
+stay numerically equal to the published c2i_*.pt, t2i_*.pt, IAR2-*.pth (see hub/convert.py) and to
+DCPE's refine net (see hub/dcpe.py).
+
+Shapes: B batch, P prefix positions, L sequence length, S keys in the cache, D width, H heads,
+h = D / H, G token grid side.
+
+In float32 whatever the dtype of the weights:
+
+    rotation             `rotation` makes the angles so, `rotate` turns so
+    RMSNorm statistics   inside torch's RMSNorm
+    attention softmax    `eager_attention`, `Attention.prefix_share`; fused kernels do the same
+    logits               every head, and the refiner's, before guidance, filters and draws
+    loss                 of those logits
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class DecoderConfig(PreTrainedConfig):
+    """What the configs of generator and refiner share; the defaults are LlamaGen-B's.
+
+    Subclasses have `prefix_length`, as a field or as a property.
+
+    Raises:
+        ValueError: a width that the heads do not divide into multiples of 4.
+    """
+
+    def __init__(
+        self,
+        grid_size: int = 16,  # G
+        num_classes: int = 1000,
+        hidden_size: int = 768,  # D
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,  # H
+        intermediate_size: int = 2048,  # SwiGLU width
+        rms_norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        token_dropout: float = 0.1,  # dropouts act in training only
+        residual_dropout: float = 0.1,
+        feed_forward_dropout: float = 0.1,
+        class_dropout: float = 0.1,  # share of conditions replaced by the null condition
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        if hidden_size % (4 * num_attention_heads):
+            raise ValueError(
+                f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
+                f"{4 * num_attention_heads}, for the two rotation axes."
+            )
+        self.grid_size = grid_size
+        self.num_classes = num_classes
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.rms_norm_eps = rms_norm_eps
+        self.rope_theta = rope_theta
+        self.token_dropout = token_dropout
+        self.residual_dropout = residual_dropout
+        self.feed_forward_dropout = feed_forward_dropout
+        self.class_dropout = class_dropout
+        self.initializer_range = initializer_range
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_tokens(self) -> int:
+        """T of a whole image."""
+        return self.grid_size**2
+
+
+def rotation(
+    positions: Tensor,
+    grid_size: int,
+    head_dim: int,
+    theta: float = 10000.0,
+    prefix_length: int = 1,
+    positions_per_cell: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (L, h/2) of 2-D rotary positions (L,), float32.
+
+    Sequence position p holds grid cell p - P in raster order; the first half of the pairs turns
+    with the row, the second with the column. Prefix positions have cosine AND sine 0: their queries
+    and keys vanish, which the published weights rely on. With `positions_per_cell` 2, as in IAR2's
+    published weights, position p takes the angles of cell (p - P) // 2.
+    """
+    quarter = head_dim // 4
+    exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
+    frequencies = theta**-exponent  # (h/4,)
+    cell = positions - prefix_length  # (L,)
+    turned = cell // positions_per_cell
+    row, column = turned // grid_size, turned % grid_size
+    angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)
+    visible = (cell >= 0).unsqueeze(-1)  # (L, 1)
+    return angles.cos() * visible, angles.sin() * visible
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (0,1), (2,3), ... of x (B, H, L, h) by angles given as (L, h/2)."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, L, h/2)
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).type_as(x)
+
+
+def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S)."""
+    scores = query @ key.transpose(-1, -2) * scaling  # (B, H, L, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[-2]]
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).type_as(query), dropout)
+    return (weights @ value).transpose(1, 2), weights  # (B, L, H, h)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with 2-D rotary positions.
+
+    `plain` keeps to `eager_attention`: the batch of B * T short sequences of a head is larger than
+    fused kernels are made for.
+    """
+
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: DecoderConfig, layer_index: int, plain: bool = False):
+        super().__init__()
+        self.config, self.layer_idx, self.plain = config, layer_index, plain
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
+    ) -> Tensor:
+        heads = self.config.num_attention_heads
+        query, key, value = self.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)  # (B, H, L, h)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, h)
+        implementation = "eager" if self.plain else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        scaling = self.config.head_dim**-0.5
+        mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)
+        return self.dropout(self.out(mixed.flatten(2)))  # (B, L, D)
+
+    def prefix_share(
+        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache
+    ) -> Tensor:
+        """Share (B,) of the last query's attention that falls on the prefix, mean over heads.
+
+        Computed beside the fused attention, from the query of x (B, L, D) and the cached keys.
+        """
+        heads = self.config.num_attention_heads
+        query = self.qkv(x[:, -1:]).unflatten(-1, (3, heads, -1))[:, :, 0].transpose(1, 2)
+        query = rotate(query, cos[-1:], sin[-1:])  # (B, H, 1, h)
+        keys = cache.layers[self.layer_idx].keys  # (B, H, S, h)
+        scores = (query @ keys.mT).float() * self.config.head_dim**-0.5  # (B, H, 1, S)
+        # No mask means causal; places of a static cache that are not filled yet are hidden as well.
+        visible = torch.arange(scores.shape[-1], device=x.device) < cache.get_seq_length()
+        if mask is not None:
+            last = mask[..., -1:, : scores.shape[-1]]
+            visible = visible & (last if last.dtype == torch.bool else last >= 0)
+        scores = scores.masked_fill(~visible, -torch.inf)
+        weights = scores.softmax(-1)
+        return weights[..., : self.config.prefix_length].sum(-1).mean((1, 2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(config.feed_forward_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+class Block(GradientCheckpointingLayer):
+    """Pre-norm decoder block."""
+
+    def __init__(self, config: DecoderConfig, layer_index: int, plain: bool = False):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, layer_index, plain)
+        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask, cos, sin, cache)  # (B, L, D)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class ClassPrefix(nn.Module):
+    """Class label to one prefix vector; row `num_classes`, where there is one, is the null class.
+
+    Args:
+        null_class: whether there is a null class, which labels dropped in training become.
+    """
+
+    def __init__(self, config: DecoderConfig, null_class: bool = True):
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_classes + int(null_class), config.hidden_size)
+        self.null, self.drop = config.num_classes, config.class_dropout
+
+    def forward(self, class_labels: Tensor) -> Tensor:
+        if self.training and self.drop:
+            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.drop
+            class_labels = class_labels.masked_fill(dropped, self.null)
+        return self.embedding(class_labels).unsqueeze(1)  # (B, 1, D)
+
+
+class TextPrefix(nn.Module):
+    """Text features (B, P, text_dim) to prefix vectors; `null` is the learned empty caption."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.text_dim, config.hidden_size, bias=False)
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.null = nn.Parameter(torch.empty(config.prefix_length, config.text_dim))
+        self.drop = config.class_dropout
+
+    def forward(self, text_embeds: Tensor) -> Tensor:
+        if self.training and self.drop:
+            dropped = torch.rand(len(text_embeds), 1, 1, device=text_embeds.device) < self.drop
+            text_embeds = torch.where(dropped, self.null.to(text_embeds), text_embeds)
+        return self.fc2(F.gelu(self.fc1(text_embeds), approximate="tanh"))  # (B, P, D)
+
+
+class Output(nn.Linear):
+    """Last layer of a head; starts at zero, so that the first loss is exactly ln V."""
+
+    def __init__(self, width: int, vocab_size: int):
+        super().__init__(width, vocab_size, bias=False)
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """Initialise one module: normal with `std`, heads zero, norms one."""
+    if isinstance(module, Output):
+        init.zeros_(module.weight)
+    elif isinstance(module, (nn.Linear, nn.Embedding)):
+        init.normal_(module.weight, std=std)
+        if getattr(module, "bias", None) is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.RMSNorm):
+        init.ones_(module.weight)
+    elif isinstance(module, TextPrefix):
+        init.normal_(module.null, std=module.null.shape[1] ** -0.5)

@@ -1,0 +1,263 @@
+"""Schemes: what the generator predicts at a position, one class each.
+
+Token (LlamaGen, arXiv 2406.06525; IAR, arXiv 2501.00880), Cluster (MASC, arXiv 2510.04220; DCPE,
+arXiv 2508.10719), ClusterToken (our own, docs/cluster_token.md), SemanticDetail (IAR2, arXiv
+2510.06928). A scheme builds the layers before and after the decoder (heads.py), and knows what ids,
+clusters, tokens and choices are to each other. Nothing else compares the names of schemes.
+
+A scheme of your own: subclass `Scheme` and put the class into `SCHEMES`; docs/adding_a_scheme.md
+has a whole example.
+
+Shapes: B batch, T tokens, S stages of a position, N ids, V vocabulary, K coarse vocabulary
+(clusters or semantic codes), D width. Fine ids are (B, T), or (B, T, 2) with a detail codebook.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .blocks import DecoderConfig
+from .cluster_map import ClusterMap
+from .heads import (
+    ClusterTokenEmbedding,
+    ClusterTokenHead,
+    SemanticDetailEmbedding,
+    SemanticDetailHead,
+    TokenHead,
+)
+
+
+class Scheme:
+    """Base of all schemes: one stage over the ids of the codebook, where nothing is overridden.
+
+    Args:
+        config: the generator's; `config.scheme` is the name of this class in `SCHEMES`.
+    """
+
+    name: str  # as configs and recipes spell it
+    description: str  # what is predicted, for model cards; a phrase without full stop
+    stages: tuple[str, ...]  # what every stage chooses, in the plural
+    token_shape: tuple[int, ...] = ()  # of one token: () a number, (2,) a pair
+    detail_codes = False  # ids are pairs of a tokenizer with a detail codebook
+    predicts_clusters = False  # tokens are clusters; a member draw or a refiner turns them into ids
+    holds_clusters = False  # the generator keeps the cluster of every id (`use_clusters`)
+    reads_earlier_states = False  # the head needs the hidden states of earlier positions too
+
+    def __init__(self, config: DecoderConfig):
+        self.config = config
+
+    # The config and the layers
+
+    @classmethod
+    def check_config(cls, config: DecoderConfig) -> None:
+        """Raise a ValueError where fields of a new config do not fit this scheme."""
+        coarse = config.coarse_vocab_size
+        if (len(cls.stages) > 1) != (coarse is not None):
+            wanted = "a number of " + cls.stages[0] if coarse is None else "None"
+            raise ValueError(
+                f"coarse_vocab_size={coarse} does not fit scheme {cls.name!r}; use {wanted}."
+            )
+
+    def embedding(self) -> nn.Module:
+        """Layer from tokens (B, T, ...) to vectors (B, T, D)."""
+        return nn.Embedding(self.config.vocab_size, self.config.hidden_size)
+
+    def norm(self) -> nn.Module:
+        """What the head's input goes through after the last block."""
+        return nn.RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
+
+    def head(self) -> nn.Module:
+        """Module with `teacher_forced` and `stage_logits`; see heads.py."""
+        return TokenHead(self.config)
+
+    def use_clusters(self, embedding: nn.Module, mapping: Tensor) -> None:
+        """Give a generator that holds clusters the cluster (N,) of every id.
+
+        Raises:
+            ValueError: a scheme that holds none, another length, or clusters that are not exactly
+                0..K-1.
+        """
+        able = ", ".join(repr(name) for name, scheme in SCHEMES.items() if scheme.holds_clusters)
+        raise ValueError(f"scheme {self.name!r} has no clusters; {able} has.")
+
+    # Sizes
+
+    @classmethod
+    def sizes(cls, codes: int, details: int | None, clusters: int | None) -> tuple[int | None, ...]:
+        """Vocabulary of every stage, for a codebook and its clusters; None where it is not known.
+
+        Args:
+            codes: N, or the number of semantic codes.
+            details: number of detail codes; None: no detail codebook.
+            clusters: K of the cluster map; None: no map.
+        """
+        return (codes,)
+
+    @property
+    def two_stages(self) -> bool:
+        """Whether the first stage can be held while the second is sampled."""
+        return len(self.stages) > 1
+
+    @property
+    def vocabularies(self) -> tuple[int, ...]:
+        """Vocabulary of every stage of this generator."""
+        sizes = self.config.coarse_vocab_size, self.config.vocab_size
+        return sizes if self.two_stages else sizes[1:]
+
+    def num_clusters(self, cluster_map: ClusterMap | None) -> int | None:
+        """How many clusters ids fall into; None where they have none."""
+        if self.two_stages:
+            return self.config.coarse_vocab_size
+        return None if cluster_map is None else cluster_map.num_clusters
+
+    def check_parts(self, transformer: PreTrainedModel, cluster_map: ClusterMap | None) -> None:
+        """Raise a ValueError where generator and map do not belong together, sizes apart."""
+
+    # Ids, clusters, tokens and choices
+
+    def mapping(
+        self, transformer: PreTrainedModel, cluster_map: ClusterMap | None
+    ) -> Tensor | None:
+        """Cluster (N,) of every id, which the next functions take; None where ids have none."""
+        return None if cluster_map is None else cluster_map.mapping
+
+    def ids_to_clusters(self, ids: Tensor, mapping: Tensor | None) -> Tensor:
+        """Cluster (B, T) of every fine id."""
+        return mapping.to(ids.device)[ids]
+
+    def ids_to_tokens(self, ids: Tensor, mapping: Tensor | None) -> Tensor:
+        """Fine ids in the transformer's vocabulary: (B, T, *token_shape)."""
+        return ids
+
+    def tokens_to_clusters(self, tokens: Tensor, mapping: Tensor | None) -> Tensor:
+        """Cluster (B, T) of every token."""
+        return self.ids_to_clusters(tokens, mapping)
+
+    def tokens_to_choices(self, tokens: Tensor, mapping: Tensor | None) -> Tensor:
+        """What every stage has to choose to give these tokens: (B, T, S)."""
+        return tokens.unsqueeze(-1)
+
+    def choices_to_tokens(self, choices: Tensor) -> Tensor:
+        """Tokens (..., *token_shape) of the choices (..., S) of all stages."""
+        return choices[..., -1]
+
+
+class Token(Scheme):
+    """Ids of the codebook, one softmax over all of them."""
+
+    name = "token"
+    description = "codebook ids, one by one"
+    stages = ("tokens",)
+
+
+class Cluster(Scheme):
+    """Clusters instead of ids; what lies inside a cluster is chosen after all are sampled."""
+
+    name = "cluster"
+    description = "clusters of codebook ids"
+    stages = ("clusters",)
+    predicts_clusters = True
+
+    @classmethod
+    def sizes(cls, codes, details, clusters):
+        return (clusters,)
+
+    def ids_to_tokens(self, ids, mapping):
+        return self.ids_to_clusters(ids, mapping)
+
+    def tokens_to_clusters(self, tokens, mapping):
+        return tokens
+
+
+class ClusterToken(Scheme):
+    """A cluster, then an id of it; `transformer.token_embedding` holds the clusters."""
+
+    name = "cluster_token"
+    description = "a cluster, then an id of it, in one model"
+    stages = ("clusters", "tokens")
+    holds_clusters = True
+
+    @classmethod
+    def sizes(cls, codes, details, clusters):
+        return (clusters, codes)
+
+    def embedding(self):
+        return ClusterTokenEmbedding(self.config)
+
+    def head(self):
+        return ClusterTokenHead(self.config)
+
+    def use_clusters(self, embedding, mapping):
+        config = self.config
+        if mapping.shape != (config.vocab_size,):
+            raise ValueError(
+                f"mapping has shape {tuple(mapping.shape)}, but there are {config.vocab_size} ids."
+            )
+        used = mapping.unique()
+        if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
+            raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")
+        embedding.cluster_of.copy_(mapping)
+
+    def check_parts(self, transformer, cluster_map):
+        cluster_of = self.mapping(transformer, cluster_map).cpu()
+        if len(cluster_of.unique()) != self.config.coarse_vocab_size:
+            raise ValueError("transformer has no clusters yet; give it some by use_clusters.")
+        if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
+            raise ValueError("cluster_map has other clusters than transformer.")
+
+    def mapping(self, transformer, cluster_map):
+        return transformer.token_embedding.cluster_of
+
+    def tokens_to_choices(self, tokens, mapping):
+        return torch.stack([self.ids_to_clusters(tokens, mapping), tokens], dim=-1)
+
+
+class SemanticDetail(Scheme):
+    """A semantic code, then a detail code, which is given the semantic one."""
+
+    name = "semantic_detail"
+    description = "pairs of a semantic and a detail code"
+    stages = ("semantic codes", "detail codes")
+    token_shape = (2,)
+    detail_codes = True
+    reads_earlier_states = True
+
+    @classmethod
+    def sizes(cls, codes, details, clusters):
+        return (codes, details)
+
+    def embedding(self):
+        return SemanticDetailEmbedding(self.config)
+
+    def norm(self):
+        return nn.Identity()  # the head normalises after blocks of its own
+
+    def head(self):
+        return SemanticDetailHead(self.config)
+
+    def ids_to_clusters(self, ids, mapping):
+        return ids[..., 0]  # the semantic codes, which stand for clusters here
+
+    def tokens_to_choices(self, tokens, mapping):
+        return tokens
+
+    def choices_to_tokens(self, choices):
+        return choices
+
+
+SCHEMES: dict[str, type[Scheme]] = {
+    scheme.name: scheme for scheme in (Token, Cluster, ClusterToken, SemanticDetail)
+}
+
+
+def scheme_class(name: Any) -> type[Scheme]:
+    """The class of a scheme.
+
+    Raises:
+        ValueError: a name that `SCHEMES` does not have.
+    """
+    if name not in SCHEMES:
+        raise ValueError(f"scheme {name!r} is unknown; use one of {', '.join(SCHEMES)}.")
+    return SCHEMES[name]

@@ -1,0 +1,245 @@
+"""ClusterMap: which cluster every codebook id belongs to, and the merge tree it was cut from.
+
+Made by codeclade.clustering, saved and loaded like every component. MASC (arXiv 2510.04220) and
+DCPE (arXiv 2508.10719) train the generator on clusters and draw a uniform random member afterwards.
+
+Shapes: N codebook size, K clusters, d code width, M merges known (N-1 for a full tree, else 0).
+"""
+
+# codeclade 0.1.0 (MIT licence), put together from src/codeclade/components/ (loading.py,
+# cluster_map.py), so that this repository loads where codeclade is not installed.
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+
+class StrictLoading:
+    """Mixin before diffusers' or transformers' model class: incomplete weights are an error."""
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in the parent class, but strict: a missing or unexpected weight is no mere warning.
+
+        Raises:
+            ValueError: naming the weights.
+        """
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
+                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """diffusers reads config.json here; `auto_map` is for AutoModel, so it needs no warning."""
+        config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return super().extract_init_dict(config_dict, **kwargs)
+
+
+SKETCH_SIZE = 16
+
+
+SKETCH_TOLERANCE = 0.02  # bfloat16 storage moves a sketch by under 0.007, another codebook by ~0.7
+
+
+def codebook_sketch(codebook: Tensor) -> Tensor:
+    """Fingerprint (16,) of a codebook (N, d): fixed projections of it, relative to its norm.
+
+    Unlike a hash it survives storage in bfloat16 or float16, which changes every number a little.
+    """
+    flat = codebook.detach().double().cpu().flatten()
+    position = torch.arange(1, flat.numel() + 1, dtype=torch.float64)
+    golden_ratio = 0.6180339887498949
+    sketch = [
+        (flat * torch.cos(2 * torch.pi * (position * golden_ratio * (j + 1) % 1) + j)).sum()
+        for j in range(SKETCH_SIZE)
+    ]
+    return (torch.stack(sketch) / flat.norm().clamp_min(1e-30)).float()
+
+
+class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
+    """Ids to clusters and back.
+
+    Build one with `ClusterMap.from_labels`; the constructor only allocates.
+
+    Args:
+        codebook_size: N.
+        num_clusters: K.
+        codebook_dim: d.
+        num_merges: M merges stored in `merges`, in order of height.
+        method: name of the clustering method, for the reader.
+
+    Buffers: `mapping` (N,) int64; `sketch` (16,), the codebook's fingerprint; `merges` (M, 2)
+    int64 and `heights` (M,) float32 as in scipy's linkage matrix.
+    """
+
+    _keep_in_fp32_modules = ["heights"]  # noqa: RUF012 (diffusers reads a list)
+
+    @register_to_config
+    def __init__(
+        self,
+        codebook_size: int,
+        num_clusters: int,
+        codebook_dim: int,
+        num_merges: int = 0,
+        method: str = "masc",
+    ):
+        super().__init__()
+        self.register_buffer("mapping", torch.zeros(codebook_size, dtype=torch.int64))
+        self.register_buffer("sketch", torch.zeros(SKETCH_SIZE))
+        self.register_buffer("merges", torch.zeros(num_merges, 2, dtype=torch.int64))
+        self.register_buffer("heights", torch.zeros(num_merges))
+        self._members = None
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels,
+        codebook: Tensor,
+        children=None,
+        heights=None,
+        method: str = "masc",
+    ) -> "ClusterMap":
+        """A map from cluster labels (N,) of the rows of `codebook` (N, d).
+
+        Args:
+            labels: integers 0..K-1, every cluster used.
+            codebook: the stored rows of the VQModel (`vq_model.codebook`).
+            children: (M, 2) merges, numbered as scipy does; heights: (M,) their distances.
+
+        Raises:
+            ValueError: labels of another length, negative, or with a cluster left empty.
+        """
+        labels = torch.as_tensor(labels).to(torch.int64)
+        codebook = torch.as_tensor(codebook).detach().float().cpu()
+        if labels.shape != codebook.shape[:1]:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}, but there are {len(codebook)} codes."
+            )
+        num_clusters = int(labels.max()) + 1
+        if labels.min() < 0 or len(labels.unique()) != num_clusters:
+            raise ValueError(f"labels must use every cluster from 0 to {num_clusters - 1}.")
+        num_merges = 0 if children is None else len(children)
+        new = cls(
+            codebook_size=len(codebook),
+            num_clusters=num_clusters,
+            codebook_dim=codebook.shape[1],
+            num_merges=num_merges,
+            method=method,
+        )
+        new.mapping.copy_(labels)
+        new.sketch.copy_(codebook_sketch(codebook))
+        if num_merges:
+            new.merges.copy_(torch.as_tensor(children))
+            new.heights.copy_(torch.as_tensor(heights))
+        return new
+
+    @property
+    def num_clusters(self) -> int:
+        return self.config.num_clusters
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the sketch, the one buffer that follows casts (pipelines ask every component)."""
+        return self.sketch.dtype
+
+    def _apply(self, fn, recurse=True):
+        # Heights order the tree; a cast to bfloat16 would create ties that were never there.
+        heights = self.heights
+        super()._apply(fn, recurse)
+        self.heights = heights.to(self.mapping.device)
+        self._members = None
+        return self
+
+    def to_clusters(self, ids: Tensor) -> Tensor:
+        """Cluster of every id; any shape."""
+        return self.mapping[ids]
+
+    def _member_table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids sorted by cluster (N,), first position (K,) and size (K,) of every cluster."""
+        if self._members is None or self._members[3] != self.mapping._version:
+            sizes = self.mapping.bincount(minlength=self.num_clusters)
+            order = self.mapping.argsort(stable=True)
+            first = sizes.cumsum(0) - sizes
+            self._members = order, first, sizes, self.mapping._version
+        return self._members[:3]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of members (K,) of every cluster."""
+        return self._member_table()[2]
+
+    def members(self, cluster: int) -> Tensor:
+        """Ids of one cluster, ascending.
+
+        Raises:
+            ValueError: a cluster outside 0..K-1.
+        """
+        if not 0 <= cluster < self.num_clusters:
+            raise ValueError(f"cluster {cluster} is outside 0..{self.num_clusters - 1}.")
+        order, first, sizes = self._member_table()
+        return order[first[cluster] : first[cluster] + sizes[cluster]]
+
+    def draw_members(
+        self,
+        clusters: Tensor,
+        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
+    ) -> Tensor:
+        """A uniform random member id for every cluster id (MASC's and DCPE's default decoding).
+
+        Args:
+            clusters: any shape, int64.
+            generator: source of randomness; or
+            uniforms: numbers in [0, 1) of the same shape, instead of a generator.
+        """
+        if uniforms is None:
+            device = generator.device if generator is not None else clusters.device
+            uniforms = torch.rand(clusters.shape, generator=generator, device=device)
+        order, first, sizes = self._member_table()
+        size = sizes[clusters]
+        offset = (uniforms.to(size.device) * size).long().clamp_max(size - 1)
+        return order[first[clusters] + offset]
+
+    def cut(self, num_clusters: int) -> "ClusterMap":
+        """The map of the same tree cut at another number of clusters, numbered by smallest member.
+
+        Raises:
+            ValueError: a map without tree, or a number the tree cannot give.
+        """
+        count, merges = self.codebook_size, len(self.merges)
+        if not merges:
+            raise ValueError("this map holds no merge tree; cluster with a tree method to cut it.")
+        if not count - merges <= num_clusters <= count:
+            raise ValueError(
+                f"num_clusters={num_clusters} is outside {count - merges}..{count} of this tree."
+            )
+        parent = list(range(count))
+        node = list(range(count + merges))  # smallest member of every tree node
+        for step, (a, b) in enumerate(self.merges[: count - num_clusters].tolist()):
+            low, high = sorted((node[a], node[b]))
+            node[count + step], parent[high] = low, low
+        for i in range(count):  # parents are smaller, so one ascending pass finds all roots
+            parent[i] = parent[parent[i]]
+        new = ClusterMap(count, num_clusters, self.config.codebook_dim, merges, self.config.method)
+        new.mapping.copy_(torch.unique(torch.tensor(parent), return_inverse=True)[1])
+        for name in ("sketch", "merges", "heights"):
+            getattr(new, name).copy_(getattr(self, name))
+        return new
+
+    def matches(self, codebook: Tensor) -> bool:
+        """Whether `codebook` (N, d) is the one this map was made from, up to storage precision."""
+        shape = (self.codebook_size, self.config.codebook_dim)
+        if tuple(codebook.shape) != shape:
+            return False
+        gap = codebook_sketch(codebook) - self.sketch.float().cpu()
+        return bool(gap.abs().max() < SKETCH_TOLERANCE)

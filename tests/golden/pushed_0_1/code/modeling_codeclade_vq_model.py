@@ -1,0 +1,247 @@
+"""VQModel: the image tokenizer, pixels to a grid of codebook ids and back.
+
+The encoder and decoder are diffusers' autoencoder blocks; the quantizers are ours, because LlamaGen
+(arXiv 2406.06525) normalises the latents and the codebook rows on every use, and IAR2 adds a second
+codebook for what the first leaves. Must stay numerically equal to LlamaGen's vq_ds16_c2i.pt and
+vq_ds8_c2i.pt and to IAR2's 0485000.pt (see hub/convert.py).
+
+Shapes: B batch, H W image sides, G = H / downsample token grid side, N codebook size, d code width,
+M detail codebook size. `ids` are (B, G, G), or (B, G, G, 2) with a detail codebook.
+"""
+
+# codeclade 0.1.0 (MIT licence), put together from src/codeclade/components/ (loading.py,
+# vq_model.py), so that this repository loads where codeclade is not installed.
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+
+class StrictLoading:
+    """Mixin before diffusers' or transformers' model class: incomplete weights are an error."""
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in the parent class, but strict: a missing or unexpected weight is no mere warning.
+
+        Raises:
+            ValueError: naming the weights.
+        """
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
+                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """diffusers reads config.json here; `auto_map` is for AutoModel, so it needs no warning."""
+        config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return super().extract_init_dict(config_dict, **kwargs)
+
+
+class VQEncoderOutput(NamedTuple):
+    """What `VQModel.encode` returns."""
+
+    ids: Tensor  # (B, G, G) int64, 0..N-1; or (B, G, G, 2), semantic and detail
+    latents: Tensor  # (B, d, G, G) encoder output before quantization
+
+
+def check_range(values: Tensor, size: int, what: str) -> None:
+    """Raise a ValueError that names the first of `values` outside 0..size - 1."""
+    outside = values[(values < 0) | (values >= size)]
+    if outside.numel():
+        raise ValueError(f"{what} {int(outside[0])} is outside 0..{size - 1}.")
+
+
+class CosineQuantizer(nn.Module):
+    """Nearest codebook row by cosine; both sides are normalised on use (LlamaGen's quantizer).
+
+    All arithmetic is float32 whatever the dtype of the weights: a bfloat16 search picks other ids.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, codebook_dim)
+        nn.init.normal_(self.embedding.weight)
+        with torch.no_grad():
+            self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
+
+    def rows(self) -> Tensor:
+        """The codebook as the decoder sees it: (N, d) float32 rows of unit length."""
+        return F.normalize(self.embedding.weight.float(), dim=-1)
+
+    def search(self, latents: Tensor) -> Tensor:
+        """Ids (B, G, G) of the rows nearest to latents (B, d, G, G)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            unit = F.normalize(latents.float(), dim=1)
+            return torch.einsum("bdhw,nd->bhwn", unit, self.rows()).argmax(-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Unit rows (B, d, G, G) float32 of ids (B, G, G)."""
+        return F.normalize(self.embedding(ids).float(), dim=-1).permute(0, 3, 1, 2)
+
+
+class DetailQuantizer(CosineQuantizer):
+    """IAR2's two codebooks: the nearest semantic row by cosine, then the nearest detail row to what
+    is left of the unit latent. Codes are their sum; the detail rows are not normalised on use.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int, detail_codebook_size: int):
+        super().__init__(codebook_size, codebook_dim)
+        rows = torch.randn(detail_codebook_size, codebook_dim)
+        self.detail = nn.Parameter(F.normalize(rows, dim=-1))
+
+    def search(self, latents: Tensor) -> Tensor:
+        """Ids (B, G, G, 2), semantic and detail, of latents (B, d, G, G)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            semantic = super().search(latents)
+            rest = F.normalize(latents.float(), dim=1) - super().lookup(semantic)
+            rows = self.detail.float()
+            nearness = torch.einsum("bdhw,nd->bhwn", rest, rows) - rows.square().sum(-1) / 2
+            return torch.stack([semantic, nearness.argmax(-1)], dim=-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Codes (B, d, G, G) float32 of ids (B, G, G, 2)."""
+        semantic, detail = ids.unbind(-1)
+        return super().lookup(semantic) + F.embedding(detail, self.detail.float()).movedim(-1, 1)
+
+
+class VQModel(StrictLoading, ModelMixin, ConfigMixin):
+    """LlamaGen-shaped VQ tokenizer (arXiv 2406.06525, section 3.1).
+
+    Args:
+        block_out_channels: channels of each resolution level; n levels downsample by 2^(n-1).
+        layers_per_block: residual blocks per encoder level (the decoder has one more).
+        latent_channels: channels between encoder and the 1x1 quantization convolutions.
+        codebook_size: number of codes N.
+        codebook_dim: width d of one code.
+        norm_num_groups: groups of every GroupNorm; must divide every channel count.
+        sample_size: side in pixels of the images the model was trained on.
+        detail_codebook_size: codes M of a second codebook (IAR2); ids then are pairs.
+
+    Raises:
+        ValueError: a channel count that `norm_num_groups` does not divide.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers_per_block: int = 2,
+        latent_channels: int = 256,
+        codebook_size: int = 16384,
+        codebook_dim: int = 8,
+        norm_num_groups: int = 32,
+        sample_size: int = 256,
+        detail_codebook_size: int | None = None,
+    ):
+        super().__init__()
+        for channels in block_out_channels:
+            if channels % norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels has {channels}, which norm_num_groups={norm_num_groups} "
+                    "does not divide; use multiples of it."
+                )
+        levels = len(block_out_channels)
+        self.downsample = 2 ** (levels - 1)
+        self.encoder = Encoder(
+            in_channels=3,
+            out_channels=latent_channels,
+            down_block_types=("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            double_z=False,
+        )
+        self.quant_conv = nn.Conv2d(latent_channels, codebook_dim, 1)
+        if detail_codebook_size is None:
+            self.quantize = CosineQuantizer(codebook_size, codebook_dim)
+        else:
+            self.quantize = DetailQuantizer(codebook_size, codebook_dim, detail_codebook_size)
+        self.post_quant_conv = nn.Conv2d(codebook_dim, latent_channels, 1)
+        self.decoder = Decoder(
+            in_channels=latent_channels,
+            out_channels=3,
+            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (levels - 1),
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        """The stored codebook (N, d), not normalised: what clustering works on."""
+        return self.quantize.embedding.weight
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def detail_codebook_size(self) -> int | None:
+        return self.config.detail_codebook_size
+
+    def encode(self, pixels: Tensor) -> VQEncoderOutput:
+        """Tokenize images.
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1]; H and W multiples of the downsampling factor.
+
+        Returns:
+            `VQEncoderOutput(ids, latents)`: ids (B, H/f, W/f), or (B, H/f, W/f, 2) with a detail
+            codebook, latents (B, d, H/f, W/f).
+
+        Raises:
+            ValueError: pixels of another shape.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"pixels must have shape (B, 3, H, W), got {tuple(pixels.shape)}.")
+        height, width = pixels.shape[-2:]
+        if height == 0 or width == 0 or height % self.downsample or width % self.downsample:
+            raise ValueError(
+                f"image size {height}x{width} does not fit this tokenizer: both sides must be "
+                f"positive multiples of {self.downsample}."
+            )
+        latents = self.quant_conv(self.encoder(pixels))
+        return VQEncoderOutput(self.quantize.search(latents), latents)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about [-1, 1], of ids (B, G, G), with details (B, G, G, 2).
+
+        Flat ids (B, G*G) or (B, G*G, 2) are taken as a square grid in raster order.
+
+        Raises:
+            ValueError: a flat length that is no square, or ids outside 0..N-1.
+        """
+        pair = () if self.detail_codebook_size is None else (2,)
+        fits = ids.shape[ids.ndim - len(pair) :] == pair
+        if ids.ndim == 2 + len(pair) and fits:
+            grid = int(ids.shape[1] ** 0.5)
+            if grid * grid != ids.shape[1]:
+                raise ValueError(
+                    f"{ids.shape[1]} flat ids form no square grid; "
+                    "pass ids of shape (B, rows, columns)."
+                )
+            ids = ids.unflatten(1, (grid, grid))
+        if ids.ndim != 3 + len(pair) or not fits:
+            wanted = "(B, rows, columns, 2)" if pair else "(B, rows, columns)"
+            raise ValueError(f"ids must have shape {wanted}, got {tuple(ids.shape)}.")
+        sizes = [self.codebook_size, self.detail_codebook_size][: 1 + len(pair)]
+        for values, size in zip(ids.unbind(-1) if pair else [ids], sizes, strict=True):
+            check_range(values, size, "id")
+        return self.decode_codes(self.quantize.lookup(ids))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of code vectors (B, d, G, G), in the dtype of the weights."""
+        return self.decoder(self.post_quant_conv(codes.to(self.post_quant_conv.weight.dtype)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Reconstruction (B, 3, H, W) of pixels (B, 3, H, W)."""
+        return self.decode(self.encode(pixels).ids)
