@@ -1,4 +1,4 @@
-"""Measures of partitions and images against naive references, and the report they end up in."""
+"""The replacement test, comparisons of methods and the report they end up in."""
 
 import base64
 import re
@@ -8,120 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.cluster.hierarchy import cophenet, linkage
-from scipy.spatial.distance import cdist, pdist
 
 from codeclade.data.images import photographs
 from codeclade.evaluation import comparison, replacement
 from codeclade.evaluation.cluster_report import write_report
 from codeclade.evaluation.page import Page, Table
-from codeclade.metrics import clusters
-from codeclade.metrics.image_quality import gaussian_window, psnr, ssim
-
-
-@pytest.fixture
-def rows():
-    return np.random.default_rng(3).normal(size=(60, 4))
-
-
-@pytest.fixture
-def labels():
-    return np.unique(np.random.default_rng(4).integers(0, 9, 60), return_inverse=True)[1]
-
-
-def pixels(seed: int, size: int = 16, count: int = 2) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, size, size, generator=random) * 2.4 - 1.2  # some out of range
-
-
-# --- images
-
-
-def test_psnr_is_its_formula():
-    a, b = pixels(0), pixels(1)
-    x, y = a.clamp(-1, 1).double().numpy(), b.clamp(-1, 1).double().numpy()
-    wanted = [10 * np.log10(4 / np.mean((x[i] - y[i]) ** 2)) for i in range(2)]
-    np.testing.assert_allclose(psnr(a, b).numpy(), wanted, rtol=1e-5)
-    assert psnr(a, a).isinf().all()
-
-
-def naive_ssim(x: np.ndarray, y: np.ndarray) -> float:
-    """Wang et al. (2004), window by window, of one plane in [0, 1]."""
-    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
-    weights = np.outer(line, line) / line.sum() ** 2
-    c1, c2 = 0.01**2, 0.03**2
-    values = []
-    for i in range(x.shape[0] - 10):
-        for j in range(x.shape[1] - 10):
-            a, b = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
-            ma, mb = (weights * a).sum(), (weights * b).sum()
-            va, vb = (weights * (a - ma) ** 2).sum(), (weights * (b - mb) ** 2).sum()
-            cov = (weights * (a - ma) * (b - mb)).sum()
-            values.append(
-                (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-            )
-    return float(np.mean(values))
-
-
-def test_ssim_is_the_naive_one():
-    a, b = pixels(0), (pixels(0) + 0.3 * pixels(1))
-    x, y = ((image.clamp(-1, 1).double().numpy() + 1) / 2 for image in (a, b))
-    wanted = [np.mean([naive_ssim(x[i, c], y[i, c]) for c in range(3)]) for i in range(2)]
-    np.testing.assert_allclose(ssim(a, b).numpy(), wanted, rtol=1e-9)
-    torch.testing.assert_close(ssim(a, a), torch.ones(2, dtype=torch.float64))
-    assert gaussian_window().sum() == pytest.approx(1)
-    with pytest.raises(ValueError, match="at least 11x11"):
-        ssim(pixels(0, size=8), pixels(1, size=8))
-
-
-# --- partitions
-
-
-def test_sizes():
-    spread = clusters.size_spread(np.array([0, 0, 0, 1, 2, 2]))
-    assert spread == {"smallest": 1, "median": 2.0, "largest": 3, "alone": 1}
-
-
-def test_in_cluster_distance_is_the_mean_over_codes_with_company(rows, labels):
-    distances, means = cdist(rows, rows), []
-    for i, label in enumerate(labels):
-        others = np.flatnonzero((labels == label) & (np.arange(60) != i))
-        if len(others):
-            means.append(distances[i, others].mean())
-    assert clusters.in_cluster_distance(rows, labels) == pytest.approx(np.mean(means), rel=1e-12)
-
-
-def test_in_cluster_distance_of_large_clusters_is_sampled_well():
-    rows = np.random.default_rng(0).normal(size=(600, 3))
-    labels = np.zeros(600, dtype=np.int64)
-    exact = pdist(rows).mean()
-    assert clusters.in_cluster_distance(rows, labels) == pytest.approx(exact, rel=0.01)
-    assert np.isnan(clusters.in_cluster_distance(rows, np.arange(600)))
-
-
-def test_random_partition_keeps_the_sizes(labels):
-    shuffled = clusters.random_like(labels, seed=1)
-    assert (np.bincount(shuffled) == np.bincount(labels)).all() and (shuffled != labels).any()
-
-
-def test_cophenetic_correlation_is_scipys(rows):
-    tree = linkage(rows, "average")
-    children, heights = tree[:, :2].astype(int), tree[:, 2]
-    wanted = cophenet(tree, pdist(rows))[0]
-    got = clusters.cophenetic_correlation(rows, children, heights)
-    assert got == pytest.approx(wanted, rel=1e-12)
-    sampled = clusters.cophenetic_correlation(rows, children, heights, pairs=1000)
-    assert sampled != got and sampled == pytest.approx(wanted, abs=0.05)
-
-
-def test_entropy_of_clusters():
-    counts = np.array([4, 0, 2, 2])
-    assert clusters.cluster_entropy(counts, np.arange(4)) == pytest.approx(1.5)
-    assert clusters.cluster_entropy(counts, np.array([0, 0, 1, 1])) == pytest.approx(1.0)
-    assert clusters.cluster_entropy(counts, np.zeros(4, dtype=int)) == 0
-
-
-# --- replacement
+from codeclade.metrics.image_quality import psnr, ssim
 
 
 def test_replacement_stays_inside_the_cluster(tiny_vq, tiny_map):
@@ -158,9 +50,6 @@ def test_photographs_are_spread_cropped_and_scaled(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no images"):
         photographs(tmp_path / "empty", 3, 16)
-
-
-# --- the whole comparison and its page
 
 
 @pytest.fixture

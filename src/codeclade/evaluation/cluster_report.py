@@ -56,6 +56,7 @@ def prepare_report(
 
 def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None) -> None:
     """Write one self-contained .html or .png file, under a temporary name first."""
+    # Head: what was clustered, and the numbers to see first.
     settings, (codes, width) = result.settings, result.rows.shape
     kind = "rows of unit length" if settings.normalized else "stored rows"
     page = Page(
@@ -64,6 +65,8 @@ def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None
         f"seed {settings.seed}",
         summary=_summary(result),
     )
+
+    # The map itself: its tree and its sizes.
     tiled = None if result.level == 1 else vq_model  # a detail code alone cannot be decoded
     if codes > 1:
         page.add(
@@ -77,6 +80,8 @@ def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None
         "Number of clusters of every size, method by method.",
         picture=figures.sizes(result),
     )
+
+    # Beside other methods, by the codebook alone.
     page.add(
         "Quality over K",
         "Distance inside clusters against a random partition of the same sizes: lower is better."
@@ -84,6 +89,8 @@ def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None
         picture=figures.curves(result),
     )
     page.add("The partitions", _partition_protocol(result), table=_partition_table(result))
+
+    # Beside other methods, by images.
     if result.image_count:
         page.add("Semantic replacement test", _image_protocol(result), table=_image_table(result))
         page.add(

@@ -86,6 +86,7 @@ class _Top:
 
 def dendrogram(result, vq_model=None) -> Image.Image:
     """The last merges of the tree; with a tokenizer, the middle code of every branch."""
+    # Links above, branches side by side below; their sizes are the labels of the x axis.
     children, heights = result.tree
     top = _Top(children, heights, min(LEAVES, len(children) + 1))
     shown = len(top.sizes)
@@ -102,6 +103,8 @@ def dendrogram(result, vq_model=None) -> Image.Image:
     axes.set_xticks(np.arange(shown) + 0.5, [f"{size:,}" for size in top.sizes], fontsize=8)
     crowded = max(top.sizes) > 999
     axes.tick_params(axis="x", length=0, pad=30 if vq_model else 3, rotation=90 * crowded)
+
+    # A tile a branch, between the axis and its labels.
     if vq_model is not None:
         order, _ = leaf_order(children, heights)
         branches = np.split(order, np.cumsum(top.sizes)[:-1])
@@ -109,6 +112,7 @@ def dendrogram(result, vq_model=None) -> Image.Image:
             box = axes.inset_axes([(place + 0.06) / shown, -0.095, 0.88 / shown, 0.088])
             box.imshow(tile, aspect="auto", interpolation="nearest")
             box.set_axis_off()
+
     axes.set_xlabel("codes in the branch", color=INK, fontsize=9.5)
     return _picture(figure)
 
@@ -149,6 +153,7 @@ def sizes(result) -> Image.Image:
 
 def curves(result) -> Image.Image:
     """Distance inside clusters and, where measured, the replacement test over K."""
+    # One panel a number; those of images also have the value that K = N would reach.
     panels = [("against_random", "distance inside / random", None)]
     if result.image_count:
         for key, label in (("psnr", "PSNR to the photographs, dB"), ("ssim", "SSIM")):
@@ -165,6 +170,8 @@ def curves(result) -> Image.Image:
                 "no replacement", (0.02, ceiling), xycoords=("axes fraction", "data"),
                 xytext=(0, 3), textcoords="offset points", fontsize=8, color=INK,
             )  # fmt: skip
+
+        # One line a method, over the K at which its number is finite.
         for method in dict.fromkeys(part.method for part in result.partitions):
             points = sorted(
                 (part.clusters, part.numbers[key])
@@ -175,6 +182,8 @@ def curves(result) -> Image.Image:
                 *np.array(points).reshape(-1, 2).T, marker="o", markersize=5, linewidth=1.8,
                 color=COLORS[method], label=method,
             )  # fmt: skip
+
+        # K on a logarithmic axis, marked where it was measured.
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(ks))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -50,10 +50,13 @@ def match_classes(names: list[str], own: list[str]) -> dict[str, str]:
     lemmas = synset_names()
     if own == class_names() and set(lemmas) <= set(names):  # "crane" names two of the 1000
         return dict(zip(lemmas, own, strict=True))
+    # Every synonym of a class of the source leads to it; the first source class keeps a synonym.
     known = {}
     for name in names:
         for synonym in [name, *name.split(","), *lemmas.get(name, "").split(",")]:
             known.setdefault(synonym.strip().lower(), name)
+
+    # A class of the pipeline is the first of its synonyms that the source knows.
     found = {}
     for label in own:
         match = [known[s.strip().lower()] for s in label.split(",") if s.strip().lower() in known]
@@ -122,6 +125,7 @@ def _reconstruction_rows(quality: dict[str, float], used: float, count: int) -> 
 
 def _generation_rows(made, rebuilt, real, config, protocol: Protocol) -> list[Row]:
     """Distances to photographs and class accuracy; parts are features, logits and labels."""
+    # Distances; the floor is what one half of the photographs is from the other.
     scale = protocol.guidance_scale
     scale = config.guidance_scale if scale is None else scale
     sampled = f"{len(made[2]):,} generated images, guidance {scale:g}, seed {protocol.seed}"
@@ -138,6 +142,8 @@ def _generation_rows(made, rebuilt, real, config, protocol: Protocol) -> list[Ro
             f"{words}not FID, and biased by the number of images",
         ),
     ]
+
+    # Class accuracy, where all classes are ImageNet's.
     own = [config.id2label[str(i)] for i in range(len(config.id2label))]
     classes = _imagenet_indices(own)
     if classes is not None:

@@ -245,11 +245,14 @@ def _fitted(section: _Section) -> Image.Image:
 
 
 def _drawn_table(table: Table) -> Image.Image:
+    # Columns as wide as their widest cell, stretched to the page.
     plain, bold, step, pad = _font(27), _font(27, bold=True), 48, 36
     lines = [table.head, *table.rows]
     widths = [max(bold.getlength(line[i]) for line in lines) + pad for i in range(len(table.head))]
     stretch = min(1.6, (WIDTH - 2 * MARGIN) / sum(widths))
     widths = [width * stretch for width in widths]
+
+    # Titles over groups of columns, where there are any.
     head = step if table.over else 0
     block, draw = _block(head + step * len(lines) + 30)
     column = 0
@@ -265,6 +268,7 @@ def _drawn_table(table: Table) -> Image.Image:
             draw.text((place, top + step // 2), cell, ink, font, anchor=anchor)
             left += width
 
+    # Head, then rows; a line opens a new group, a panel marks the main row.
     row(head, table.head, SOFT, bold)
     draw.line((0, head + step, sum(widths), head + step), LINE, 4)
     for i, (new, main, cells) in enumerate(table.groups()):

@@ -78,6 +78,7 @@ def cophenetic_correlation(
         rows: (N, d) what was clustered.
         children, heights: (N-1, 2) and (N-1,), a full tree as SciPy numbers it.
     """
+    # Pairs: all, or a sample without pairs of a code with itself.
     n = len(rows)
     if n * (n - 1) // 2 <= pairs:
         a, b = np.triu_indices(n, 1)
@@ -85,6 +86,8 @@ def cophenetic_correlation(
         random = np.random.default_rng(seed)
         a = random.integers(n, size=pairs)
         b = (a + random.integers(1, n, size=pairs)) % n
+
+    # Two leaves are joined at the largest height between them in leaf order.
     order, gaps = leaf_order(children, heights)
     place = np.empty(n, dtype=np.int64)
     place[order] = np.arange(n)

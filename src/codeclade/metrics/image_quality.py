@@ -66,6 +66,8 @@ def _similarity(
         raise ValueError(
             f"SSIM needs images of at least {size}x{size} pixels, got {tuple(images.shape)}."
         )
+    # The window is an outer product, so two passes of one dimension do. float64: variances are
+    # small differences of large numbers.
     x, y = ((x.clamp(-1, 1).double() + 1) / 2 for x in (images, reference))
     window = window.to(x.device)
     kernels = [window.view(1, 1, -1, 1), window.view(1, 1, 1, -1)]
@@ -76,6 +78,7 @@ def _similarity(
             planes = F.conv2d(planes, kernel)
         return planes.unflatten(0, image.shape[:2]).squeeze(2)
 
+    # Local means, variances and covariance, then eq. 13.
     mean_x, mean_y = smoothed(x), smoothed(y)
     variance_x, variance_y, covariance = (
         correction * (smoothed(product) - means)

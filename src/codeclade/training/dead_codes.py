@@ -53,6 +53,7 @@ def revive_dead_codes(
     Returns:
         Number of codes moved.
     """
+    # Where dead codes can go: latents of all processes; never more codes than latents.
     accelerator = usage.accelerator
     rows = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).contiguous()
     candidates = accelerator.gather(rows)

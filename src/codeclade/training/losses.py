@@ -1,4 +1,4 @@
-"""Training losses, one small function per idea.
+"""Training losses, one small function a paper.
 
 Shapes: B batch, d code width, G token grid side, V vocabulary, K clusters.
 """
@@ -25,8 +25,9 @@ def commitment_loss(latents: Tensor, codes: Tensor) -> Tensor:
 
 
 def perceptual_loss(features: nn.Module, reconstruction: Tensor, pixels: Tensor) -> Tensor:
-    """Mean squared distance of channel-normalized features (LPIPS without its learned weights,
-    arXiv 1801.03924, eq. 1, w = 1).
+    """LPIPS without its learned weights (arXiv 1801.03924, eq. 1, w = 1), averaged over layers l:
+
+        mean_l mean_hw || y_hw / |y_hw| - x_hw / |x_hw| ||^2
 
     Args:
         features: maps (B, 3, H, W) in [-1, 1] to a list of feature maps (B, C, h, w).
@@ -55,6 +56,7 @@ def cluster_loss(
     Raises:
         ValueError: blocks that do not divide the vocabulary, or a mapping of another length.
     """
+    # Blocks are a map like any other.
     vocab_size = logits.shape[-1]
     if isinstance(clusters, int):
         if vocab_size % clusters:
@@ -64,6 +66,8 @@ def cluster_loss(
         raise ValueError(
             f"clusters has shape {tuple(clusters.shape)}, but there are {vocab_size} tokens."
         )
+
+    # a_c of every cluster, in float32: bfloat16 logits lose what logsumexp adds.
     sizes = clusters.bincount()
     scores = cluster_logsumexp(logits.float(), clusters, len(sizes)) - beta * sizes.log()
     return F.cross_entropy(scores.flatten(0, -2), clusters[tokens].flatten())

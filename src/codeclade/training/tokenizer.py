@@ -127,6 +127,7 @@ def _train(
     held_out: LabeledImages,
     usage: CodeUsage,
 ) -> None:
+    # What a pass leaves behind for the restart of dead codes: usage and its latents.
     vq_model, latents = run.plain_model.vq_model, []
     run.model.train()
 
@@ -136,6 +137,7 @@ def _train(
         latents[:] = [unit]  # of the last pass
         return found
 
+    # Restarts stop early, so that all codes settle before the end.
     for done, batch in run.steps(images):
         run.log_losses(done, run.optimize(batch, losses))
         due = recipe.revive_every and done % recipe.revive_every == 0
@@ -174,6 +176,8 @@ def evaluate_tokenizer(
         psnr = 10 * torch.log10(255**2 / error.clamp_min(1e-10))
         total += torch.tensor([psnr.sum().item(), len(batch)])
         counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
+
+    # Means, usage and perplexity of all images.
     psnr, count, *used = summed(torch.cat([total, counts]), accelerator)
 
     p = torch.tensor([n for n in used if n], dtype=torch.float64) / sum(used)
