@@ -1,4 +1,4 @@
-"""PSNR and SSIM against naive references, and equal to scikit-image's numbers on 8-bit images."""
+"""PSNR and SSIM against naive references, and scikit-image on 8-bit images (golden numbers)."""
 
 import numpy as np
 import pytest
@@ -60,10 +60,9 @@ def test_8_bit_images_measure_as_in_scikit_image(measure):
     torch.testing.assert_close(ours.double(), case[measure].double(), rtol=0, atol=1e-4)
 
 
-def test_llamagen_ssim_is_higher_and_needs_seven_pixels():
+def test_llamagen_ssim_needs_seven_pixels():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
-    assert (image_quality.llamagen_ssim(a, b) > image_quality.ssim(a, b)).all()
     assert image_quality.llamagen_ssim(a[..., :7], b[..., :7]).shape == (2,)
     with pytest.raises(ValueError, match="at least 7x7 pixels"):
         image_quality.llamagen_ssim(a[..., :6], b[..., :6])

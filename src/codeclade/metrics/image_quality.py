@@ -41,7 +41,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def llamagen_ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """SSIM (B,) as LlamaGen's and IAR's tables of tokenizers have it: higher than `ssim`.
+    """SSIM (B,) as LlamaGen's evaluation computes it; mostly higher than `ssim`.
 
     Uniform window of 7 x 7 and sample variances, scikit-image's defaults, with the stabilizing
     constants of a range twice that of the images (`data_range=2.0` for values in [0, 1]).
