@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-hub style
+.PHONY: setup demo test test-fuzz test-hub style
 
 setup: .venv/installed
 
@@ -17,6 +17,9 @@ demo: setup
 
 test: setup
 	.venv/bin/python -m pytest
+
+test-fuzz: setup
+	.venv/bin/python -m pytest -m fuzz
 
 test-hub: setup
 	.venv/bin/python -m pytest -m fake_hub
