@@ -42,7 +42,7 @@ def models(request):
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
         rows = torch.nn.functional.normalize(torch.randn(64, 8), dim=-1)
-        janus.quantize.embedding.weight.copy_(rows)  # its encoder side does not normalise
+        janus.quantize.embedding.weight.copy_(rows)  # its encoder side does not normalize
     state_dict = {llamagen_name(key): value for key, value in janus.state_dict().items()}
     return janus, LLAMAGEN.tokenizer.build(state_dict)
 

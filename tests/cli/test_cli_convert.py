@@ -202,7 +202,7 @@ def test_dcpe_parts_must_fit(files, tmp_path, capsys):
 
 
 def chain_order(codebook: Tensor) -> Tensor:
-    """mapping[old] = new along a greedy nearest-neighbour chain, as IAR orders each block."""
+    """mapping[old] = new along a greedy nearest-neighbor chain, as IAR orders each block."""
     unit = F.normalize(codebook, dim=-1)
     order, free = [0], set(range(1, len(unit)))
     while free:
@@ -220,7 +220,7 @@ def iar(files, out, vq, *more) -> list[str]:
 def test_iar_takes_the_reordered_tokenizer_or_the_mapping(files, tmp_path, capsys, tiny_vq):
     weights = torch.load(files["vq"])["model"]
     key = "quantize.embedding.weight"
-    # Points along a curve: in order, neighbours are close, as in a codebook of 16384.
+    # Points along a curve: in order, neighbors are close, as in a codebook of 16384.
     angle = torch.linspace(0, 5, CODES)
     curve = torch.stack([f(angle * k) for k in (1, 2, 3, 4) for f in (torch.sin, torch.cos)], 1)
     weights[key] = curve[torch.randperm(CODES, generator=torch.Generator().manual_seed(0))]
@@ -321,6 +321,18 @@ def test_an_existing_folder_is_replaced_only_when_asked_and_harmless(files, tmp_
     assert "there is no folder" in refused(llamagen(files, tmp_path / "no/pipe"), out, capsys)
     (tmp_path / "file").write_text("")
     assert "is a file" in refused(llamagen(files, tmp_path / "file"), out, capsys)
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "gone"])
+def test_a_symbolic_link_is_no_output(target, files, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept.txt").write_text("years of work")
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    for more in ([], ["--overwrite"]):
+        out = tmp_path / "link"
+        message = refused(llamagen(files, out, "gpt", "8", *more), out, capsys)
+        assert "is a symbolic link; give the folder itself" in message
+    assert (tmp_path / "elsewhere" / "kept.txt").read_text() == "years of work"
 
 
 class Trap:

@@ -517,7 +517,7 @@ class Conversions:
             "trap": np.array([eval], dtype=object),
             "NaN": np.where(rows > 1, np.nan, rows),
             "infinity": np.where(rows > 1, np.inf, rows),
-            "float16 overflow": (rows * 1e30).astype(np.float16),
+            "float16 overflow": np.where(rows > 1, np.inf, rows).astype(np.float16),
             "too large for float32": rows.astype(np.float64) * 1e300,
             "three dimensions": rows.reshape(3, 4, 3),
             "one dimension": rows[0],

@@ -1,6 +1,7 @@
 """Hundreds of damaged and hostile files for `convert` and `cluster`: refused in one sentence.
 
 `python -m pytest -m fuzz tests/fuzz`; minutes, bounded in memory and time, the same every time.
+What every file was answered is in outcomes.txt of the test's folder.
 """
 
 import shutil
@@ -49,6 +50,7 @@ def test_every_mutation_is_refused_in_one_sentence_or_harmless(tmp_path):
         assert outcome.code == 0, outcome.text  # the files are fine before they are mutated
         shutil.rmtree(out)
     wrong, count = [], 0
+    (tmp_path / "outcomes.txt").touch()
     for name, arguments, accepted in good.all():
         count += 1
         out = tmp_path / "out"
@@ -56,6 +58,8 @@ def test_every_mutation_is_refused_in_one_sentence_or_harmless(tmp_path):
         arguments = arguments if own else [*arguments, "--out", str(out)]
         before = sorted(path.name for path in tmp_path.iterdir())
         outcome = run(arguments, tmp_path / "log")
+        with (tmp_path / "outcomes.txt").open("a") as outcomes:
+            outcomes.write(f"{name} -> {outcome.code}: {outcome.text.strip()}\n")
         problem = judge(outcome, arguments[0])
         if problem is None and outcome.code == 0:
             problem = "accepted" if accepted is False or own else garbage(out, arguments[0])

@@ -225,6 +225,7 @@ class _Interpreter:
 
     def _change_stack(self, code: int) -> None:
         """Instructions that work on what is on the stack."""
+        # Containers are kept only as far as the stack needs them: what is in them does not matter.
         stack = self.stack
         if code == 0x28:
             stack.append(MARK)
@@ -245,6 +246,7 @@ class _Interpreter:
                 raise ValueError(f"attributes of more than {MOST_STATES} objects")
             stack.pop()
             _ = stack[-1]
+        # Only tuples, calls and storages carry sizes further.
         elif code in (0x52, 0x81):  # REDUCE, NEWOBJ: a call
             arguments, function = stack.pop(), stack.pop()
             stack.append(self._call(function, arguments.items))

@@ -35,6 +35,7 @@ def add_push(verbs) -> None:
 def _push(arguments: argparse.Namespace) -> None:
     from ..hub.push import check_access, prepare, publish
 
+    # All that can be wrong is found offline first; then the Hub is asked, then samples are drawn.
     name, folder = arguments.repository, Path(arguments.folder)
     repository = prepare(folder, name, arguments.license)
     if arguments.space:
@@ -45,6 +46,7 @@ def _push(arguments: argparse.Namespace) -> None:
         check_access(name)
         sheet = _sample_sheet(arguments.folder)
         repository = prepare(folder, name, arguments.license, {"samples.png": sheet})
+    # What would be sent, for a dry run; what stays here is said in any case.
     sizes = repository.sizes()
     if arguments.dry_run:
         print("\n".join(f"{size:>15,}  {file}" for file, size in sizes.items()))
@@ -56,6 +58,7 @@ def _push(arguments: argparse.Namespace) -> None:
         print(f"left out, as no repository file: {', '.join(repository.left_out)}")
     if arguments.dry_run:
         return
+    # The pipeline goes before the Space that loads it.
     done = publish(repository, name, arguments.private, arguments.create_pr, arguments.message)
     print(f"published {done.url} ({len(sizes)} files, {sum(sizes.values()):,} bytes)")
     if done.deleted:

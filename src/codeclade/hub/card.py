@@ -165,6 +165,7 @@ def _use(repository: Repository, repo_id: str) -> str:
         filter(None, (variant_of(part.folder) for part in repository.parts.values())), ""
     )
     given = f'"{repo_id}"' + (f', variant="{variant}"' if variant else "")
+    # One component is loaded by its class; nothing else is needed.
     if repository.kind == "model":
         lines = f"from codeclade import {cls}\n\nmodel = {cls}.from_pretrained({given})"
         if cls == "ClusterMap":
@@ -174,6 +175,7 @@ def _use(repository: Repository, repo_id: str) -> str:
                 "clusters = cluster_map.to_clusters(ids)  # of any shape"
             )
         return f"## Use\n\n```python\n{lines}\n```"
+    # A pipeline loads with codeclade, and without it by the code beside the weights.
     text = f"""## Use
 
 ```python
@@ -193,6 +195,7 @@ pipe = DiffusionPipeline.from_pretrained({given}, trust_remote_code=True)
 ```
 
 (diffusers saves no code: what is saved from there loads where codeclade is installed.)"""
+    # The names that a call takes; a hundred of them are enough to see what they are like.
     labels = repository.index.get("id2label") or {}
     if labels:
         names = [inline(labels[label].split(",")[0]) for label in sorted(labels, key=int)]
@@ -233,6 +236,7 @@ def _contents(repository: Repository) -> str:
 
 def _describe(part: Part) -> str:
     """One component in one line."""
+    # Every class of component is described by other fields of its config.
     config, size = part.config, ""
     if part.class_name in CONFIG_CLASSES:
         size = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"

@@ -136,6 +136,7 @@ def read_repository(folder: str | Path) -> Repository:
 
 
 def _read_pipeline(folder: Path) -> Repository:
+    # The index is checked before anything it names: it may come from anywhere.
     path = folder / "model_index.json"
     index = cleaned(read_json(path))
     known = installed_index(index)
@@ -147,6 +148,7 @@ def _read_pipeline(folder: Path) -> Repository:
         key.isdecimal() and isinstance(name, str) for key, name in labels.items()
     ):
         raise ValueError(f"{path}: id2label must map class numbers to names.")
+    # Every part brings its weights, config and code, and the index names that code.
     repository = Repository(folder, "pipeline", class_name, index=index)
     index["_class_name"] = ["pipeline", class_name]
     repository.files["pipeline.py"] = single_file(class_name).encode()
