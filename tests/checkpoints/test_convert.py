@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from codeclade import CodecladePipeline, CodecladeTextPipeline
 from codeclade.checkpoints.containers import load_checkpoint
 from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
+from codeclade.components.generation import SamplingSettings, sample_tokens
 from golden_weights import golden_case
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -93,23 +94,22 @@ def test_class_generator_has_the_published_greedy_ids(class_case, around, name, 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "scale"), [("greedy", 1.0), ("greedy_cfg4", 4.0)])
-def test_text_generator_has_the_published_greedy_ids(text_case, around, name, scale):
+def test_text_generator_has_the_published_greedy_ids(text_case, name, scale):
     model, golden = text_case
     batch, prefix = golden["mask"].shape
     tokens = torch.ones(batch, model.config.num_tokens, dtype=torch.int64)
     mask = torch.cat([golden["mask"], tokens], dim=1)
     assert golden["mask"].min() == 0  # the case does hold padding
     assert model.config.prefix_length == prefix
-    pipe = around(model)
-    pipe._guidance_scale = scale
-    ids = pipe._sample_tokens(
+    ids = sample_tokens(
+        model,
         condition={"text_embeds": golden["caption"], "attention_mask": mask},
         null_condition={
             "text_embeds": model.prefix.null.expand(batch, -1, -1),
             "attention_mask": mask,
         },
-        uniforms=torch.zeros(batch, model.config.num_tokens),
-        knobs={"temperature": 0},
+        uniforms=torch.zeros(batch, 1, model.config.num_tokens),
+        settings=SamplingSettings(temperature=0, guidance_scale=scale),
     )
     assert torch.equal(ids, golden[name])
 

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from scipy.stats import chisquare
 
+from builders import SCHEMES, build_refiner, build_scheme
 from codeclade import CodecladePipeline
+from codeclade.components.generation import draw_uniforms
 from codeclade.components.sampling import guide, image_uniforms, sample
 
 SIZE, GRID, TOKENS = 16, 4, 16
@@ -277,13 +279,52 @@ def test_names_need_a_pipeline_with_names(tiny_pipeline):
                 "callback_on_step_end": lambda *_: None,
                 "callback_on_step_end_tensor_inputs": ["logits"],
             },
-            "callback_on_step_end_tensor_inputs.*logits.*latents",
+            "callback_on_step_end_tensor_inputs.*logits.*tokens",
         ),
     ],
 )
 def test_arguments_out_of_range_are_refused(clustered, arguments, message):
     with pytest.raises(ValueError, match=message):
         clustered(0, **arguments)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_way_of_refining_that_does_not_exist_is_refused_before_sampling(scheme):
+    pipe, steps = build_scheme(scheme), []
+    pipe.transformer.register_forward_hook(lambda *_: steps.append(1))
+    with pytest.raises(ValueError, match=r"refine='bogus' must be one of .*; .* none is loaded"):
+        pipe(0, refine="bogus")
+    with pytest.raises(ValueError, match=r"refine='refiner' must be one of .* none is loaded"):
+        pipe(0, refine="refiner")
+    assert not steps
+    pipe(0, refine="member")
+    assert steps
+
+
+def test_a_refiner_is_for_transformers_that_predict_clusters():
+    pipe = build_scheme("token", refiner=build_refiner())
+    with pytest.raises(ValueError, match="predict clusters, not for scheme 'token'"):
+        pipe(0, refine="refiner")
+    ids = pipe(0, output_type="ids").images
+    assert pipe.redraw(ids=ids, class_labels=0, refine="refiner").images
+
+
+@pytest.mark.parametrize(("name", "alias"), [("ids", "latent"), ("clusters", "cluster")])
+def test_other_names_of_the_output_types_mean_the_same(clustered, name, alias):
+    runs = [clustered([0, 1], output_type=kind, generator=seeded()) for kind in (name, alias)]
+    assert torch.equal(runs[0].images, runs[1].images)
+
+
+def test_the_steps_of_a_call_can_be_taken_one_by_one(pipe):
+    """As the README of diffusers' pipelines has it: the call is nothing but its public steps."""
+    settings = pipe.check_inputs(2.0, 1.0, 0, 1.0, 1, "ids")
+    condition, null_condition = pipe.encode_condition([1, 2])
+    draws = draw_uniforms(2, pipe.transformer, seeded())
+    edit = pipe.prepare_edit(draws)
+    assert edit is None
+    tokens = pipe.sample_tokens(condition, null_condition, draws, settings, edit)
+    ids = pipe.decode(tokens, draws.members, "ids")
+    assert torch.equal(ids, pipe([1, 2], 2.0, output_type="ids", generator=seeded()).images)
 
 
 def test_cluster_output_needs_a_map(tiny_pipeline):

@@ -32,8 +32,9 @@ def test_callback_sees_every_step_and_the_tokens_so_far(pipe, tokens_of):
 
     def record(given_pipe, step, token, kwargs):
         assert given_pipe is pipe
-        assert list(kwargs) == ["latents"]
-        seen.append((step, token, kwargs["latents"].clone()))
+        assert list(kwargs) == ["tokens", "latents"]
+        assert kwargs["tokens"] is kwargs["latents"]
+        seen.append((step, token, kwargs["tokens"].clone()))
 
     tokens = tokens_of([0, 1], callback_on_step_end=record)
     assert [step for step, _, _ in seen] == list(range(TOKENS))
@@ -42,6 +43,22 @@ def test_callback_sees_every_step_and_the_tokens_so_far(pipe, tokens_of):
     for step, _, latents in seen:
         assert torch.equal(latents[:, : step + 1], tokens[:, : step + 1])
     assert torch.equal(tokens, tokens_of([0, 1]))  # looking changes nothing
+
+
+@pytest.mark.parametrize("given", [["tokens"], ["latents"], ("latents", "tokens")])
+@pytest.mark.parametrize("returned", ["tokens", "latents"])
+@pytest.mark.parametrize("all_back", [True, False])
+def test_tokens_and_latents_are_two_names_of_one_thing(pipe, tokens_of, given, returned, all_back):
+    """Callbacks in diffusers' style change one entry of what they got and return all of it."""
+
+    def force(pipe, step, token, kwargs):
+        assert list(kwargs) == list(given)
+        changed = kwargs[given[0]].clone()
+        changed[:, step] = 3
+        return {**(kwargs if all_back else {}), returned: changed}
+
+    settings = {"callback_on_step_end": force, "callback_on_step_end_tensor_inputs": given}
+    assert (tokens_of([0, 1], **settings) == 3).all()
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

@@ -358,7 +358,8 @@ def test_redraw_asks_the_refiner(kind, refining_pipeline):
     pipe = refining_pipeline(**kind)
     clusters = pipe([0, 3], output_type="cluster", generator=seeded()).images
     knobs = {"refine": "refiner", "output_type": "latent", "generator": seeded()}
-    ids = pipe.redraw(clusters, class_labels=[0, 3], **knobs, num_images_per_prompt=2).images
+    two = {"class_labels": [0, 3], "num_images_per_prompt": 2}
+    ids = pipe.redraw(clusters=clusters, **two, **knobs).images
     assert ids.shape == (4, 4, 4)
     if pipe.refiner.config.mask_to_members:
         expected = clusters.repeat_interleave(2, dim=0)
@@ -368,10 +369,9 @@ def test_redraw_asks_the_refiner(kind, refining_pipeline):
         from_start = pipe([0, 3], output_type="latent", generator=seeded()).images
         assert torch.equal(ids, from_start.repeat_interleave(2, dim=0))
     with pytest.raises(ValueError, match="class_labels"):
-        pipe.redraw(clusters, **knobs)
-    assert torch.equal(
-        pipe.cluster_map.to_clusters(pipe.redraw(clusters, output_type="latent").images), clusters
-    )
+        pipe.redraw(clusters=clusters, **knobs)
+    members = pipe.redraw(clusters=clusters, output_type="ids").images
+    assert torch.equal(pipe.cluster_map.to_clusters(members), clusters)
 
 
 def test_refiners_of_a_pipeline_are_checked(refining_pipeline, tiny_pipeline):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from builders import PREFIX, TEXT_DIM, build_t5, build_text_pipeline, build_tokenizer
+from codeclade import CodecladePipeline
 from codeclade.checkpoints.llamagen import FAMILY as LLAMAGEN
 from codeclade.components.text_pipeline import CodecladeTextPipeline, pad_left
 from golden_weights import golden_case
@@ -102,6 +103,46 @@ def test_an_image_depends_on_its_own_prompt_and_seed_alone(text_pipeline):
     assert many.shape == (4, 3, 16, 16)
 
 
+def test_neither_pipeline_is_a_kind_of_the_other(text_pipeline):
+    assert not issubclass(CodecladeTextPipeline, CodecladePipeline)
+    assert not issubclass(CodecladePipeline, CodecladeTextPipeline)
+    pipe = text_pipeline()
+    for name in ("labels", "get_label_ids"):  # captions have no classes
+        assert not hasattr(pipe, name)
+    public = {name for name in dir(CodecladePipeline) if not name.startswith("_")}
+    steps = ["check_inputs", "encode_condition", "prepare_edit", "sample_tokens", "decode"]
+    assert set(steps) <= public
+    assert public - set(dir(pipe)) == {"labels", "get_label_ids"}
+
+
+def test_a_callback_sees_and_changes_the_tokens(text_pipeline):
+    pipe, seen = text_pipeline(), []
+
+    def zero(_, step, token, kwargs):
+        seen.append(list(kwargs))
+        return {"tokens": torch.zeros_like(kwargs["tokens"])}
+
+    call = {"callback_on_step_end": zero, "output_type": "ids"}
+    assert not pipe("a dog", **call).images.any()
+    assert seen == [["tokens", "latents"]] * 16
+    with pytest.raises(ValueError, match=r"\['nope'\] must be among \['tokens', 'latents'\]"):
+        pipe("a dog", **call, callback_on_step_end_tensor_inputs=["nope"])
+    assert len(seen) == 16
+
+
+@pytest.mark.parametrize("scheme", ["token", "cluster"])
+def test_a_preview_ends_as_the_image(scheme):
+    pipe, shown = build_text_pipeline(scheme), []
+
+    def show(pipe, step, token, kwargs):
+        shown.append(pipe.preview(kwargs["tokens"], step + 1, seeded(3)))
+
+    images = pipe("a red dog", generator=seeded(3), callback_on_step_end=show).images
+    assert len(shown) == 16
+    assert shown[-1][0].tobytes() == images[0].tobytes()
+    assert shown[4][0].tobytes() != images[0].tobytes()
+
+
 def test_save_and_load(text_pipeline, tmp_path):
     pipe = text_pipeline(guidance_scale=3.0, top_k=9)
     expected = pipe("a red dog", generator=seeded(), output_type="latent").images
@@ -142,6 +183,8 @@ def test_default_sampling_is_the_published_one(text_pipeline):
         ),
         ({"prompt": "a dog", "negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"prompt": "a dog", "top_k": -1}, "top_k=-1 must be"),
+        ({"prompt": "a dog", "refine": "bogus"}, "refine='bogus' must be one of"),
+        ({"prompt": "a dog", "strength": 0.5}, "strength need an init_image or ids to change"),
         ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators .* 2 images"),
     ],
 )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, StaticCache
 
 from codeclade import CodecladeConfig, CodecladeTransformer
+from codeclade.components import blocks, transformer
 from codeclade.components.blocks import rotation
 
 CLASSES = torch.tensor([3, 0, 5])  # 5 is the null class
@@ -264,6 +265,16 @@ def test_a_call_without_tokens_or_condition_is_refused(model):
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         CodecladeConfig(**changes)
+
+
+def test_names_that_moved_can_still_be_imported():
+    for name in ("Attention", "FeedForward", "eager_attention", "rotate"):
+        with pytest.warns(DeprecationWarning, match=rf"{name} is now in .*blocks"):
+            assert getattr(transformer, name) is getattr(blocks, name)
+    for name in ("Block", "rotation"):
+        assert getattr(transformer, name) is getattr(blocks, name)
+    with pytest.raises(AttributeError, match="has no attribute 'Blocks'"):
+        _ = transformer.Blocks
 
 
 def test_config_survives_json(model, tmp_path):

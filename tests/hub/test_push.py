@@ -151,7 +151,8 @@ print(image_hash(pipe), type(pipe).__name__, type(pipe).__module__.split(".")[0]
 offline = DiffusionPipeline.from_pretrained("tester/tiny", local_files_only=True, **trusting)
 print(image_hash(offline))
 print(pipe(["goldfish"], output_type="cluster").images.shape)
-print(pipe.redraw(pipe("tabby", output_type="cluster").images, output_type="pt").images.shape)
+clusters = pipe("tabby", output_type="clusters").images
+print(pipe.redraw(clusters=clusters, output_type="pt").images.shape)
 try:
     DiffusionPipeline.from_pretrained("tester/tiny")
 except ValueError as error:

@@ -274,6 +274,13 @@ def generator_states(
     return output.hidden_states[:, -clusters.shape[1] :]
 
 
+def check_way(way: str | None, refiner: Refiner | None) -> None:
+    """Raise a ValueError unless clusters can become ids in this way."""
+    if way not in (None, *WAYS) or (way == "refiner" and refiner is None):
+        there = "one is loaded" if refiner is not None else "none is loaded"
+        raise ValueError(f"refine={way!r} must be one of {WAYS}; as to refiners, {there}.")
+
+
 def clusters_to_ids(
     clusters: Tensor,
     uniforms: Tensor,
@@ -294,9 +301,7 @@ def clusters_to_ids(
     Raises:
         ValueError: an unknown way, or "refiner" without a refiner.
     """
-    if way not in (None, *WAYS) or (way == "refiner" and refiner is None):
-        there = "one is loaded" if refiner is not None else "none is loaded"
-        raise ValueError(f"refine={way!r} must be one of {WAYS}; as to refiners, {there}.")
+    check_way(way, refiner)
     if refiner is None or way == "member":
         return cluster_map.draw_members(clusters, uniforms=uniforms)
     condition, context = condition or {}, None

@@ -1,26 +1,28 @@
 """CodecladeTextPipeline: captions to images with a T5 encoder, VQ tokenizer and generator.
 
 LlamaGen's text-conditional models (arXiv 2406.06525): 120 FLAN-T5-XL features of the caption are
-the generator's prefix, padded on the left and masked. Sampling is CodecladePipeline's.
+the generator's prefix, padded on the left and masked. The steps of a call are public, and but for
+the condition the same as CodecladePipeline's; see pipeline_steps.py.
 Must stay numerically equal to the published t2i_*.pt (see hub/convert.py).
 
 Shapes: B images, P prefix positions, T = G * G tokens, C width of the text features.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from .cluster_map import ClusterMap
-from .guidance import Number, Schedule
-from .pipeline import CodecladePipeline
+from .editing import check_edit, clusters_to_keep, refuse_positional, spread, truthful
+from .generation import draw_uniforms
+from .guidance import Number
+from .pipeline_steps import TOKEN_NAMES, PipelineSteps
 from .refiner import Refiner
-from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
 
@@ -58,7 +60,7 @@ def pad_left(embeds: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]
     return embeds, torch.nn.functional.pad(mask, (missing, 0))
 
 
-class CodecladeTextPipeline(CodecladePipeline):
+class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
     """Text-conditional image generation over codes.
 
     Args:
@@ -91,44 +93,25 @@ class CodecladeTextPipeline(CodecladePipeline):
         guidance_schedule: str | dict | None = None,
         refiner: Refiner | None = None,
     ):
-        DiffusionPipeline.__init__(self)  # the parent's registers class names
-        self.register_modules(
-            vq_model=vq_model,
-            transformer=transformer,
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            cluster_map=cluster_map,
-            refiner=refiner,
+        super().__init__()
+        check_text_parts(transformer, tokenizer, text_encoder)
+        self._set_up(
+            {
+                "vq_model": vq_model,
+                "transformer": transformer,
+                "tokenizer": tokenizer,
+                "text_encoder": text_encoder,
+                "cluster_map": cluster_map,
+                "refiner": refiner,
+            },
+            {
+                "guidance_scale": guidance_scale,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "guidance_schedule": guidance_schedule,
+            },
         )
-        self.register_to_config(
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance_schedule=guidance_schedule,
-        )
-        self._check_components()
-        Schedule(guidance_schedule)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample)
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
-
-    def _check_components(self) -> None:
-        """Raise a ValueError unless all parts fit together."""
-        super()._check_components()
-        config, text_encoder = self.transformer.config, self.text_encoder
-        if not config.text_dim:
-            raise ValueError(
-                f"this transformer is conditioned on {config.num_classes} classes, not on text; "
-                "use CodecladePipeline."
-            )
-        if (self.tokenizer is None) != (text_encoder is None):
-            raise ValueError("tokenizer and text_encoder go together; give both or neither.")
-        if text_encoder is not None and text_encoder.config.d_model != config.text_dim:
-            raise ValueError(
-                f"text_encoder has width {text_encoder.config.d_model}, but transformer takes text "
-                f"features of width {config.text_dim}."
-            )
 
     def encode_prompt(self, prompt: list[str]) -> tuple[Tensor, Tensor]:
         """T5 features (B, P, C) of captions and their mask (B, P), padded on the right.
@@ -150,11 +133,29 @@ class CodecladeTextPipeline(CodecladePipeline):
         features = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         return features.last_hidden_state, tokens.attention_mask
 
-    def _features(
-        self, name: str, text: list[str] | None, embeds: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Left-padded features (B, P, C) and mask (B, P) of a text or of embeddings."""
-        config = self.transformer.config
+    def encode_text(
+        self,
+        name: str,
+        text: str | list[str] | None,
+        embeds: Tensor | None,
+        mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """`text_embeds` (B, P, C), padded on the left, and `attention_mask` (B, P+T).
+
+        Args:
+            name: of the argument, for messages.
+            text: captions; or
+            embeds: (B, up to P, C) features of a text encoder, padded on either side.
+            mask: (B, up to P) 1 where a feature is valid; None: all are.
+
+        Raises:
+            ValueError: no text, both or neither given, or tensors of a wrong shape.
+        """
+        config, device = self.transformer.config, self._execution_device
+        text = [text] if isinstance(text, str) else text
+        # One of the two, in a shape that the transformer takes.
+        if text is not None and len(text) == 0:
+            raise ValueError(f"{name} is empty; give at least one caption.")
         if (text is None) == (embeds is None):
             raise ValueError(f"give either {name} or {name}_embeds.")
         if text is not None:
@@ -175,8 +176,53 @@ class CodecladeTextPipeline(CodecladePipeline):
                 f"{name}_attention_mask must have shape {tuple(embeds.shape[:2])} and a 1 in every "
                 f"row, got shape {tuple(mask.shape)}."
             )
-        device = self._execution_device
-        return pad_left(embeds.to(device), mask.to(device, torch.int64), config.prefix_length)
+        # Tokens of the image are always visible; of the caption, those that are no padding.
+        mask = mask.to(device, torch.int64)
+        embeds, mask = pad_left(embeds.to(device), mask, config.prefix_length)
+        image = mask.new_ones(len(mask), config.num_tokens)
+        return {"text_embeds": embeds, "attention_mask": torch.cat([mask, image], dim=1)}
+
+    def encode_condition(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Arguments of the transformer's first call, with the prompt and with the negative one.
+
+        Returns:
+            Two dicts of `text_embeds` (B, P, C) and `attention_mask` (B, P+T), B = prompts *
+            num_images_per_prompt.
+        """
+        condition = self.encode_text("prompt", prompt, prompt_embeds, prompt_attention_mask)
+        rows = len(condition["text_embeds"])
+        # Guidance leads away from the negative prompt, or from the learned empty caption.
+        if negative_prompt is None and negative_prompt_embeds is None:
+            null = self.transformer.prefix.null.expand(rows, -1, -1)
+            against = condition | {"text_embeds": null.to(condition["text_embeds"])}
+        else:
+            against = self.encode_text(
+                "negative_prompt",
+                negative_prompt,
+                negative_prompt_embeds,
+                negative_prompt_attention_mask,
+            )
+        if len(against["text_embeds"]) not in (1, rows):
+            raise ValueError(f"{len(against['text_embeds'])} negative prompts for {rows} prompts.")
+        both = []
+        for part in (condition, against):
+            expanded = {name: value.expand(rows, *value.shape[1:]) for name, value in part.items()}
+            both.append(
+                {
+                    name: value.repeat_interleave(num_images_per_prompt, dim=0)
+                    for name, value in expanded.items()
+                }
+            )
+        return both[0], both[1]
 
     @torch.no_grad()
     @replace_example_docstring(TEXT_EXAMPLE_DOC_STRING)
@@ -197,11 +243,18 @@ class CodecladeTextPipeline(CodecladePipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = TOKEN_NAMES,
         guidance_schedule: str | dict | None = None,
         refine: str | None = None,
+        *,
+        init_image: Any = None,
+        mask_image: Any = None,
+        strength: float = 1.0,
+        ids: Tensor | None = None,
+        clusters: Tensor | None = None,
+        latents: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Generate images of captions.
+        """Generate images of captions, or change given ones.
 
         Args:
             prompt: captions, one or many; or `prompt_embeds`.
@@ -222,6 +275,7 @@ class CodecladeTextPipeline(CodecladePipeline):
             return_dict: False returns a plain tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
                 for `CodecladePipeline`.
+            init_image, mask_image, strength, ids, clusters, latents: as for `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -231,61 +285,127 @@ class CodecladeTextPipeline(CodecladePipeline):
 
         Examples:
         """
-        scale, *filters, schedule = self._filled(
+        ids = truthful("ids", ids, "latents", latents)
+        sampling = self._settings(
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             guidance_schedule=guidance_schedule,
         )
-        self.check_inputs(scale, *filters, num_images_per_prompt, output_type)
-        self._guidance_scale, self._interrupt = scale, False
-        prompt = [prompt] if isinstance(prompt, str) else prompt
-        condition = self._condition("prompt", prompt, prompt_embeds, prompt_attention_mask)
-        rows = len(condition["text_embeds"])
-        negative = [negative_prompt] * rows if isinstance(negative_prompt, str) else negative_prompt
-        if negative is None and negative_prompt_embeds is None:
-            null = self.transformer.prefix.null.expand(rows, -1, -1)
-            against = condition | {"text_embeds": null.to(condition["text_embeds"])}
-        else:
-            against = self._condition(
-                "negative_prompt", negative, negative_prompt_embeds, negative_prompt_attention_mask
-            )
-        if len(against["text_embeds"]) not in (1, rows):
-            raise ValueError(f"{len(against['text_embeds'])} negative prompts for {rows} prompts.")
-        condition, against = (
-            {
-                key: value.expand(rows, *value.shape[1:]).repeat_interleave(
-                    num_images_per_prompt, dim=0
-                )
-                for key, value in part.items()
-            }
-            for part in (condition, against)
+        settings = self.check_inputs(
+            **sampling,
+            num_images_per_prompt=num_images_per_prompt,
+            output_type=output_type,
+            refine=refine,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        count = rows * num_images_per_prompt
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"{len(generator)} generators were given for {count} images.")
-        stages = self.transformer.config.num_stages
-        uniforms = image_uniforms(count, (stages + 1, self.num_timesteps), generator)
-        tokens = self._sample_tokens(
+        check_edit(init_image, mask_image, strength, ids, clusters)
+        condition, null_condition = self.encode_condition(
+            prompt,
+            negative_prompt,
+            num_images_per_prompt,
+            prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
+        )
+        count = len(condition["text_embeds"])
+        draws = draw_uniforms(count, self.transformer, generator, strength)
+        edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
+        tokens = self.sample_tokens(
             condition,
-            against,
-            uniforms[:, :stages].to(self._execution_device),
-            dict(zip(("temperature", "top_k", "top_p"), filters, strict=True)),
+            null_condition,
+            draws,
+            settings,
+            edit,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            Schedule(schedule),
         )
-        images = self._to_output(tokens, uniforms[:, stages], output_type, None, refine, condition)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
+        return self.finish(images, return_dict)
 
-    def _condition(
-        self, name: str, text: list[str] | None, embeds: Tensor | None, mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Arguments of the generator's first call: text_embeds and attention_mask (B, P+T)."""
-        if text is not None and len(text) == 0:
-            raise ValueError(f"{name} is empty; give at least one caption.")
-        embeds, mask = self._features(name, text, embeds, mask)
-        image = mask.new_ones(len(mask), self.num_timesteps)
-        return {"text_embeds": embeds, "attention_mask": torch.cat([mask, image], dim=1)}
+    @torch.no_grad()
+    def redraw(
+        self,
+        *tensors,
+        clusters: Tensor | None = None,
+        ids: Tensor | None = None,
+        prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        refine: str = "member",
+        latents: Tensor | None = None,
+        **settings,
+    ) -> ImagePipelineOutput | tuple:
+        """Same clusters, new details: draw new ids of given clusters.
+
+        As `CodecladePipeline.redraw`, with captions (one, or one an image) in place of labels;
+        refiners that read the generator's states and two-stage models need them.
+
+        Args:
+            clusters: (B, G, G) clusters or semantic codes, as `output_type="clusters"` gives them.
+            ids: or ids (B, G, G), (B, G, G, 2), whose clusters are kept.
+            prompt, prompt_embeds, prompt_attention_mask: as for `__call__`.
+            refine: "member", or "refiner" for a one-stage pipeline that has one.
+            latents: another name of `ids`, after diffusers.
+            settings: what else `__call__` takes, for two-stage models (guidance_scale, top_k, ...).
+
+        Raises:
+            TypeError: a tensor given by position, which could be either.
+            ValueError: an argument with a value it cannot have; the message names both.
+        """
+        refuse_positional(tensors)
+        ids, device = truthful("ids", ids, "latents", latents), self._execution_device
+        parts = self.vq_model, self.transformer, self.cluster_map
+        clusters, condition = clusters_to_keep(ids, clusters, *parts, device), {}  # (B, T)
+        scheme, config = self.transformer.scheme, self.transformer.config
+        if prompt is not None or prompt_embeds is not None:
+            text = self.encode_text("prompt", prompt, prompt_embeds, prompt_attention_mask)
+            condition = {
+                name: spread(rows, len(clusters), "prompts") for name, rows in text.items()
+            }
+        if not scheme.two_stages:
+            if settings:
+                names = ", ".join(settings)
+                raise ValueError(f"redraw of scheme {scheme.name!r} takes no {names}.")
+            given = num_images_per_prompt, generator, output_type, refine
+            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
+        if not condition:
+            raise ValueError(f"redraw of scheme {scheme.name!r} needs a prompt.")
+        return self(
+            prompt_embeds=condition["text_embeds"],
+            prompt_attention_mask=condition["attention_mask"][:, : config.prefix_length],
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            return_dict=return_dict,
+            clusters=clusters.unflatten(1, (config.grid_size, config.grid_size)),
+            refine=None if refine == "member" else refine,
+            **settings,
+        )
+
+
+def check_text_parts(
+    transformer: CodecladeTransformer,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_encoder: T5EncoderModel | None,
+) -> None:
+    """Raise a ValueError unless the transformer takes the features of this text encoder."""
+    config = transformer.config
+    if not config.text_dim:
+        raise ValueError(
+            f"this transformer is conditioned on {config.num_classes} classes, not on text; "
+            "use CodecladePipeline."
+        )
+    if (tokenizer is None) != (text_encoder is None):
+        raise ValueError("tokenizer and text_encoder go together; give both or neither.")
+    if text_encoder is not None and text_encoder.config.d_model != config.text_dim:
+        raise ValueError(
+            f"text_encoder has width {text_encoder.config.d_model}, but transformer takes text "
+            f"features of width {config.text_dim}."
+        )

@@ -11,6 +11,7 @@ h = D / H, V vocabulary, K coarse vocabulary, G token grid side, S keys seen so 
 What is float32 whatever the dtype stands in blocks.py.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,17 @@ class CodecladeConfig(DecoderConfig):
     def num_stages(self) -> int:
         """Choices made at every position."""
         return len(scheme_class(self.scheme).stages)
+
+
+def __getattr__(name: str):
+    """What has moved to blocks.py can be had from here for one more version."""
+    from . import blocks
+
+    if name in ("Attention", "FeedForward", "eager_attention", "rotate"):
+        message = f"codeclade.components.transformer.{name} is now in codeclade.components.blocks."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(blocks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Component code as single files, for repositories that load without codeclade being installed.
 
-The Hub loader takes one .py file per component (its neighbours are not downloaded), while the
+The Hub loader takes one .py file per component (its neighbors are not downloaded), while the
 package keeps one idea per file. So a file is put together from the module of a class and what it
-uses of its neighbours, definition by definition, with every comment. Nothing is rewritten.
+uses of its neighbors, definition by definition, with every comment. Nothing is rewritten.
 """
 
 import ast
@@ -57,13 +57,13 @@ def single_file(class_name: str) -> str:
     """Source of one importable file that defines the class, with no import from codeclade.
 
     Raises:
-        ValueError: a class that is no component, or neighbours that use one name for two things.
+        ValueError: a class that is no component, or neighbors that use one name for two things.
     """
     if class_name not in MODULES:
         raise ValueError(f"{class_name} is no component; there are {', '.join(MODULES)}.")
     stand_ins = {name: line for name, line in STAND_INS.items() if name != class_name}
     docstring, imports, definitions = "", {}, {}
-    for module in _with_neighbours(MODULES[class_name]):
+    for module in _with_neighbors(MODULES[class_name]):
         docstring = _read(module, imports, definitions)
     wanted, kept = _needed(class_name, definitions, stand_ins)
     lines = {imports[name] for name in wanted if name in imports}
@@ -71,7 +71,7 @@ def single_file(class_name: str) -> str:
     modules = dict.fromkeys(definition.module for definition in kept)
     names = ", ".join(f"{module}.py" for module in modules)
     note = textwrap.fill(
-        f"codeclade {__version__} (MIT licence), put together from src/codeclade/components/ "
+        f"codeclade {__version__} (MIT license), put together from src/codeclade/components/ "
         f"({names}), so that this repository loads where codeclade is not installed.",
         width=100,
         initial_indent="# ",
@@ -81,12 +81,12 @@ def single_file(class_name: str) -> str:
     return f"{docstring}\n\n{note}\n\n{_import_block(lines)}\n\n\n{body}\n"
 
 
-def _with_neighbours(module: str) -> list[str]:
+def _with_neighbors(module: str) -> list[str]:
     """A module after all the modules it imports from, each once."""
     order = []
     for node in ast.parse((FOLDER / f"{module}.py").read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.level:
-            order += _with_neighbours(node.module)
+            order += _with_neighbors(node.module)
     return list(dict.fromkeys([*order, module]))
 
 
@@ -105,6 +105,8 @@ def _read(module: str, imports: dict[str, str], definitions: dict[str, Definitio
                 _once(imports, name, line, module)
             continue
         names = _given(node)
+        if "__getattr__" in names:  # old names of a module; a single file has none
+            continue
         text = "\n".join(lines[start:end]).strip("\n")
         definition = Definition(module, names, _used(node) - names, text)
         for name in names:

@@ -1,0 +1,271 @@
+"""Generation: a condition to tokens, tokens to ids, ids to images, as free functions.
+
+The generator samples clusters (MASC arXiv 2510.04220, DCPE arXiv 2508.10719), ids (LlamaGen arXiv
+2406.06525), or in two stages a cluster and an id, or a semantic and a detail code (IAR2), in raster
+order. The KV cache belongs to `sample_tokens`; nothing is kept between calls, and there is no host
+synchronization from one token to the next. Must stay numerically equal to LlamaGen's generate.py.
+
+Shapes: B images, R rows of the batch (2B with guidance, the unconditional half second, else B),
+P prefix positions, T = G * G tokens, S stages of a position, V vocabulary, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
+
+from .cluster_map import ClusterMap
+from .editing import Edit
+from .guidance import Number, Schedule
+from .refiner import Refiner, clusters_to_ids
+from .sampling import guide, image_uniforms, sample
+from .transformer import CodecladeOutput, CodecladeTransformer
+from .vq_model import VQModel
+
+
+class Draws(NamedTuple):
+    """The uniform numbers in [0, 1) that decide a batch of images."""
+
+    tokens: Tensor  # (B, S, T) one for every choice of the generator
+    members: Tensor  # (B, T) for the member draw or the refiner
+    strength: Tensor | None = None  # (B, T) pick what `strength` changes; None where all changes
+
+
+def draw_uniforms(
+    count: int,
+    transformer: CodecladeTransformer,
+    generator: torch.Generator | list[torch.Generator] | None,
+    strength: float = 1.0,
+) -> Draws:
+    """The numbers for `count` images, on the CPU; each image has a stream of its own.
+
+    Raises:
+        ValueError: a list of generators that is not one for every image.
+    """
+    if isinstance(generator, list) and len(generator) != count:
+        raise ValueError(f"{len(generator)} generators were given for {count} images.")
+    config = transformer.config
+    stages = config.num_stages
+    rows = stages + 1 + (strength < 1)
+    uniforms = image_uniforms(count, (rows, config.num_tokens), generator)  # (B, rows, T)
+    last = uniforms[:, stages + 1] if strength < 1 else None
+    return Draws(uniforms[:, :stages], uniforms[:, stages], last)
+
+
+@dataclass
+class SamplingSettings:
+    """How tokens are drawn from logits."""
+
+    temperature: float = 1.0  # 0 is arg-max
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0  # 1 keeps all
+    guidance_scale: Number = 1.0  # a pair has one number for each stage
+    schedule: Schedule = field(default_factory=lambda: Schedule(None))
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is active; at 1 or less the condition alone speaks."""
+        return largest(self.guidance_scale) > 1
+
+
+def largest(scale: Number) -> float:
+    """The larger one of a pair of guidance scales, or the only one."""
+    return max(scale) if isinstance(scale, (tuple, list)) else scale
+
+
+def sample_tokens(
+    transformer: CodecladeTransformer,
+    condition: dict[str, Tensor],
+    null_condition: dict[str, Tensor],
+    uniforms: Tensor,
+    settings: SamplingSettings,
+    edit: Edit | None = None,
+    after_token: Callable[[int, Tensor], tuple[Tensor, Number, bool]] | None = None,
+) -> Tensor:
+    """Tokens (B, T, ...) of a batch of images, one position a step.
+
+    Args:
+        condition: keyword arguments of the transformer's first call, each with B rows.
+        null_condition: the same for the unconditional half of the guidance batch.
+        uniforms: (B, S, T), `Draws.tokens` on the transformer's device.
+        edit: what is known; steps before the first and after the last change are left out.
+        after_token: called as `after_token(step, tokens)` when a token is known; returns the tokens
+            to go on with, the guidance scale from here on, and whether to stop.
+    """
+    config, scheme = transformer.config, transformer.scheme
+    batch, _, steps = uniforms.shape
+    # Guidance needs unconditional rows; whether they are there is settled before the first step.
+    guided = settings.guided
+    attend = guided and settings.schedule.uses_attention
+    if guided:
+        condition = {key: torch.cat([rows, null_condition[key]]) for key, rows in condition.items()}
+    # What is known up to the first change goes into the cache in one pass, as a prompt does.
+    start, stop = 0, steps
+    shape = (batch, steps, *scheme.token_shape)
+    tokens = torch.zeros(shape, dtype=torch.int64, device=uniforms.device)
+    if edit is not None:
+        tokens, start, stop = edit.tokens.clone(), edit.start, edit.stop
+    cache = StaticCache(config, max_cache_len=config.prefix_length + steps)
+    states = None
+    for step in range(start, stop):
+        if step == start:
+            known = both_halves(tokens[:, :start], guided) if start else None
+            output = prefill(transformer, cache, condition, known, attend)
+        else:
+            last = both_halves(tokens[:, step - 1 : step], guided)
+            mask = condition.get("attention_mask")
+            output = decode_one_token(transformer, cache, last, mask, attend)
+        # A head that looks at neighbors gets the states of all tokens, others the last one alone.
+        if scheme.reads_earlier_states:
+            states, at = place_states(states, output.hidden_states, step, steps), step
+        else:
+            states, at = output.hidden_states, -1
+        attended = output.condition_attention[:batch] if attend else None  # (B,)
+        scale_of = partial(scale_at, settings, step, steps, attended) if guided else None
+        kept = None if edit is None else (edit.redo[:, step], edit.choices[:, step])
+        choices = choose(transformer, states, at, uniforms[..., step], settings, scale_of, kept)
+        tokens[:, step] = scheme.choices_to_tokens(choices)
+        if after_token is not None:
+            tokens, scale, stopped = after_token(step, tokens)
+            settings = replace(settings, guidance_scale=scale)
+            if stopped:
+                break
+    return tokens
+
+
+def prefill(
+    transformer: CodecladeTransformer,
+    cache: Cache,
+    condition: dict[str, Tensor],
+    known: Tensor | None = None,
+    attend: bool = False,
+) -> CodecladeOutput:
+    """Fill the cache with the prefix and the tokens known at the start, (R, n, ...).
+
+    The last of `hidden_states` predicts token n.
+
+    Args:
+        attend: also ask for the condition's share of the attention.
+    """
+    return transformer(
+        input_ids=known,
+        past_key_values=cache,
+        return_logits=False,
+        output_condition_attention=attend,
+        **condition,
+    )
+
+
+def decode_one_token(
+    transformer: CodecladeTransformer,
+    cache: Cache,
+    token: Tensor,
+    attention_mask: Tensor | None = None,
+    attend: bool = False,
+) -> CodecladeOutput:
+    """Add one token (R, 1, ...) to the cache; the only hidden state predicts the next one.
+
+    Args:
+        attention_mask: (R, P+T), where the condition has one.
+        attend: also ask for the condition's share of the attention.
+    """
+    return transformer(
+        input_ids=token,
+        past_key_values=cache,
+        attention_mask=attention_mask,
+        return_logits=False,
+        output_condition_attention=attend,
+    )
+
+
+def choose(
+    transformer: CodecladeTransformer,
+    states: Tensor,
+    at: int,
+    uniforms: Tensor,
+    settings: SamplingSettings,
+    scale_of: Callable[[int], float | Tensor] | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """What every stage chooses at one position, (B, S).
+
+    Args:
+        states: (R, n, D) hidden states, of which number `at` predicts this token.
+        uniforms: (B, S) numbers in [0, 1).
+        scale_of: guidance scale of a stage, a number or (B, 1), where there are unconditional rows.
+        kept: where a stage is sampled, (B, S) bool, and what it chooses elsewhere, (B, S); the
+            second stage is sampled given what the first one keeps.
+    """
+    guided, cache, choices = scale_of is not None, DynamicCache(), []
+    for stage in range(uniforms.shape[1]):
+        chosen = both_halves(choices[-1], guided) if choices else None  # (R,)
+        logits = transformer.stage_logits(states, at, chosen, cache)  # (R, V)
+        if guided:
+            logits, scale = logits.chunk(2), scale_of(stage)
+            alone = not isinstance(scale, Tensor) and scale <= 1
+            logits = logits[0] if alone else guide(*logits, scale)  # (B, V)
+        filters = settings.temperature, settings.top_k, settings.top_p
+        choice = sample(logits, uniforms[:, stage], *filters)  # (B,)
+        if kept is not None:
+            choice = torch.where(kept[0][:, stage], choice, kept[1][:, stage])
+        choices.append(choice)
+    return torch.stack(choices, dim=-1)
+
+
+def scale_at(
+    settings: SamplingSettings, step: int, steps: int, attended: Tensor | None, stage: int
+) -> float | Tensor:
+    """Guidance scale of one stage at one step; 1 where a callback has switched guidance off."""
+    if not settings.guided:
+        return 1.0
+    return settings.schedule.scale_at(settings.guidance_scale, step, steps, stage, attended)
+
+
+def both_halves(rows: Tensor, guided: bool) -> Tensor:
+    """Rows (R, ...) for both halves of the guidance batch, of rows (B, ...)."""
+    return torch.cat([rows, rows]) if guided else rows
+
+
+def place_states(states: Tensor | None, new: Tensor, step: int, steps: int) -> Tensor:
+    """Hidden states (R, T, D) of the tokens so far, the new ones (R, n, D) put up to `step`."""
+    if states is None:  # the first call brings the prefix and all known tokens
+        states = new.new_zeros(len(new), steps, new.shape[-1])
+        new = new[:, -(step + 1) :]
+    states[:, step + 1 - new.shape[1] : step + 1] = new
+    return states
+
+
+def tokens_to_ids(
+    tokens: Tensor,
+    members: Tensor,
+    transformer: CodecladeTransformer,
+    cluster_map: ClusterMap | None,
+    refiner: Refiner | None = None,
+    refine: str | None = None,
+    condition: dict[str, Tensor] | None = None,
+    edit: Edit | None = None,
+) -> Tensor:
+    """Fine ids (B, T, ...) of tokens (B, T, ...); clusters are drawn from or refined.
+
+    Args:
+        members: (B, T), `Draws.members`.
+        refine, condition: as for `clusters_to_ids`.
+        edit: ids where it keeps a token are kept, too.
+    """
+    if not transformer.scheme.predicts_clusters:
+        return tokens
+    parts = transformer, cluster_map, refiner
+    ids = clusters_to_ids(tokens, members, *parts, refine, condition)
+    return ids if edit is None else torch.where(edit.redo[..., 0], ids, edit.ids)
+
+
+def ids_to_images(
+    ids: Tensor, vq_model: VQModel, processor: VaeImageProcessor, output_type: str = "pil"
+):
+    """Images of ids (B, G, G, ...), as diffusers' image processor gives them."""
+    return processor.postprocess(vq_model.decode(ids).float(), output_type=output_type)

@@ -1,0 +1,307 @@
+"""The steps of a call that are the same for classes and for captions; a mixin of both pipelines.
+
+A call is check_inputs -> encode_condition -> prepare_edit -> sample_tokens -> decode. Only the
+condition differs, so `encode_condition` and the calls themselves are in pipeline.py and
+text_pipeline.py. The work is done by the functions of generation.py and editing.py.
+
+Shapes: B images, T = G * G tokens, S stages.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from .compatibility import check_components
+from .editing import Edit, prepare_edit
+from .generation import (
+    Draws,
+    SamplingSettings,
+    draw_uniforms,
+    ids_to_images,
+    largest,
+    sample_tokens,
+    tokens_to_ids,
+)
+from .guidance import Number, Schedule
+from .loading import check_weight_files, installed_index
+from .refiner import check_way, clusters_to_ids
+from .sampling import image_uniforms
+
+OUTPUT_TYPES = ("pil", "np", "pt", "ids", "clusters")
+OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
+TOKEN_NAMES = ("tokens", "latents")  # what callbacks may call the tokens; the second is diffusers'
+
+
+class PipelineSteps:
+    """Loading, settings and the shared steps; comes before `DiffusionPipeline`."""
+
+    _callback_tensor_inputs = list(TOKEN_NAMES)  # noqa: RUF012 (diffusers reads a list)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """As in diffusers; weights of a local folder are checked first, for short errors."""
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / "model_index.json").is_file():
+            check_weight_files(folder, tuple(kwargs))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """diffusers reads model_index.json here; code in the repository gives way to this package.
+
+        Not where this file itself came with a repository: then the package may not be there.
+        """
+        index = super()._dict_from_json_file(json_file)
+        return installed_index(index) if __name__.startswith("codeclade.") else index
+
+    def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Register parts and settings, once they are known to go together."""
+        self.register_modules(**parts)
+        self.register_to_config(**settings)
+        if isinstance(settings["guidance_scale"], (tuple, list)):  # an index reads pairs as parts
+            raise ValueError("the default guidance_scale is one number; give pairs to the call.")
+        shared = ("vq_model", "transformer", "cluster_map", "refiner")
+        check_components(*(parts[name] for name in shared))
+        Schedule(settings["guidance_schedule"])
+        self.image_processor = VaeImageProcessor(vae_scale_factor=parts["vq_model"].downsample)
+        self._guidance_scale = settings["guidance_scale"]
+        self._interrupt = False
+
+    @property
+    def guidance_scale(self) -> Number:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return largest(self._guidance_scale) > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of one call: the tokens of one image."""
+        return self.transformer.config.num_tokens
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def _settings(self, **given) -> dict[str, Any]:
+        """The values given, the repository's defaults in place of None."""
+        return {
+            name: self.config[name] if value is None else value for name, value in given.items()
+        }
+
+    def check_inputs(
+        self,
+        guidance_scale: Number,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        num_images_per_prompt: int,
+        output_type: str,
+        guidance_schedule: str | dict | None = None,
+        refine: str | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
+    ) -> SamplingSettings:
+        """What tokens are sampled by, once all arguments have values they can have.
+
+        Raises:
+            ValueError: naming the first argument with a value it cannot have.
+        """
+        scheme, stages = self.transformer.scheme, self.transformer.config.num_stages
+        scales = guidance_scale if isinstance(guidance_scale, (tuple, list)) else (guidance_scale,)
+        fits = len(scales) in (1, stages) and min(scales) >= 0
+        pairs = ", or a pair of such numbers" if scheme.two_stages else ""
+        names, several = callback_on_step_end_tensor_inputs, num_images_per_prompt
+        kind = OUTPUT_ALIASES.get(output_type, output_type)
+        checks = (
+            ("guidance_scale", guidance_scale, fits, f"0 or more{pairs}"),
+            ("temperature", temperature, temperature >= 0, "0 (arg-max) or more"),
+            ("top_k", top_k, top_k >= 0, "0 (all) or more"),
+            ("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1"),
+            ("num_images_per_prompt", several, several >= 1, "1 or more"),
+            ("output_type", output_type, kind in OUTPUT_TYPES, f"one of {OUTPUT_TYPES}"),
+            (
+                "callback_on_step_end_tensor_inputs",
+                list(names),
+                set(names) <= set(TOKEN_NAMES),
+                f"among {list(TOKEN_NAMES)}",
+            ),
+        )
+        for name, value, good, allowed in checks:
+            if not good:
+                raise ValueError(f"{name}={value!r} must be {allowed}.")
+        if kind == "clusters" and scheme.num_clusters(self.cluster_map) is None:
+            raise ValueError(
+                f"output_type={output_type!r} needs a cluster_map, which this pipeline lacks."
+            )
+        check_way(refine, self.refiner)
+        if refine == "refiner" and not scheme.predicts_clusters:
+            raise ValueError(
+                f"refine='refiner' is for transformers that predict clusters, not for scheme "
+                f"{scheme.name!r}."
+            )
+        schedule = Schedule(guidance_schedule)
+        return SamplingSettings(temperature, top_k, top_p, guidance_scale, schedule)
+
+    def prepare_edit(
+        self,
+        draws: Draws,
+        init_image: Any = None,
+        mask_image: Any = None,
+        strength: float = 1.0,
+        ids: Tensor | None = None,
+        clusters: Tensor | None = None,
+    ) -> Edit | None:
+        """What the call keeps of images, ids or clusters; None: nothing, all is sampled."""
+        parts = self.vq_model, self.transformer, self.cluster_map, self.image_processor
+        return prepare_edit(
+            len(draws.members),
+            *parts,
+            self._execution_device,
+            init_image=init_image,
+            mask_image=mask_image,
+            ids=ids,
+            clusters=clusters,
+            strength=strength,
+            uniforms=draws.strength,
+        )
+
+    def sample_tokens(
+        self,
+        condition: dict[str, Tensor],
+        null_condition: dict[str, Tensor],
+        draws: Draws,
+        settings: SamplingSettings,
+        edit: Edit | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = TOKEN_NAMES,
+    ) -> Tensor:
+        """Tokens (B, T, ...) of the transformer, with a progress bar and the user's callback.
+
+        Args:
+            condition: keyword arguments of the transformer's first call, each with B rows.
+            null_condition: the same for the unconditional half of the guidance batch.
+        """
+        self._guidance_scale, self._interrupt = settings.guidance_scale, False
+        total = self.num_timesteps if edit is None else edit.stop - edit.start
+        with self.progress_bar(total=total) as bar:
+
+            def after_token(step: int, tokens: Tensor) -> tuple[Tensor, Number, bool]:
+                if callback_on_step_end is not None:
+                    given = dict.fromkeys(callback_on_step_end_tensor_inputs, tokens)
+                    changed = callback_on_step_end(self, step, step, given) or {}
+                    # Either name may come back changed; the one that did not is no news.
+                    values = [changed.get(name) for name in TOKEN_NAMES]
+                    news = [one for one in values if one is not None and one is not tokens]
+                    tokens = news[0] if news else tokens
+                bar.update()
+                return tokens, self._guidance_scale, self._interrupt
+
+            return sample_tokens(
+                self.transformer,
+                condition,
+                null_condition,
+                draws.tokens.to(self._execution_device),
+                settings,
+                edit,
+                after_token,
+            )
+
+    def decode(
+        self,
+        tokens: Tensor,
+        members: Tensor,
+        output_type: str = "pil",
+        edit: Edit | None = None,
+        refine: str | None = None,
+        condition: dict[str, Tensor] | None = None,
+    ):
+        """Tokens (B, T, ...) as images, fine ids (B, G, G, ...) or clusters (B, G, G).
+
+        Args:
+            members: (B, T), `Draws.members`.
+            refine: "refiner" or "member" for tokens that are clusters; None: the refiner, if any.
+            condition: what the tokens were sampled with, for a refiner.
+        """
+        kind, scheme = OUTPUT_ALIASES.get(output_type, output_type), self.transformer.scheme
+        grid = (self.transformer.config.grid_size,) * 2
+        if kind == "clusters":
+            mapping = scheme.mapping(self.transformer, self.cluster_map)
+            return scheme.tokens_to_clusters(tokens, mapping).unflatten(1, grid)
+        parts = self.transformer, self.cluster_map, self.refiner
+        ids = tokens_to_ids(tokens, members, *parts, refine, condition, edit).unflatten(1, grid)
+        if kind == "ids":
+            return ids
+        return ids_to_images(ids, self.vq_model, self.image_processor, output_type)
+
+    def finish(self, images: Any, return_dict: bool) -> ImagePipelineOutput | tuple:
+        """The output of a call, models put back where they wait."""
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def redraw_members(
+        self,
+        clusters: Tensor,
+        condition: dict[str, Tensor],
+        num_images_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        refine: str,
+    ):
+        """New ids, or images of them, of clusters (B, T): `redraw` without a second stage.
+
+        Args:
+            condition: rows of labels or text features, one a row of clusters, for a refiner.
+        """
+        self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
+        check_way(refine, self.refiner)
+        clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
+        condition = {
+            name: rows.repeat_interleave(num_images_per_prompt, dim=0)
+            for name, rows in condition.items()
+        }
+        grid = (self.transformer.config.grid_size,) * 2
+        kind = OUTPUT_ALIASES.get(output_type, output_type)
+        if kind == "clusters":
+            return clusters.unflatten(1, grid)
+        uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)  # (B, T)
+        parts = self.transformer, self.cluster_map, self.refiner
+        ids = clusters_to_ids(clusters, uniforms, *parts, refine, condition).unflatten(1, grid)
+        if kind == "ids":
+            return ids
+        return ids_to_images(ids, self.vq_model, self.image_processor, output_type)
+
+    @torch.no_grad()
+    def preview(
+        self,
+        tokens: Tensor,
+        known: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> list:
+        """PIL images of a call's first `known` tokens, gray where none are yet.
+
+        For `callback_on_step_end`. Members are drawn as the call will draw them where it has no
+        refiner and `generator` has the seed that the call's had.
+
+        Args:
+            tokens: (B, T) or (B, T, 2), as the callback is given them.
+            known: 1 to T; what comes after is not looked at.
+        """
+        config, cell = self.transformer.config, self.vq_model.downsample
+        # The decoder sees the whole image: rows that look like the last one disturb it least.
+        source = torch.arange(config.num_tokens)
+        first = max(known - config.grid_size, 0)
+        source[known:] = first + (source[known:] - known) % (known - first)
+        draws = draw_uniforms(len(tokens), self.transformer, generator)
+        pixels = self.decode(tokens[:, source], draws.members, "pt", refine="member")
+        # Gray over the cells that are only guessed.
+        there = (torch.arange(config.num_tokens) < known).view(1, 1, config.grid_size, -1)
+        there = there.repeat_interleave(cell, 2).repeat_interleave(cell, 3).to(pixels.device)
+        pixels = self.image_processor.pt_to_numpy(torch.where(there, pixels, 0.5))
+        return self.image_processor.numpy_to_pil(pixels)
