@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -29,15 +30,13 @@ from codeclade import CodecladePipeline, bundled
 from codeclade.demo import build, listeners
 from codeclade.demo.backend import Backend
 from codeclade.demo.tabs.clusters import Clusters
+from codeclade.demo.tabs.controls import Session
 from codeclade.demo.tabs.generate import Generate
 from codeclade.demo.tabs.reconstruct import Reconstruct
 from codeclade.evaluation.images import psnr
 from codeclade.evaluation.replacement import replace_codes
 from codeclade.training.data import to_pixels
 from demo.server import APP, bundled_app, served
-
-# Gradio 6.31 calls pandas in ways that pandas 3 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio.queueing")
 
 GENERATE = {
     "name": "lion",
@@ -124,12 +123,14 @@ def test_generate_follows_every_setting(client, pipe):
 
 
 def test_generate_keeps_no_earlier_images_until_it_ends(tiny_pipeline):
-    backend = Backend(tiny_pipeline("cluster"))
-    *parts, last = Generate.generate(
-        SimpleNamespace(backend=backend), "tabby", *(1, 3.0), *SAMPLING
-    )
-    assert len(parts) == 3 and all(recent is None for *_, recent in parts)
-    assert set(last[2]) == {"ids", "images"}
+    with gr.Blocks():
+        tab = Generate(Backend(tiny_pipeline("cluster")), gr.State())
+    session = Session(made={"ids": []})
+    for images, note in tab.generate("tabby", *(1, 3.0), *SAMPLING, session):
+        assert len(images) == 1
+        assert (session.made is None) == ("row" in note)
+    assert set(session.made) == {"ids", "images", "label"}
+    assert [note for _, note in tab.generate("1", 1, 3.0, *SAMPLING)][-1].endswith("guidance 3")
 
 
 SAMPLING = ("constant", 1, 0, 1, 7)
@@ -330,9 +331,10 @@ def test_clicks_that_no_page_makes(tmp_path):
     members = Clusters.members
     for index in (-1, 2, "x", None, [0]):
         with pytest.raises(ValueError, match="card must be"):
-            members(None, {"clusters": 30, "cards": [3, 4]}, SimpleNamespace(index=index))
+            session = Session(shown={"clusters": 30, "cards": [3, 4]})
+            members(None, session, SimpleNamespace(index=index))
     with pytest.raises(ValueError, match="not shown yet"):
-        members(None, None, SimpleNamespace(index=0))
+        members(None, Session(), SimpleNamespace(index=0))
 
 
 def test_twenty_clients_are_served_in_turn(tiny_pipeline):
@@ -377,9 +379,12 @@ def test_a_closed_stream_stops_the_worker(tiny_pipeline):
 
 LONG = "x" * 900_000  # larger requests are refused before the app sees them
 HOSTILE = [
-    ({"name": "gold fish"}, "goldfish"),
+    ({"name": "gold fish"}, "did you mean goldfish?"),
+    ({"name": "hamster"}, "There is no class 'hamster' among the 16, such as goldfish,"),
+    ({"name": "penguin"}, "did you mean king penguin?"),
+    ({"name": "coral"}, "did you mean brain coral, coral reef?"),
     ({"name": LONG}, "at most 100 characters"),
-    ({"name": "../../../../etc/passwd"}, "Unknown class name"),
+    ({"name": "../../../../etc/passwd"}, "There is no class"),
     ({"name": "<img src=x onerror=alert(1)>"}, "&lt;img"),
     ({"name": "99"}, "outside 0..15"),
     ({"name": None}, "must be a text"),

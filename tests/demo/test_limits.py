@@ -23,9 +23,6 @@ from codeclade.demo.backend import Backend
 from codeclade.demo.tabs.edit import Edit
 from demo.server import bundled_app, served
 
-# Gradio 6.31 calls pandas in ways that pandas 3 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore::Warning:gradio.queueing")
-
 CLAIMS = (
     {},
     {"meta": {}},
@@ -187,7 +184,7 @@ def edit(monkeypatch, tiny_pipeline):
     backend = Backend(tiny_pipeline("cluster"))
     monkeypatch.setattr(listeners, "GPU", crossing)
     with gr.Blocks():
-        return Edit(backend, gr.State()), crossed
+        return Edit(backend, gr.State(), gr.Tab(render=False)), crossed
 
 
 def drawing(canvas, picture) -> dict:
@@ -201,8 +198,8 @@ def drawing(canvas, picture) -> dict:
 
 def test_edit_reads_the_drawing_before_the_gpu_process(edit, picture):
     tab, crossed = edit
-    results = list(tab.edit(drawing(tab.canvas, picture), "0", 1, 3, 7, None))
-    assert crossed == ["_sample"] and not tab.canvas.pending
+    results = list(tab.edit(drawing(tab.image, picture), "0", 1, 3, 7, None))
+    assert crossed == ["_sample"] and not tab.image.pending
     assert [note for _, note in results[:-1]] == [f"Row {row} of 4" for row in (1, 2, 3)]
     gallery, note = results[-1]
     assert len(gallery) == 3 and "of 16 tokens changed" in note
@@ -217,7 +214,7 @@ def test_edit_stops_when_nobody_waits(edit, picture):
         return forward(*args, **kwargs)
 
     tab.backend.pipe.transformer.forward = slow
-    results = tab.edit(drawing(tab.canvas, picture), "0", 1, 3, 7, None)
+    results = tab.edit(drawing(tab.image, picture), "0", 1, 3, 7, None)
     next(results)
     results.close()
     with tab.backend.lock:
@@ -228,7 +225,7 @@ def test_edit_stops_when_nobody_waits(edit, picture):
 def test_large_requests_are_refused(address, canvas):
     kind = {"Content-Type": "application/json"}
     body = json.dumps({"data": ["x" * 1_000_000, 1, 3, "constant", 1, 0, 1, 7]}).encode()
-    for path in ("call/generate", "queue/join", "run/generate", "call/v2/generate"):
+    for path in ("call/generate", "queue/join", "call/v2/generate"):
         assert status(f"{address}/gradio_api/{path}", body, **kind) == 413
     chunked = {**kind, "Transfer-Encoding": "chunked"}
     assert status(f"{address}/gradio_api/call/generate", iter([body]), **chunked) == 411

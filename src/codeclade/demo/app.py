@@ -1,17 +1,26 @@
 """The app put together: the tabs around one pipeline, the queue, the server and its limits."""
 
+import contextlib
+import importlib.util
+import io
 import os
+import warnings
+from types import SimpleNamespace
 
 import gradio as gr
+from gradio.exceptions import InvalidPathError
 from starlette.middleware import Middleware
 
 from .. import CodecladePipeline, bundled
+from ..data.hub_ids import is_hub_id
+from ..hub.citations import PAPERS, cited_keys
 from .backend import Backend
+from .listeners import sentence
 from .middleware import Listeners, Refusals
 from .pictures import enlarge
 from .queueing import FairQueue
 from .tabs.clusters import Clusters
-from .tabs.controls import BROWSING, chosen_image
+from .tabs.controls import BROWSING, MODEL, Session, chosen_image
 from .tabs.edit import Edit
 from .tabs.generate import Generate
 from .tabs.reconstruct import Reconstruct
@@ -19,51 +28,102 @@ from .tabs.redraw import Redraw
 from .theme import appearance
 
 HEAD = """# codeclade
-Class-conditional images, predicted cluster by cluster of a codebook. {side} x {side} pixels from
-{grid} x {grid} tokens of {codes} codes{clusters}; {classes} classes."""
+Images of {classes} classes, {side} x {side} pixels, drawn token by token. A token is one place of
+the {grid} x {grid} grid that an image is made of: the number of one of {codes} learned
+codes{clusters}.
+{links}"""
+PAPER_NAMES = {"llamagen": "LlamaGen"}  # the others are initials
+ARXIV, HUB = "https://arxiv.org/abs/", "https://huggingface.co"
 
 
 def heading(backend: Backend) -> str:
-    """What is shown here, in two lines."""
-    clusters = f" in {backend.map.num_clusters} clusters" if backend.map is not None else ""
+    """What is shown here, what a token is, and where to read more."""
+    count = backend.map.num_clusters if backend.map is not None else 0
+    clusters = f", which fall into {count} clusters of codes that look alike" if count else ""
     return HEAD.format(
         side=backend.side,
         grid=backend.grid,
         codes=backend.pipe.vq_model.codebook_size,
         clusters=clusters,
         classes=backend.pipe.transformer.config.num_classes,
+        links=" · ".join(f"[{name}]({url})" for name, url in links(backend.pipe)),
     )
 
 
-def send(button: gr.Button, generate: Generate, target: gr.Image, tabs: gr.Tabs, tab: str) -> None:
-    """Let a button take the chosen image to another tab."""
+def links(pipe: CodecladePipeline) -> list[tuple[str, str]]:
+    """Names and addresses of the papers behind a pipeline and of the repositories shown."""
+    parts = {
+        name: SimpleNamespace(class_name=type(part).__name__, config=config_of(part))
+        for name, part in pipe.components.items()
+        if part is not None
+    }
+    found = [
+        (f"{PAPER_NAMES.get(key, key.upper())} paper", f"{ARXIV}{PAPERS[key][-1]}")
+        for key in cited_keys(parts)
+    ]
+    source = os.environ.get("CODECLADE_PIPELINE", "")
+    if is_hub_id(source):
+        found.append(("pipeline", f"{HUB}/{source}"))
+    if os.environ.get("SPACE_ID"):
+        found.append(("code of this app", f"{HUB}/spaces/{os.environ['SPACE_ID']}/tree/main"))
+    return found
 
-    def take(recent):
-        image = enlarge(chosen_image(recent)) if recent else gr.skip()
-        return image, gr.Tabs(selected=tab)
+
+def config_of(part) -> dict:
+    """Configuration of a component of either library as a plain dictionary."""
+    return part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+
+
+def send(
+    button: gr.Button, generate: Generate, backend: Backend, tab: Redraw | Edit, tabs: gr.Tabs
+) -> None:
+    """Let a button take the chosen image and its class to another tab."""
+    name = type(tab).__name__.lower()
+
+    def take(session):
+        made = session.made
+        if not made:
+            return gr.skip(), gr.skip(), gr.Tabs(selected=name)
+        return enlarge(chosen_image(made)), backend.choice(made["label"]), gr.Tabs(selected=name)
 
     private = {"api_visibility": "private", "show_progress": "hidden", **BROWSING}
-    button.click(take, generate.layout.recent, [target, tabs], **private)
+    button.click(take, generate.layout.session, [tab.image, tab.menu, tabs], **private)
+
+
+class App(gr.Blocks):
+    """Blocks that answer values which Gradio itself cannot read with one sentence, too."""
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        try:
+            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except InvalidPathError:
+            raise sentence(ValueError("the image must be an uploaded file.")) from None
+        except Exception as error:
+            names = ", ".join(block_fn.input_parameter_names or [])
+            reason = f"these are not the values that {block_fn.api_name} takes: {names}."
+            raise error if isinstance(error, gr.Error) else sentence(ValueError(reason)) from None
 
 
 def build(backend: Backend) -> gr.Blocks:
     """The whole app around a pipeline."""
-    with gr.Blocks(title="codeclade", delete_cache=(600, 3600)) as demo:  # seconds
-        recent = gr.State()  # ids and images this session generated last
+    with App(title="codeclade", delete_cache=(600, 3600)) as demo:  # seconds
+        session = gr.State(Session())
         gr.Markdown(heading(backend), elem_classes="head")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
-                generate = Generate(backend, recent)
-            with gr.Tab("New details", id="redraw"):
-                redraw = Redraw(backend, recent)
-            with gr.Tab("Edit", id="edit"):
-                edit = Edit(backend, recent)
+                generate = Generate(backend, session)
+            with gr.Tab("Redraw", id="redraw") as tab:
+                redraw = Redraw(backend, session, tab)
+            with gr.Tab("Edit", id="edit") as tab:
+                edit = Edit(backend, session, tab)
             with gr.Tab("Clusters", id="clusters") as tab:
-                Clusters(backend, recent, tab)
-            with gr.Tab("Reconstruct", id="reconstruct"):
-                Reconstruct(backend, recent)
-        send(generate.layout.to_layout, generate, redraw.image, tabs, "redraw")
-        send(generate.layout.to_edit, generate, edit.canvas, tabs, "edit")
+                Clusters(backend, session, tab)
+            with gr.Tab("Reconstruct", id="reconstruct") as tab:
+                Reconstruct(backend, session, tab)
+        send(generate.layout.to_redraw, generate, backend, redraw, tabs)
+        send(generate.layout.to_edit, generate, backend, edit, tabs)
+        first, inputs, outputs = generate.layout.first
+        demo.load(first, inputs, outputs, api_visibility="private", show_progress="hidden", **MODEL)
     demo.queue()
     demo._queue = FairQueue(demo)
     return demo
@@ -90,10 +150,14 @@ def start(demo: gr.Blocks, **settings) -> str:
         "max_file_size": "20mb",
         "state_session_capacity": 200,
         "enable_monitoring": False,
+        "mcp_server": importlib.util.find_spec("mcp") is not None,
         "app_kwargs": {"middleware": [Middleware(Refusals), Middleware(Listeners, demo=demo)]},
     }
     quiet = {"quiet": True, "prevent_thread_lock": True}
-    _, address, _ = demo.launch(**limits, **quiet, **appearance(), **settings)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # Said of MCP: a session's memory is None there, which all listeners take.
+        warnings.filterwarnings("ignore", "This MCP server includes a tool that has a gr.State")
+        _, address, _ = demo.launch(**limits, **quiet, **appearance(), **settings)
     return address.rstrip("/")
 
 

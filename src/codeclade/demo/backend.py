@@ -4,6 +4,7 @@ Every value that comes from a client is checked here or in bounds.py before it r
 """
 
 import copy
+import difflib
 import inspect
 import threading
 from collections.abc import Iterator
@@ -71,10 +72,34 @@ class Backend:
             ValueError: an unknown class; the message has the nearest names.
         """
         name = short_text("class name", name)
-        plain = name.strip()
-        if plain.isascii() and plain.isdigit() and plain not in self.pipe.labels:
+        plain, names = name.strip().lower(), self.pipe.labels
+        if plain.isascii() and plain.isdigit() and plain not in names:
             return self.pipe.get_label_ids(int(plain))[0]
-        return self.pipe.get_label_ids(name)[0]
+        if plain in names or not names:
+            return self.pipe.get_label_ids(name)[0]
+        raise ValueError(f"there is no class {name.strip()!r}{self._suggestion(plain)}")
+
+    def _suggestion(self, wanted: str) -> str:
+        """End of the sentence on an unknown class: names that are meant, or what there is."""
+        # The same words, or all but a letter or two; likeness alone makes "hat" of "hamster".
+        words, names = set(wanted.split()), self.pipe.labels
+        known = sorted(names, key=lambda name: names[name])
+        meant = [name for name in known if words & set(name.split())]
+        meant += [name for name in known if len(wanted) > 3 and wanted in name]
+        meant += difflib.get_close_matches(wanted, known, n=3, cutoff=0.8)
+        if meant:
+            return f"; did you mean {', '.join(dict.fromkeys(meant[:5]))}?"
+        some = [self.name_of(label) for label in range(min(3, len(self.choices)))]
+        return f" among the {len(self.choices)}, such as {', '.join(some)}."
+
+    def choice(self, label: int) -> str:
+        """The text of a class in the menu."""
+        return self.choices[label][1]
+
+    @property
+    def photo_label(self) -> int:
+        """Class of the example photo; the first one where the pipeline does not have it."""
+        return min(self.pipe.labels.get("espresso", [0]))
 
     def name_of(self, label: int) -> str:
         """First name of a class."""
@@ -170,23 +195,23 @@ class Backend:
         pixels = decode_all(self.pipe.vq_model, ids.to(self.device)).float()
         return self.pipe.image_processor.postprocess(pixels, output_type="pil")
 
-    def ids_of(self, image: Image.Image, recent: dict | None) -> torch.Tensor:
-        """Ids (1, G, G, ...): those it was made of for a recent image, else by the tokenizer."""
-        recent = recent or {"ids": [], "images": []}
-        for ids, made in zip(recent["ids"], recent["images"], strict=True):
-            if any(same(image, shown) for shown in (made, enlarge(made))):
+    def ids_of(self, image: Image.Image, made: dict | None) -> torch.Tensor:
+        """Ids (1, G, G, ...): those an image of `made` is of, else by the tokenizer."""
+        made = made or {"ids": [], "images": []}
+        for ids, own in zip(made["ids"], made["images"], strict=True):
+            if any(same(image, shown) for shown in (own, enlarge(own))):
                 return torch.from_numpy(ids).unsqueeze(0)
         return self.encode(image).cpu()
 
-    def _ids_array(self, image: Image.Image, recent: dict | None) -> np.ndarray:
+    def _ids_array(self, image: Image.Image, made: dict | None) -> np.ndarray:
         """`ids_of` in a form that can leave a process that is about to end."""
-        return self.ids_of(image, recent).numpy()
+        return self.ids_of(image, made).numpy()
 
     def example(self) -> dict:
         """An image of some class, as generated images are remembered."""
         label = int(torch.randint(self.pipe.transformer.config.num_classes, ()))
         *_, (_, images, ids) = self.sample(label, 1, int(torch.randint(MAX_SEED, ())), {})
-        return {"ids": ids, "images": images}
+        return {"ids": ids, "images": images, "label": label}
 
     # Clusters
 

@@ -30,6 +30,18 @@ class Canvas(gr.ImageEditor, metaclass=WithoutStub):
     is_template = True  # the page shows what it shows for the class above
     pending: ClassVar[dict[str, EditorDataBlobs]] = {}
 
+    def api_info(self) -> dict:
+        """What clients other than the page send; Gradio's own schema does not stand by itself."""
+        kind = {"type": "object", "properties": {"_type": {"const": "gradio.FileData"}}}
+        file = {"type": "object", "properties": {"path": {"type": "string"}, "meta": kind}}
+        background = {**file, "description": "the picture"}
+        composite = {**file, "description": "the picture with something drawn on what may change"}
+        return {
+            "type": "object",
+            "properties": {"background": background, "composite": composite},
+            "required": ["background"],
+        }
+
     @server
     def accept_blobs(self, data: AcceptBlobs):
         """Keep a background, layer or composite that the page sends ahead of an event."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import gradio as gr
 
+SHOWN = 6  # seconds of an error on the page; the next press of a main button takes it away
+
 try:
     from spaces import GPU  # Hugging Face's package, which only a Space has
 except ImportError:
@@ -33,7 +35,7 @@ def sentence(error: Exception) -> gr.Error:
         message = f"the server could not do this ({type(error).__name__})."
     message = message if len(message) < 400 else message[:400] + " ..."
     message = html.escape(message[:1].upper() + message[1:], quote=False)  # shown as HTML
-    return gr.Error(message, print_exception=False)
+    return gr.Error(message, duration=SHOWN, print_exception=False)
 
 
 def endpoint(function: Callable, gpu: bool = True) -> Callable:

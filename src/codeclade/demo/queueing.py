@@ -9,6 +9,7 @@ tests/demo/test_queue.py fail if they change.
 import time
 from collections import Counter
 from typing import Any
+from urllib.parse import unquote
 
 import gradio as gr
 from gradio.queueing import Event, EventQueue, Queue
@@ -20,6 +21,7 @@ ADDRESS_PLACES, NAMELESS_PLACES, SESSION_PLACES = 48, 32, 8  # of one address, w
 SILENCE = 10.0  # seconds that a call without a listener keeps its place
 SESSIONS_WITH_MESSAGES = 500  # of which the last messages are kept
 
+FILE = "/gradio_api/file="
 NO_ADDRESSES = "An image must be an uploaded file, not the address of one."
 
 
@@ -44,7 +46,7 @@ class FairQueue(Queue):
 
     async def push(self, body, request, username):
         """Give a call a place, or say why not: the answer is (granted, id or reason, kind)."""
-        if names_address(body.data):  # Gradio would download it
+        if names_address(body.data, request):  # Gradio would download it
             refusal = {"__type__": "validate", "is_valid": False, "message": NO_ADDRESSES}
             return False, [refusal | {"parameter_name": "image"}], "validator_error"
         self.drop_unheard()
@@ -139,15 +141,21 @@ def session_of(event: Event) -> str | None:
     return None if event.session_hash == event._id else event.session_hash
 
 
-def names_address(data: Any) -> bool:
-    """Whether JSON data holds a file that Gradio would fetch from an internet address."""
-    left = [data]
+def names_address(data: Any, request: Any) -> bool:
+    """Whether JSON data holds a file that Gradio would fetch from an internet address.
+
+    The address of a file of this server, which MCP clients send, becomes the path of that file.
+    """
+    left, host = [data], request.headers.get("host", "")
     while left:
         value = left.pop()
         if isinstance(value, dict):
             path = value.get("path")
             if isinstance(path, str) and is_http_url_like(path.strip()):
-                return True
+                server, found, file = path.partition(FILE)
+                if not found or server.split("://")[-1] != host:
+                    return True
+                value["path"] = unquote(file)
             left.extend(value.values())
         elif isinstance(value, list):
             left.extend(value)

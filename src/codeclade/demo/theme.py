@@ -46,13 +46,40 @@ CSS = """
 .many .grid-container:has(> :nth-child(5)) { --grid-cols: 4 !important; }
 .cards .thumbnail-item { padding: 6px; }
 .codes .grid-container { grid-template-columns: repeat(10, 1fr) !important; }
+
+/* An error is said once, in the corner, not again on every output. */
+.block > .wrap > .error { display: none !important; }
+.block > .wrap:has(> .error) { display: none !important; }
+
+/* Generate: class and button, images, other settings; on a phone in this order. */
+.generate {
+  display: grid !important; grid-template: "main results" auto "more results" 1fr / 2fr 3fr;
+  align-items: start;
+}
+.generate > .main { grid-area: main; }
+.generate > .results { grid-area: results; }
+.generate > .more { grid-area: more; }
+.run { flex-wrap: nowrap !important; }
 @media (max-width: 640px) {
+  .gradio-container > .main { padding: 8px 12px !important; }
+  .head p { font-size: 0.85rem; line-height: 1.35; margin: 0.3em 0; }
+  .tab-container button { padding: 0 6px !important; font-size: 0.85rem; }
+  .generate { grid-template: "main" auto "results" auto "more" auto / 1fr; }
   .few .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
   .cards .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
   .codes .grid-container { grid-template-columns: repeat(6, 1fr) !important; }
 }
 """
 
+
+# A press of a main button takes old errors away; on a phone it also brings the results into view.
+SCRIPT = """() => document.addEventListener('click', event => {
+  const button = event.target.closest('button.primary');
+  if (!button) return;
+  document.querySelectorAll('.toast-close').forEach(close => close.click());
+  const results = button.closest('.tabitem')?.querySelector('.pictures');
+  if (innerWidth <= 640 && results) results.scrollIntoView({block: 'nearest', behavior: 'smooth'});
+})"""
 
 THEME = {  # over Soft; its own `set` would forget the rest of Soft
     "block_title_background_fill": "none",
@@ -75,4 +102,4 @@ def appearance() -> dict:
     )
     for name, value in THEME.items():
         setattr(theme, name, value)
-    return {"theme": theme, "css": CSS, "footer_links": ["api", "gradio", "settings"]}
+    return {"theme": theme, "css": CSS, "js": SCRIPT, "footer_links": ["api", "gradio", "settings"]}

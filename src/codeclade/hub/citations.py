@@ -47,8 +47,8 @@ PAPERS = {
 }
 
 
-def cited_papers(parts: dict[str, Any], published_as: str | None = None) -> str:
-    """BibTeX of the papers whose methods the components use.
+def cited_keys(parts: dict[str, Any], published_as: str | None = None) -> list[str]:
+    """Keys of PAPERS whose methods the components use.
 
     Args:
         parts: a repository's components (`class_name`, `config`) by name.
@@ -69,7 +69,12 @@ def cited_papers(parts: dict[str, Any], published_as: str | None = None) -> str:
     if refiner:
         keys.add("dcpe" if refiner["causal"] else "ctf")
         keys |= {"masc"} if refiner["context_dim"] else set()
-    entries = [_bibtex(*PAPERS[key]) for key in PAPERS if key in keys]
+    return [key for key in PAPERS if key in keys]
+
+
+def cited_papers(parts: dict[str, Any], published_as: str | None = None) -> str:
+    """BibTeX of the papers of `cited_keys`."""
+    entries = [_bibtex(*PAPERS[key]) for key in cited_keys(parts, published_as)]
     return "```bibtex\n" + "\n".join(entries) + "\n```"
 
 

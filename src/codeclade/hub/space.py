@@ -69,7 +69,7 @@ def requirements() -> str:
         if marker is None or marker.evaluate({"extra": "demo"}):
             needed.append(PINNED.get(requirement.name, str(requirement)))
     heading = "# What codeclade[demo] needs, by codeclade.hub.space from pyproject.toml."
-    return "\n".join([heading, *needed, *SPACE_ONLY, ""])
+    return "\n".join([heading, *sorted(needed), *SPACE_ONLY, ""])
 
 
 def front_door(**metadata) -> dict[str, bytes]:

@@ -13,7 +13,16 @@ from ..bounds import FORMATS, cached, number, one_of, uploaded
 from ..listeners import endpoint
 from ..neighbors import nearest_clusters
 from ..pictures import enlarge, marked, sheet, square, square_box, upright_size
-from .controls import BROWSING, MODEL, cluster_slider, image_input, pictures
+from .controls import (
+    BROWSING,
+    MODEL,
+    Session,
+    cluster_slider,
+    image_input,
+    last_made,
+    pictures,
+    shown_first,
+)
 
 PAGE, CARD, COLUMNS, MEMBERS, NEIGHBORS = 24, 12, 4, 120, 8
 ORDERS = ("largest first", "smallest first", "by number")
@@ -22,8 +31,8 @@ EXPLANATION = (
     "Choose a card to see all of its codes."
 )
 REGION = (
-    "Upload an image and click on it: which code that place has, what else is in its cluster, and "
-    "which clusters are nearest."
+    "Click anywhere on the picture with the grid, or give a row and a column: which code that "
+    "place has, what else is in its cluster, and which clusters are nearest."
 )
 NO_CLUSTERS = "This pipeline has no cluster map, so there are no clusters to show."
 
@@ -31,15 +40,15 @@ NO_CLUSTERS = "This pipeline has no cluster map, so there are no clusters to sho
 class Clusters:
     """The fourth tab."""
 
-    def __init__(self, backend: Backend, recent: gr.State, tab: gr.Tab):
+    def __init__(self, backend: Backend, session: gr.State, tab: gr.Tab):
         self.backend = backend
         gr.Markdown(EXPLANATION if backend.map is not None else NO_CLUSTERS)
         self.count = cluster_slider(backend, info="Where to cut the merge tree")
-        self._browser(tab)
+        self._browser(tab, session)
         gr.Markdown("### What is this place made of?\n" + REGION)
-        self._regions(recent)
+        self._regions(session, tab)
 
-    def clusters(self, clusters, order, page) -> tuple[list, str, list[dict], int, dict]:
+    def clusters(self, clusters, order, page, session=None) -> tuple[list, str, list[dict], int]:
         """Clusters of the codebook as cards of decoded patches, 24 a page.
 
         Args:
@@ -73,10 +82,13 @@ class Clusters:
             f"{cut.num_clusters} clusters of {cut.codebook_size} codes, the largest has "
             f"{int(sizes.max())}; {int((sizes == 1).sum())} have one. Page {page} of {pages}."
         )
-        return cards, note, table, page, {"clusters": cut.num_clusters, "cards": chosen}
+        if session is not None:
+            session.shown = {"clusters": cut.num_clusters, "cards": chosen}
+        return cards, note, table, page
 
-    def members(self, shown: dict | None, event: gr.SelectData) -> list[tuple]:
+    def members(self, session: Session, event: gr.SelectData) -> list[tuple]:
         """All codes of the card that was clicked, in the cut that the cards are of."""
+        shown = session.shown  # the slider may be elsewhere by the time a card is chosen
         if not shown:
             raise ValueError("the clusters are not shown yet.")
         index, last = getattr(event, "index", None), len(shown["cards"]) - 1
@@ -84,11 +96,11 @@ class Clusters:
         cut = self.backend.cut(shown["clusters"])
         return self._codes(cut.members(shown["cards"][card])[:MEMBERS].tolist())
 
-    def _first_page(self, clusters, order) -> tuple:
+    def _first_page(self, clusters, order, session) -> tuple:
         """The cards of another cut or order."""
-        return self.clusters(clusters, order, 1)
+        return self.clusters(clusters, order, 1, session)
 
-    def region(self, image, clusters, row, column, recent) -> tuple:
+    def region(self, image, clusters, row, column, session=None) -> tuple:
         """Which code and cluster one place of an image has.
 
         Args:
@@ -107,7 +119,7 @@ class Clusters:
         picture = uploaded(image)
         if picture is None:
             raise ValueError("upload an image first, or take a generated one.")
-        found = backend.find_ids(picture, recent)[0, row, column]
+        found = backend.find_ids(picture, last_made(session))[0, row, column]
         code = int(found.flat[0])  # the semantic one of a pair
         cluster = int(cut.mapping[code])
         codes = cut.members(cluster).tolist()
@@ -165,7 +177,7 @@ class Clusters:
             for patch, code in zip(patches, codes, strict=True)
         ]
 
-    def _browser(self, tab: gr.Tab) -> None:
+    def _browser(self, tab: gr.Tab, session: gr.State) -> None:
         """Cards, pages and the codes of one card."""
         with gr.Row(elem_classes=["low-row", "wraps"]):
             order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", min_width=160)
@@ -178,8 +190,7 @@ class Clusters:
         codes = pictures(
             "Codes of the chosen cluster", 12, "codes", allow_preview=False, elem_id="codes"
         )
-        shown = gr.State()  # the slider may be elsewhere by the time a card is chosen
-        inputs, outputs = [self.count, order, page], [cards, note, table, page, shown]
+        inputs, outputs = [self.count, order, page, session], [cards, note, table, page]
         show = endpoint(self.clusters, gpu=False)
         settings = {"preprocess": False, "show_progress": "minimal", **BROWSING}
         page.submit(show, inputs, outputs, api_name="clusters", **settings)
@@ -187,26 +198,30 @@ class Clusters:
         tab.select(show, inputs, outputs, **private)
         first = endpoint(self._first_page, gpu=False)
         for control in (self.count, order):  # keys move a slider too, and do not release it
-            control.input(first, inputs[:2], outputs, trigger_mode="always_last", **private)
+            control.input(
+                first, [self.count, order, session], outputs, trigger_mode="always_last", **private
+            )
         for button, step in ((back, -1), (on, 1)):
             button.click(
                 None, page, page, js=f"page => Math.max(1, page + {step})", api_visibility="private"
             ).then(show, inputs, outputs, **private)
-        cards.select(endpoint(self.members, gpu=False), shown, codes, **private)
+        cards.select(endpoint(self.members, gpu=False), session, codes, **private)
 
-    def _regions(self, recent: gr.State) -> None:
+    def _regions(self, session: gr.State, tab: gr.Tab) -> None:
         """A picture to click on, and what is there."""
         backend, middle = self.backend, self.backend.grid // 2
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = image_input(backend, recent)
+                image = image_input(backend, session)
                 with gr.Row(elem_classes="low-row"):
-                    row = gr.Number(middle, precision=0, label="Row", min_width=80)
-                    column = gr.Number(middle, precision=0, label="Column", min_width=80)
-                    look = gr.Button("Look up", min_width=100)
+                    last = backend.grid - 1
+                    place = {"value": middle, "precision": 0, "min_width": 80}
+                    row = gr.Number(label="Row", info=f"0 (top) to {last}", **place)
+                    column = gr.Number(label="Column", info=f"0 (left) to {last}", **place)
+                    find = gr.Button("Look up", size="sm", min_width=100)
             with gr.Column(scale=2, min_width=300):
                 place = gr.Image(
-                    label="Tokens",
+                    label="Its tokens: click on one",
                     format="png",
                     interactive=False,
                     height=384,
@@ -217,11 +232,13 @@ class Clusters:
         cards = pictures("Nearest clusters", 8, "cards", allow_preview=False, elem_id="neighbors")
         data = gr.JSON(label="Data", visible=False)
         outputs = [place, codes, cards, note, data]
-        inputs = [image, self.count, row, column, recent]
+        inputs = [image, self.count, row, column, session]
         settings = {"preprocess": False, "show_progress": "minimal", **MODEL}
         show = endpoint(self.region, gpu=False)
-        look.click(show, inputs, outputs, api_name="region", **settings)
+        find.click(show, inputs, outputs, api_name="region", **settings)
         private = {"api_visibility": "private", **settings}
+        if backend.map is not None:
+            shown_first(tab, self.region, inputs, outputs)
         image.change(endpoint(self._arrived, gpu=False), inputs, outputs, **private)
         for picture in (image, place):
             picture.select(

@@ -7,7 +7,7 @@ import gradio as gr
 import numpy as np
 import torch
 from gradio.components.image_editor import EditorData
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ...components.editing import token_mask
 from ..backend import Backend
@@ -16,32 +16,58 @@ from ..canvas import CANVAS, MAX_LAYERS, Canvas
 from ..listeners import endpoint
 from ..pictures import marked, square_box
 from ..streaming import stream
-from .controls import MODEL, class_menu, pictures, seed_row, take_button
-
-EXPLANATION = (
-    "Upload an image or take a generated one, paint over what should change, choose what it should "
-    "become. Tokens that the brush touches are sampled anew, the others stay."
+from .controls import (
+    MODEL,
+    PHOTO,
+    class_menu,
+    last_made,
+    pictures,
+    seed_row,
+    shown_first,
+    take_button,
 )
+
+PAINT = "#d64884"
+DRAWN = 48  # of 255; how much a pixel differs where something was drawn on it
+EXPLANATION = (
+    "Paint over what should change, choose what it should become and press Edit. Tokens "
+    "that the brush touches are sampled anew, the others stay."
+)
+
+
+def example_drawing() -> tuple[Image.Image, Image.Image]:
+    """The example photo, and paint on the middle of it."""
+    photo = Image.open(PHOTO).resize((CANVAS, CANVAS))
+    layer = Image.new("RGBA", photo.size)
+    ImageDraw.Draw(layer).ellipse([CANVAS // 4, CANVAS // 4, CANVAS // 2, CANVAS // 2], fill=PAINT)
+    return photo, layer
 
 
 class Edit:
     """The third tab."""
 
-    def __init__(self, backend: Backend, recent: gr.State):
+    def __init__(self, backend: Backend, session: gr.State, tab: gr.Tab):
         self.backend = backend
         self._sampled = endpoint(self._sample)
         gr.Markdown(EXPLANATION)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
-                self.canvas = self._canvas()
-                take_button(backend, recent, self.canvas)
+                self.image = self._canvas()
+                self.menu = class_menu(
+                    backend,
+                    value=backend.choice(backend.photo_label),
+                    info="What the painted part becomes; at first the class of the picture",
+                    render=False,
+                )
+                take_button(backend, session, self.image, self.menu)
             with gr.Column(scale=3, min_width=300):
                 inputs = self._controls()
         gallery = pictures("Before and after", 3)
         note = gr.Markdown(label="Summary", elem_classes="note")
+        shown_first(tab, self._example, [], [gallery, note])
         running = self.start.click(
             endpoint(self.edit, gpu=False),  # drawings are in this process, not in the GPU's
-            [self.canvas, *inputs, recent],
+            [self.image, *inputs, session],
             [gallery, note],
             api_name="edit",
             preprocess=False,
@@ -51,13 +77,14 @@ class Edit:
         self.stop.click(None, cancels=[running], api_visibility="private")
 
     def edit(
-        self, image, name, strength, guidance_scale, seed, recent
+        self, image, name, strength, guidance_scale, seed, session=None
     ) -> Iterator[tuple[list, str]]:
         """Sample the painted tokens of an image anew; yields after every row of tokens.
 
         Args:
-            image: `background` is the picture, each of `layers` a picture of the same size that is
-                opaque where tokens may change; no paint: anywhere.
+            image: `background` is the picture, `composite` the same with something drawn on it.
+                Tokens may change where they differ; or where one of `layers`, of the same size, is
+                opaque; without any difference or paint: anywhere.
             name: class name, or class number as text.
             strength: share of these tokens that change, 0 to 1.
             guidance_scale: classifier-free guidance, 0 to 20.
@@ -77,14 +104,24 @@ class Edit:
         if mask is not None:
             cells = token_mask(torch.from_numpy(mask), backend.grid)[0].numpy()
         settings = {"strength": strength, "guidance_scale": scale}
-        yield from self._sampled(label, picture, cells, seed, settings, recent)
+        yield from self._sampled(label, picture, cells, seed, settings, last_made(session))
+
+    def _example(self) -> tuple[list, str]:
+        """The example drawing before it is sampled."""
+        backend = self.backend
+        photo, layer = example_drawing()
+        (before,) = backend.decode(backend.encode(photo))
+        paint = np.asarray(layer.getchannel("A")) > 127
+        cells = token_mask(torch.from_numpy(paint), backend.grid)[0].numpy()
+        gallery = [(before, "before"), (marked(before, cells), "tokens that may change")]
+        return gallery, "Press Edit to sample the marked tokens anew."
 
     def _sample(
-        self, label: int, picture: Image.Image, cells: np.ndarray, seed: int, settings, recent
+        self, label: int, picture: Image.Image, cells: np.ndarray, seed: int, settings, made
     ) -> Iterator[tuple[list, str]]:
         """What the endpoint yields, on the GPU; closing it stops the sampling."""
         backend = self.backend
-        ids = backend.ids_of(picture, recent)
+        ids = backend.ids_of(picture, made)
         (before,) = backend.decode(ids)
         shown = marked(before, cells)
         gallery = [(before, "before"), (shown, "tokens that may change")]
@@ -130,10 +167,17 @@ class Edit:
         for layer in layers:
             alpha = np.asarray(layer.resize(background.size).getchannel("A"))
             paint |= alpha[top : top + side, left : left + side] > 127
+        # The page sends layers, and a composite that it has drawn at another size.
+        if not data.layers and data.composite is not None and data.id is None:
+            drawn = on_white(read_image(cached(data.composite.path))).resize(background.size)
+            gap = np.abs(np.asarray(drawn).astype(int) - np.asarray(on_white(background)))
+            paint |= gap.max(-1)[top : top + side, left : left + side] > DRAWN
         return on_white(background), paint if paint.any() else None
 
     def _canvas(self) -> Canvas:
+        photo, layer = example_drawing()
         return Canvas(
+            {"background": photo, "layers": [layer], "composite": None},
             label="Paint over what should change",
             sources=["upload", "clipboard"],
             type="pil",
@@ -141,14 +185,14 @@ class Edit:
             canvas_size=(CANVAS, CANVAS),
             transforms=(),
             layers=False,
-            brush=gr.Brush(default_size=48, colors=["#d64884"], color_mode="fixed"),
+            brush=gr.Brush(default_size=48, colors=[PAINT], color_mode="fixed"),
             eraser=gr.Eraser(default_size=48),
             height=480,
         )
 
     def _controls(self) -> list:
         """Right side; the inputs of the endpoint after the canvas."""
-        name = class_menu(self.backend, info="What the painted part becomes")
+        self.menu.render()
         strength = gr.Slider(
             0, 1, value=1, step=0.05, label="Strength", info="Share of painted tokens that change"
         )
@@ -159,4 +203,4 @@ class Edit:
         with gr.Row():
             self.start = gr.Button("Edit", variant="primary", scale=2, min_width=120)
             self.stop = gr.Button("Stop", scale=1, min_width=80)
-        return [name, strength, scale, seed]
+        return [self.menu, strength, scale, seed]

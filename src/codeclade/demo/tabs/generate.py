@@ -1,5 +1,6 @@
 """Generate: choose a class and watch the images appear row by row."""
 
+import contextlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -7,9 +8,10 @@ import gradio as gr
 
 from ..backend import Backend
 from ..bounds import MAX_IMAGES, number
-from ..listeners import endpoint
+from ..listeners import endpoint, on_gpu
 from .controls import BROWSING, MODEL, class_menu, pictures, seed_row
 
+EXAMPLES, EXAMPLE_SEED = 4, 7
 SCHEDULES = (
     "How guidance changes over the image. constant: everywhere; interval: first half only; linear "
     "and cosine_power: rising; attention: more where the class is looked at."
@@ -19,18 +21,21 @@ SCHEDULES = (
 class Generate:
     """The first tab; `layout` is a namespace with the components that other tabs are fed from."""
 
-    def __init__(self, backend: Backend, recent: gr.State):
+    def __init__(self, backend: Backend, session: gr.State):
         self.backend = backend
-        self.layout = SimpleNamespace(recent=recent)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                inputs = self._controls()
-            with gr.Column(scale=3, min_width=300):
+        self.layout = SimpleNamespace(session=session)
+        with gr.Row(elem_classes="generate"):
+            # A phone shows these one below the other, a wide page the second beside both others.
+            with gr.Column(elem_classes="main", min_width=280):
+                name = self._class()
+            with gr.Column(elem_classes="results", min_width=280):
                 self._results()
-        outputs = [self.layout.gallery, self.layout.note, recent]
+            with gr.Column(elem_classes="more", min_width=280):
+                inputs = [name, *self._controls()]
+        outputs = [self.layout.gallery, self.layout.note]
         running = self.layout.start.click(
-            endpoint(self.generate),
-            inputs,
+            endpoint(self.generate, gpu=False),  # a client's memory is in this process
+            [*inputs, session],
             outputs,
             api_name="generate",
             preprocess=False,
@@ -38,9 +43,21 @@ class Generate:
             **MODEL,
         )
         self.layout.stop.click(None, cancels=[running], api_visibility="private")
+        self._first: tuple | None = None  # what a page shows when it opens
+        self._sampled = on_gpu(backend.sample)
+        self.layout.first = endpoint(self._opened, gpu=False), [session], outputs
 
     def generate(
-        self, name, count, guidance_scale, guidance_schedule, temperature, top_k, top_p, seed
+        self,
+        name,
+        count,
+        guidance_scale,
+        guidance_schedule,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        session=None,
     ) -> Iterator[tuple]:
         """Generate images of a class; yields the images so far after every row of tokens.
 
@@ -62,19 +79,43 @@ class Generate:
         settings = backend.settings(guidance_scale, guidance_schedule, temperature, top_k, top_p)
         seed = backend.generator(seed).initial_seed()
         name = backend.name_of(label)
-        for known, images, ids in backend.sample(label, count, seed, settings):
-            if ids is None:
-                rows = f"{known // backend.grid} of {backend.grid}"
-                # Stopped here, no earlier images may be sent on as if they were those shown.
-                yield images, f"{name}, seed {seed}: row {rows}", None
-            else:
-                made = {"ids": ids, "images": images}
-                yield images, f"{name}, seed {seed}, guidance {guidance_scale:g}", made
+        for images, row, made in self._rows(label, count, seed, settings):
+            if session is not None:  # stopped early, no older images are taken for those shown
+                session.made = made
+            yield images, f"{name}, seed {seed}" + (row or f", guidance {guidance_scale:g}")
+
+    def _rows(self, label: int, count: int, seed: int, settings: dict) -> Iterator[tuple]:
+        """Images after every row of tokens, which row that is, and with the last how to keep them.
+
+        Closing it stops the sampling.
+        """
+        grid = self.backend.grid
+        with contextlib.closing(self._sampled(label, count, seed, settings)) as results:
+            for known, images, ids in results:
+                made = None if ids is None else {"ids": ids, "images": images, "label": label}
+                yield images, "" if made else f": row {known // grid} of {grid}", made
+
+    def _opened(self, session) -> Iterator[tuple]:
+        """The example images, which the first page that is opened samples for all others."""
+        run = self._rows(0, EXAMPLES, EXAMPLE_SEED, {})
+        caption = f"An example: {self.backend.name_of(0)}, seed {EXAMPLE_SEED}"
+        with contextlib.closing(run):
+            for result in [self._first] if self._first else run:
+                images, row, session.made = result
+                yield images, caption + row
+        self._first = result
+
+    def _class(self) -> gr.Dropdown:
+        """What most people choose, and the button."""
+        name = class_menu(self.backend)
+        with gr.Row(elem_classes="run"):
+            self.layout.start = gr.Button("Generate", variant="primary", scale=3, min_width=120)
+            self.layout.stop = gr.Button("Stop", scale=1, min_width=70)
+        return name
 
     def _controls(self) -> list:
-        """Left side; the inputs of the endpoint in its order."""
+        """All other inputs of the endpoint in its order."""
         backend = self.backend
-        name = class_menu(backend)
         count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
         scale = gr.Slider(
             0,
@@ -96,30 +137,28 @@ class Generate:
             temperature = gr.Slider(0, 2, value=default.temperature, step=0.05, label="Temperature")
             top_k = gr.Slider(0, 1000, value=default.top_k, step=1, label="Top-k (0: all)")
             top_p = gr.Slider(0.05, 1, value=default.top_p, step=0.01, label="Top-p")
-        with gr.Row():
-            self.layout.start = gr.Button("Generate", variant="primary", scale=2, min_width=120)
-            self.layout.stop = gr.Button("Stop", scale=1, min_width=80)
-        return [name, count, scale, schedule, temperature, top_k, top_p, seed]
+        return [count, scale, schedule, temperature, top_k, top_p, seed]
 
     def _results(self) -> None:
         """Right side, with the way to the other tabs."""
         layout = self.layout
         layout.gallery = pictures("Images", 2, "many")
         layout.note = gr.Markdown(
-            "Choose a class and press Generate.", label="Summary", elem_classes="note"
+            "Example images are on their way.", label="Summary", elem_classes="note"
         )
         with gr.Row():
-            layout.to_layout = gr.Button("New details, same layout", size="sm")
-            layout.to_edit = gr.Button("Edit", size="sm")
+            layout.to_redraw = gr.Button("Redraw this image", size="sm", min_width=120)
+            layout.to_edit = gr.Button("Edit this image", size="sm", min_width=120)
 
-        def choose(recent, event: gr.SelectData):
+        def choose(session, event: gr.SelectData):
             chosen = number("image", getattr(event, "index", None), 0, MAX_IMAGES - 1, integer=True)
-            return recent | {"chosen": chosen} if recent else gr.skip()
+            if session.made:  # the example images are those of many sessions
+                session.made = session.made | {"chosen": chosen}
 
         layout.gallery.select(
             endpoint(choose, gpu=False),
-            layout.recent,
-            layout.recent,
+            layout.session,
+            None,
             show_progress="hidden",
             api_visibility="private",
             **BROWSING,

@@ -11,7 +11,7 @@ from ..backend import Backend
 from ..bounds import MAX_SEED, number, uploaded
 from ..listeners import endpoint
 from ..pictures import square
-from .controls import MODEL, cluster_slider, image_input, pictures, seed_row
+from .controls import MODEL, cluster_slider, image_input, pictures, seed_row, shown_first
 
 EXPLANATION = (
     "The picture as its tokens show it, then with every code replaced by a random member of its "
@@ -22,14 +22,14 @@ EXPLANATION = (
 class Reconstruct:
     """The fifth tab."""
 
-    def __init__(self, backend: Backend, recent: gr.State):
+    def __init__(self, backend: Backend, session: gr.State, tab: gr.Tab):
         self.backend = backend
         gr.Markdown(EXPLANATION)
         if backend.map is None:
             gr.Markdown("This pipeline has no cluster map, so nothing is replaced.")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = image_input(backend, recent)
+                image = image_input(backend, session)
                 clusters = cluster_slider(backend, info="Fewer clusters are coarser")
                 seed = seed_row()
                 start = gr.Button("Reconstruct", variant="primary")
@@ -38,6 +38,7 @@ class Reconstruct:
                 note = gr.Markdown(label="Summary", elem_classes="note")
         data = gr.JSON(label="Data", visible=False)
         inputs, outputs = [image, clusters, seed], [gallery, note, data]
+        shown_first(tab, self.reconstruct, inputs, outputs)
         settings = {"preprocess": False, **MODEL}
         run = endpoint(self.reconstruct)
         start.click(run, inputs, outputs, api_name="reconstruct", **settings)

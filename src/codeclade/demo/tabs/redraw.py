@@ -7,7 +7,16 @@ from ..backend import Backend
 from ..bounds import MAX_IMAGES, uploaded
 from ..listeners import endpoint
 from ..pictures import square
-from .controls import MODEL, class_menu, image_input, pictures, seed_row
+from .controls import (
+    MODEL,
+    chosen_image,
+    class_menu,
+    image_input,
+    last_made,
+    pictures,
+    seed_row,
+    shown_first,
+)
 
 EXPLANATION = (
     "A cluster holds codes that look alike. Here every token keeps its cluster, which is the "
@@ -19,35 +28,46 @@ NO_CLUSTERS = "This pipeline has no clusters to keep: it needs a cluster map or 
 class Redraw:
     """The second tab."""
 
-    def __init__(self, backend: Backend, recent: gr.State):
+    def __init__(self, backend: Backend, session: gr.State, tab: gr.Tab):
         self.backend = backend
         self.two_stages = backend.pipe.transformer.scheme.two_stages
         self.able = self.two_stages or backend.pipe.cluster_map is not None
         gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                self.image = image_input(backend, recent)
-                name = class_menu(backend, visible=self.two_stages, info="Guides the second stage")
+                name = class_menu(
+                    backend,
+                    value=backend.choice(backend.photo_label),
+                    visible=self.two_stages,
+                    info="Guides the second stage",
+                    render=False,
+                )
+                self.image = image_input(backend, session, name)
+                name.render()
                 count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Variants")
                 seed = seed_row()
-                start = gr.Button("Draw new details", variant="primary", interactive=self.able)
+                start = gr.Button("Redraw", variant="primary", interactive=self.able)
             with gr.Column(scale=3, min_width=300):
                 gallery = pictures("Original and variants", 3)
                 note = gr.Markdown(label="Summary", elem_classes="note")
+        self.menu = name
+        inputs, outputs = [self.image, name, count, seed, session], [gallery, note]
+        if self.able:
+            shown_first(tab, self.redraw, inputs, outputs)
         start.click(
             endpoint(self.redraw),
-            [self.image, name, count, seed, recent],
-            [gallery, note],
+            inputs,
+            outputs,
             api_name="redraw",
             preprocess=False,
             **MODEL,
         )
 
-    def redraw(self, image, name, count, seed, recent) -> tuple[list, str]:
+    def redraw(self, image, name, count, seed, session=None) -> tuple[list, str]:
         """Keep the clusters of an image and draw its codes again.
 
         Args:
-            image: an image; none: the first one this session generated last.
+            image: an image; none: the chosen one of those this session generated last.
             name: class name, or class number as text; two-stage pipelines alone need it.
             count: variants, 1 to 8.
             seed: 0 to 2147483647.
@@ -60,11 +80,11 @@ class Redraw:
         if not self.able:
             raise ValueError(NO_CLUSTERS)
         count, generator = backend.count(count), backend.generator(seed)
-        picture = uploaded(image)
-        if picture is None and not recent:
+        picture, made = uploaded(image), last_made(session)
+        if picture is None and not made:
             raise ValueError("generate an image first, or upload one.")
-        picture = recent["images"][0] if picture is None else picture
-        ids = backend.ids_of(picture, recent)
+        picture = chosen_image(made) if picture is None else picture
+        ids = backend.ids_of(picture, made)
         labels = {"class_labels": backend.label(name)} if self.two_stages else {}
         with backend.lock:
             new = backend.pipe.redraw(
