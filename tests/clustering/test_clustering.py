@@ -245,3 +245,28 @@ def test_import_compiles_nothing_and_leaves_torch_alone():
     code = "import sys, codeclade.clustering; print('numba' in sys.modules, 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
+
+
+def test_the_first_call_says_that_it_compiles_and_later_ones_are_silent(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import numpy as np; from codeclade.clustering import cut\n"
+        "from codeclade.clustering.compilation import compilation_announced\n"
+        "with compilation_announced():\n"
+        "    cut(np.array([[0.0, 1.0, 1.0, 2.0]]), 1); cut(np.array([[0.0, 1.0, 1.0, 2.0]]), 2)\n"
+    )
+    said = []
+    for _ in range(2):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        )
+        said.append(run.stderr)
+    assert said[0].count("compiling the clustering once") == 1 and said[0].count("\n") == 1
+    assert said[1] == ""

@@ -11,6 +11,7 @@ from numba import njit, prange
 
 from ._arithmetic import LANES, add_squared_distances, squared_distance
 from .codebook import CodebookLike, as_codebook, check_clusters, normalized, torch_threads_kept
+from .compilation import compilation_announced
 from .estimator import CodebookClusterer
 
 CHUNK = 32  # rows a thread takes at a time
@@ -193,6 +194,7 @@ class BalancedKMeans(CodebookClusterer):
     max_iter: int = 100
     random_state: int = 42
 
+    @compilation_announced()
     @torch_threads_kept()
     def fit(self, X: CodebookLike, y: object = None) -> "BalancedKMeans":
         """Cluster the rows of X (N, d).

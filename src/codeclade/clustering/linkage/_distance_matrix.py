@@ -9,11 +9,14 @@ from numba import get_num_threads, njit, prange
 
 from .._arithmetic import LANES, add_squared_distances
 from ._clusters import Clusters, members_by_cluster
+from ._neighbor_chain import width_for
+from ._products import add_mean_distances, blocks_of_products, set_squared_distances
 
 MIRROR_TILE = 64  # side of the tiles in which the matrix is mirrored
 BUNDLE = 8  # clusters whose rows of the matrix are made together
 MEMBERS = 8  # points whose distances to a tile are summed together
 TILE = 512  # points per inner loop: what it touches stays in the first-level cache
+PRODUCTS = 24  # columns from which products in BLAS beat differences
 SLICE = 2048  # members per call into compiled code, so that an interrupt is heard
 
 
@@ -151,19 +154,17 @@ def _squared_rows(mean, variance, out):
                 out[i, j] = total
 
 
-def _empty_matrix(count: int) -> np.ndarray:
-    """Room for a count x count matrix; infinite columns keep its rows off powers of two apart,
-    where walking down a column would use a single set of the cache."""
-    width = -(-count // 8) * 8
-    width += 8 if width % 64 == 0 else 0
-    matrix = np.empty((count, width))
-    matrix[:, count:] = np.inf
-    return matrix
-
-
 def distance_matrix(clusters: Clusters, slots: np.ndarray, euclidean: bool) -> np.ndarray:
-    """Mean distances (M, M or wider) between the clusters `slots` (M,), infinite elsewhere."""
-    matrix = _empty_matrix(len(slots))
+    """Mean distances between the clusters `slots` (M,), infinite on the diagonal.
+
+    Returns:
+        (M, width_for(M)) float64; the columns from M on are room for `merge_all`.
+    """
+    matrix = np.empty((len(slots), width_for(len(slots))))
+    if clusters.rows.shape[1] >= PRODUCTS:
+        _fill_by_products(clusters, slots, euclidean, matrix)
+        _mirror(matrix)
+        return matrix
     if not euclidean:
         _squared_rows(clusters.mean[slots], clusters.variance[slots], matrix)
         return matrix
@@ -176,3 +177,34 @@ def distance_matrix(clusters: Clusters, slots: np.ndarray, euclidean: bool) -> n
         _average_rows(columns, weight, starts, size, 4 * get_num_threads(), top, step, matrix)
     _mirror(matrix)
     return matrix
+
+
+def _fill_by_products(
+    clusters: Clusters, slots: np.ndarray, euclidean: bool, matrix: np.ndarray
+) -> None:
+    """Fill the matrix right of the diagonal, which becomes infinite, by matrix products."""
+    if not euclidean:
+        means, variance = clusters.mean[slots], clusters.variance[slots]
+        for first, norms, products in blocks_of_products(means):
+            set_squared_distances(means, norms, variance, first, products, matrix)
+    else:
+        matrix[:, : len(slots)] = 0.0
+        members, starts = members_by_cluster(clusters, slots)
+        points, weight = clusters.rows[members], clusters.weight[members]
+        owner = np.repeat(np.arange(len(slots)), np.diff(starts))
+        for first, norms, products in blocks_of_products(points):
+            low, high = owner[first], owner[first + len(products) - 1] + 1
+            add_mean_distances(
+                points, norms, weight, owner, starts, first, low, high, products, matrix
+            )
+        _divide_by_pairs(clusters.size[slots], matrix)
+    np.fill_diagonal(matrix, np.inf)
+
+
+@njit(parallel=True, cache=True)
+def _divide_by_pairs(size, matrix):
+    """Sums right of the diagonal become means."""
+    for row in prange(size.shape[0]):
+        i = np.int64(row)
+        for j in range(i + 1, size.shape[0]):
+            matrix[i, j] /= size[i] * size[j]
