@@ -20,6 +20,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
     so that two processes never share it.
     """
     path = Path(path)
+    # Beside its place, since a rename is atomic on one file system alone.
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         yield partial
@@ -48,12 +49,14 @@ def new_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     out = Path(out)
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to make {out.name} in.")
+    # Renaming would move the link and leave the folder it points to as it was.
     if out.is_symlink():
         raise ValueError(f"--out {out} is a symbolic link; give the folder itself.")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"--out {out} is not empty; choose another or give --overwrite.")
+    # A killed process may have left a folder under this very name, as process numbers come again.
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -73,11 +76,15 @@ def replace_folder(out: Path, new: Path) -> None:
     if not out.is_dir():
         new.rename(out)
         return
+    # Overwriting is meant for what an earlier run wrote. A mistyped folder of photographs, say,
+    # holds names that the new one does not, and is kept.
     foreign = sorted({p.name for p in out.iterdir()} - {p.name for p in new.iterdir()})
     if foreign:
         raise ValueError(
             f"--out {out} holds {foreign[0]}, which would be lost; choose another folder."
         )
+    # No portable call swaps two folders, so the old one steps aside first: whenever the process is
+    # killed, one of the two is whole, under its name or beside it.
     old = out.with_name(f".{out.name}.old-{os.getpid()}")
     out.rename(old)
     try:

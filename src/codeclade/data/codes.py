@@ -45,6 +45,8 @@ class Codes(Dataset):
         self.header = json.loads((self.folder / HEADER).read_text())
         self.shards: list[Tensor] = []  # (n, V, T) or (n, V, T, 2), uint16 or int32
         labels = []
+        # The ids are mapped and cost memory only where they are read; the labels are copied, 8
+        # bytes an image.
         for name in self.header["shards"]:
             with safe_open(self.folder / name, framework="pt") as shard:
                 self.shards.append(shard.get_tensor("ids"))
@@ -73,6 +75,9 @@ class Codes(Dataset):
         index, seed = key
         place = bisect_right(self.ends, index)
         shard = self.shards[place]
+        # Seeds are running numbers: modulo V alone would deal the views out in turn. A
+        # multiplicative hash mixes them; the low bits of a product are as regular as those of the
+        # seed, so seven are dropped. Keep it: it is part of what a seed means in a resumed run.
         view = 0 if seed is None else (seed * 2654435761 >> 7) % shard.shape[1]
         return shard[index - self.ends[place], view].long(), self.labels[index]
 
@@ -83,6 +88,8 @@ class Codes(Dataset):
 
         Of several processes, each gets its own share of every shard.
         """
+        # Every shard is divided by itself: a strided slice of a mapped tensor is free, while a
+        # slice of all shards together would first copy them.
         for end, shard in zip(self.ends, self.shards, strict=True):
             labels = self.labels[end - len(shard) : end][rank::world_size]
             shard = shard[rank::world_size]
@@ -103,6 +110,9 @@ class Codes(Dataset):
         found = [torch.zeros(size, dtype=torch.int64) for size in sizes if size]
         for shard in self.shards:
             flat = shard.flatten(0, 2).unsqueeze(-1).flatten(1)  # (n V T, 1) or (n V T, 2)
+            # bincount takes int64, four times the size of the stored ids, so only a part is
+            # converted at a time. An id beyond the codebook would lengthen its answer, hence the
+            # check before.
             for part in flat.split(COUNTED):
                 for total, ids in zip(found, part.long().unbind(1), strict=True):
                     if int(ids.max()) >= len(total):
@@ -115,6 +125,7 @@ class Codes(Dataset):
 
     def check_tokenizer(self, vq_model: VQModel) -> None:
         """Raise a ValueError unless these codes were made with this tokenizer's codebook."""
+        # A sketch instead of a hash: it still agrees after the tokenizer was stored in bfloat16.
         sketch = torch.tensor(self.header["codebook_sketch"])
         gap = (codebook_sketch(vq_model.codebook) - sketch).abs().max()
         if self.header["codebook_size"] != vq_model.codebook_size or gap > SKETCH_TOLERANCE:

@@ -47,6 +47,7 @@ def component_configs(family: Family, size: str | None = None) -> dict[str, dict
         missing = [key for key in keys if key not in given[name]]
         if missing:
             raise ValueError(f"{name} in {family.path} has no {missing[0]}.")
+    # Checked for all components before any is derived: a misspelled field must not vanish unseen.
     extra = _extra(family, size)
     vq_model = _vq_model(given["tokenizer"], extra["vq_model"])
     transformer = _transformer(given, vq_model, extra["transformer"])
@@ -62,6 +63,7 @@ def component_configs(family: Family, size: str | None = None) -> dict[str, dict
             "num_clusters": given["cluster"]["clusters"],
             "grid_size": transformer["grid_size"],
             "num_classes": transformer["num_classes"] if prefix else 0,
+            # The class for "no class" exists only where training replaced classes by it.
             "null_class": given["refiner"].get("class_dropout", 0.0) > 0,
         }
         configs["refiner"] = _refiner(given["refiner"], known | extra["refiner"])
@@ -92,6 +94,7 @@ def count_parameters(name: str, config: dict[str, Any]) -> int:
 
 
 def _kinds() -> dict[str, type]:
+    # Imported late: torch and transformers take seconds that reading a recipe need not.
     from ..components.cluster_map import ClusterMap
     from ..components.refiner import Refiner
     from ..components.transformer import CodecladeTransformer
@@ -138,6 +141,7 @@ def _vq_model(tokenizer: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any
     fields = _chosen(tokenizer, VQ_SETTINGS) | {"sample_size": tokenizer["image_size"]} | extra
     kind = _kinds()["vq_model"]
     defaults = inspect.signature(kind.__init__).parameters
+    # Every field is written out, so that a later default cannot change a model that exists.
     whole = {name: fields.get(name, defaults[name].default) for name in _fields(kind)}
     return {"_class_name": "VQModel"} | {
         name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()
@@ -176,6 +180,7 @@ def _transformer(
     if scheme not in vocabulary:
         raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(vocabulary)}.")
     vocab_size, coarse = vocabulary[scheme]
+    # The grid is the encoded image's: each level of the tokenizer but the first halves the side.
     fields = _chosen(generator, DECODER_SETTINGS) | {
         "vocab_size": vocab_size,
         "coarse_vocab_size": coarse,
@@ -183,6 +188,7 @@ def _transformer(
         "grid_size": encode["image_size"] // 2 ** (len(vq_model["block_out_channels"]) - 1),
         "num_classes": len(encode.get("classes") or ()),
     }
+    # One setting of the recipe stands for all places where a generator drops.
     if "dropout" in generator:
         for name in ("token_dropout", "residual_dropout", "feed_forward_dropout"):
             fields[name] = generator["dropout"]

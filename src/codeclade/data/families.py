@@ -83,6 +83,9 @@ class Family:
         if section not in self.sections:
             known = ", ".join(self.sections) or "none"
             raise ValueError(f"{self.path} has no section {section!r}; its sections are {known}.")
+        # YAML reads `no` as false and `1e-4` as text, so scalars stay as they are written until the
+        # type of their field is known. What is inside lists and mappings has no field to say its
+        # type and is taken as YAML reads it.
         read, texts = self.merged(section, size), self._merged(self.texts, section, size)
         return {key: texts[key] if isinstance(texts[key], str) else read[key] for key in read}
 
@@ -92,6 +95,7 @@ class Family:
 
     def _merged(self, content: dict[str, Any], key: str, size: str | None) -> dict[str, Any]:
         size = self.size(size)
+        # A size called 384 is a number in one of the two readings and text in the other.
         sizes = {str(name): value for name, value in (content.get("sizes") or {}).items()}
         special = (sizes[size] or {}).get(key) if size else None
         return {**(content.get(key) or {}), **(special or {})}
@@ -134,6 +138,7 @@ def read_family(source: str | Path) -> Family:
     Raises:
         ValueError: no such file or name, or content that is no mapping of sections.
     """
+    # A file here wins over a recipe that ships under the same name: the user put it there.
     path = Path(source)
     if not path.is_file() and str(source) in family_names():
         path = recipes_folder() / f"{source}.yaml"
@@ -161,6 +166,8 @@ def _check(path: Path, content: Any) -> None:
         mappings[f"size {size}"] = special
         if not isinstance(special, dict):
             continue
+        # A misspelled section would be merged into nothing, and the size would train as the
+        # default.
         unknown = set(special) - sections - {"configs", *SIZE_NOTES}
         if unknown:
             raise ValueError(f"{path}: size {size} speaks of {sorted(unknown)[0]}, no section.")

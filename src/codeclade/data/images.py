@@ -51,6 +51,7 @@ class LabeledImages(Dataset):
         short = size if random is None else round(size * random.uniform(1.0, self.crop))
         scale = short / min(image.size)
         if scale != 1:
+            # Rounding must not leave a side one pixel smaller than the crop.
             width, height = (max(size, round(side * scale)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         free = image.width - size, image.height - size
@@ -97,6 +98,7 @@ def load_images(
     # Labels: a source without them is one class.
     if "label" in rows.column_names:
         names = rows.features["label"].names
+        # The column is read by itself: going through the rows would decode every image.
         labels = torch.tensor(rows["label"][:])
     else:
         names, labels = ["image"], torch.zeros(len(rows), dtype=torch.int64)
@@ -158,6 +160,7 @@ def photographs(folder: str | Path, count: int, image_size: int) -> Tensor:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} of images.")
+    # Sorted, because the file system lists files in an order of its own.
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
     if paths:
         labels = torch.zeros(len(paths), dtype=torch.int64)
@@ -167,5 +170,6 @@ def photographs(folder: str | Path, count: int, image_size: int) -> Tensor:
     else:
         raise ValueError(f"{folder} holds no images ({', '.join(ENDINGS)} or .parquet).")
     count = min(count, len(images))
+    # Files of one class stand together, so the first ones would show one class alone.
     chosen = [i * len(images) // count for i in range(count)]
     return to_pixels(torch.stack([images[i, None][0] for i in chosen]))

@@ -59,8 +59,10 @@ def load_recipe(
         ValueError: a file, section or size that is not there, a key the recipe does not have, a
             value of the wrong type, or a setting that is missing.
     """
+    # Text first, types second: only the dataclass says whether `no` is a word or a truth value.
     values = recipe_values(section, source, overrides, size)
     values = typed(section, values, field_types(kind))
+    # Missing settings last: where a key is misspelled, that is the cause and was named above.
     required = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
     check_given(section, values, [*required, *needed], source)
     return kind(**values)
@@ -136,6 +138,8 @@ def _alternatives(wanted: Any) -> list[type]:
 
 def _read(value: Any, wanted: type) -> Any:
     """`value` as one type; a ValueError if it is none of it."""
+    # Containers were read by YAML, all else is text. A branch that does not return found a value of
+    # another type, and ends in the error below.
     if isinstance(value, (list, dict)):
         if isinstance(value, wanted):
             return value
@@ -150,6 +154,7 @@ def _read(value: Any, wanted: type) -> Any:
         if isinstance(found, wanted):
             return found
     elif wanted is float:
+        # "inf" and "nan" are floats to Python, and a mistake in every setting there is.
         if math.isfinite(float(value)):
             return float(value)
     elif wanted in (int, str):
@@ -170,6 +175,8 @@ class Setting:
 def settings(kind: type) -> list[Setting]:
     """The settings of a recipe dataclass, in the order of its fields."""
     meanings: dict[str, str] = {}
+    # The source of a class holds its own fields alone, so inherited ones are described by its
+    # bases; a field declared again takes the later words.
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
             meanings |= _comments(base)
@@ -182,6 +189,7 @@ def settings(kind: type) -> list[Setting]:
 
 def _comments(kind: type) -> dict[str, str]:
     """End-of-line comments of the fields that a class itself declares, by name."""
+    # The syntax tree has no comments and the tokens have no fields; line numbers join the two.
     source = textwrap.dedent(inspect.getsource(kind))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {

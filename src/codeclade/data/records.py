@@ -46,6 +46,7 @@ class Record:
             kind, optional = _kind(hints[known.name])
             check_field(path, content, known.name, kind, optional)
             values[known.name] = content.get(known.name)
+            # "" and nothing mean the same, and one of them is enough for whoever reads the record.
             if optional and values[known.name] == "":
                 values[known.name] = None
         return cls(**values)
@@ -150,6 +151,7 @@ class CodesRecord(Record):
 def _kind(hint: Any) -> tuple[type, bool]:
     """The plain type of an annotation, and whether the field may be left out."""
     inner = typing.get_args(hint)
+    # Records unite a type with None and with nothing else, so exactly one is left.
     if isinstance(hint, types.UnionType):
         (hint,) = (one for one in inner if one is not types.NoneType)
         return typing.get_origin(hint) or hint, True
@@ -166,6 +168,7 @@ def check_field(
     value = row.get(name)
     if optional and value in (None, ""):
         return
+    # JSON's true is an int to Python, and its NaN a number that no card can show.
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or isinstance(value, bool) or value == "" or not _finite(value):
         given = shortened(repr(value))
