@@ -31,6 +31,9 @@ def in_cluster_distance(rows: np.ndarray, labels: np.ndarray, seed: int = 0) -> 
     Averaged over the codes that are not alone. Exact for clusters of up to 65 codes; in larger
     ones every code is compared with 64 members drawn at random.
     """
+    # Codes sorted by cluster, shuffled inside: a cluster is one run, and the code `shift` places
+    # further in it, counted around the run, is a random other member. So one vector operation
+    # serves all codes of all clusters.
     shuffle = np.random.default_rng(seed).random(len(labels))
     order = np.lexsort((shuffle, labels))
     sizes = np.bincount(labels)
@@ -38,10 +41,12 @@ def in_cluster_distance(rows: np.ndarray, labels: np.ndarray, seed: int = 0) -> 
     start = (np.cumsum(sizes) - sizes)[labels[order]]
     place = np.arange(len(labels)) - start
     total = np.zeros(len(labels))
+    # At most 64 steps on (N, d); all pairs of one large cluster would take its size squared.
     for shift in range(1, min(PARTNERS, size.max() - 1) + 1):
         some = np.flatnonzero(size > shift)
         partner = start[some] + (place[some] + shift) % size[some]
         total[some] += np.linalg.norm(rows[order[some]] - rows[order[partner]], axis=1)
+    # A cluster of s codes has met s - 1 partners if that is less than 64.
     company = size > 1
     means = total[company] / np.minimum(size[company] - 1, PARTNERS)
     return float(means.mean()) if len(means) else float("nan")
@@ -53,6 +58,9 @@ def leaf_order(children: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, n
     The height at which two leaves meet is the largest one between them.
     """
     n = len(children) + 1
+    # Every subtree is a linked list of its leaves, and a merge links the last leaf of one to the
+    # first of the other. That is linear in N and needs no recursion, which a tree shaped like a
+    # chain would take too deep.
     head, tail = list(range(2 * n - 1)), list(range(2 * n - 1))
     after, gap = [-1] * n, [0.0] * n
     for i, ((a, b), height) in enumerate(zip(children.tolist(), heights.tolist(), strict=True)):
@@ -99,10 +107,14 @@ def cophenetic_correlation(
 
 def _range_max(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """max(values[low:high]) for many ranges, through a table of maxima over powers of two."""
+    # table[p][i] is the largest of the 2^p values from i on: N log N numbers once, not a search for
+    # every pair.
     table = [values]
     while 2 ** len(table) <= len(values):
         half = 2 ** (len(table) - 1)
         table.append(np.maximum(table[-1][:-half], table[-1][half:]))
+    # The largest power that fits, by the exact exponent (a logarithm may round across a power). Two
+    # windows of that width cover a range; where they overlap a maximum may count twice.
     level = np.frexp(high - low)[1] - 1
     answer = np.empty(len(low))
     for power in np.unique(level):

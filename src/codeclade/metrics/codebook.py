@@ -28,6 +28,7 @@ def count_ids(ids: Tensor, codebook_size: int) -> Tensor:
         ValueError: an id outside 0..N-1.
     """
     ids = ids.flatten()
+    # bincount would answer a large id with a longer vector, which fails only when it is added.
     low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
     if low < 0 or high >= codebook_size:
         raise ValueError(f"ids must be 0 to {codebook_size - 1}, got {low} to {high}.")
@@ -47,6 +48,7 @@ def codebook_use(counts: Tensor) -> CodebookUse:
             f"counts must be (N,), at least 0 and not all 0, got {tuple(counts.shape)}."
         )
     share = counts.double() / counts.sum()
+    # Dead codes are common; xlogy makes their term 0 where 0 * log 0 would be NaN.
     entropy = -torch.xlogy(share, share).sum()
     seen = int((counts > 0).sum())
     return CodebookUse(seen / len(counts), float(entropy.exp()), len(counts) - seen)

@@ -18,6 +18,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
     # Many images: the triangular factor has the same covariance in D rows.
     a, b = (torch.linalg.qr(x).R if len(x) > x.shape[1] else x for x in (a, b))
+    # The squared singular values of a b' are the eigenvalues of (a'a)(b'b), so no matrix root is
+    # taken: that of a singular product (fewer images than features) is unstable.
     cross = torch.linalg.svdvals(a @ b.T).sum()
     return float(gap + a.square().sum() + b.square().sum() - 2 * cross)
 
@@ -31,6 +33,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
     def within(x: Tensor) -> Tensor:
         values = kernel(x, x)
+        # An image is more like itself than like any other; its own pairs would bias the mean.
         return (values.sum() - values.diagonal().sum()) / (len(x) * (len(x) - 1))
 
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
@@ -55,6 +58,7 @@ def kernel_distance_subsets(
             f"KID needs at least 1 subset of 2 to {min(len(a), len(b))} images, "
             f"got {subsets} of {size}."
         )
+    # Drawn on the CPU, so that a seed means the same subsets on every device.
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):

@@ -49,6 +49,7 @@ class EfficientNetFeatures(nn.Module):
         self.net = net.eval().requires_grad_(False)
 
     def train(self, mode: bool = True):
+        # The model that holds this one as its loss calls train() on all its parts.
         return super().train(False)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -56,6 +57,7 @@ class EfficientNetFeatures(nn.Module):
         net = self.net
         x = net._swish(net._bn0(net._conv_stem(pixels)))
         maps = []
+        # Blocks after the last stage serve the classifier alone and are not run.
         for index, block in enumerate(net._blocks[: self.stages[-1] + 1]):
             x = block(x)
             if index in self.stages:
@@ -87,5 +89,6 @@ class Features:
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Of pixels (B, 3, S, S) in [-1, 1], which are enlarged to 224."""
         pixels = F.interpolate(pixels.to(self.device), size=FEATURE_SIZE, mode="bicubic")
+        # Bicubic overshoots at edges, beyond anything the network was trained on.
         pooled = self.net.extract_features(pixels.clamp(-1, 1)).mean((2, 3))
         return pooled.cpu(), self.net._fc(pooled).cpu()

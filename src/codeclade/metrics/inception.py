@@ -47,6 +47,8 @@ class Convolution(nn.Module):
         kernel = (step.kernel, step.kernel) if isinstance(step.kernel, int) else step.kernel
         padding = (kernel[0] // 2, kernel[1] // 2) if same_size and step.stride == 1 else 0
         self.conv = nn.Conv2d(inputs, step.width, kernel, step.stride, padding, bias=False)
+        # The batch normalization's eps is that of the published graph, not torch's; another one
+        # gives other features from the same weights.
         self.bn = nn.BatchNorm2d(step.width, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,6 +68,8 @@ class Mixed(nn.Module):
     def __init__(self, inputs: int, branches: list[list], pool: str, pool_width: int = 0):
         super().__init__()
         self.pool, self.paths = pool, []
+        # Modules are registered under the published names, so the published file loads as it is.
+        # The paths keep names instead of modules, which would be registered a second time.
         for branch in branches:
             width, path = inputs, []
             for steps in branch:
@@ -203,6 +207,7 @@ class Inception(FrozenNetwork):
 
     def __init__(self):
         super().__init__()
+        # TensorFlow's stem: two of its convolutions lose a border although they do not stride.
         self.Conv2d_1a_3x3 = Convolution(3, Step("", 32, 3, 2))
         self.Conv2d_2a_3x3 = Convolution(32, Step("", 32, 3), same_size=False)
         self.Conv2d_2b_3x3 = Convolution(32, Step("", 64, 3))
@@ -217,6 +222,7 @@ class Inception(FrozenNetwork):
         self.Mixed_6d = mixed_17(160)
         self.Mixed_6e = mixed_17(192)
         self.Mixed_7a = reduce_to_8()
+        # The two blocks pool differently, which looks like a slip of 2015; FID is defined with it.
         self.Mixed_7b = mixed_8(1280, "average")
         self.Mixed_7c = mixed_8(2048, "maximum")
         self.fc = nn.Linear(2048, 1008)
@@ -242,6 +248,8 @@ class Inception(FrozenNetwork):
         own = network.weights()
         check_names(state, own, path)
         network.load_state_dict(state, strict=False)  # all but the counters, as just checked
+        # By the bytes of the file, which anybody can check. Weights that were rounded or trained
+        # further have the same names and shapes, and must not be called FID.
         network.is_published = file_sha256(path) == PUBLISHED_SHA256
         return network
 
@@ -264,6 +272,7 @@ class Inception(FrozenNetwork):
 
     def preprocess(self, pixels: Tensor) -> Tensor:
         """8-bit values resized to 299 x 299 as TensorFlow 1 does, scaled to about [-1, 1]."""
+        # 128 and not 127.5: the published graph scales so, and white is 0.992 to it.
         return (resize_like_tensorflow(to_8bit(pixels), self.input_size) - 128) / 128
 
     @torch.no_grad()
@@ -279,6 +288,7 @@ class Inception(FrozenNetwork):
         spatial = self.Mixed_6d.branch1x1(x)[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))  # (B, 1280, 8, 8)
         features = self.Mixed_7c(self.Mixed_7b(x)).mean((2, 3))  # (B, 2048)
+        # TensorFlow's evaluators multiply by the matrix and leave the bias out; so do we.
         return NetworkOutput(features, features @ self.fc.weight.T, spatial)
 
 
@@ -290,6 +300,7 @@ def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
     """
     for axis in (-1, -2):  # along the width first, as there: the same rounding
         length = images.shape[axis]
+        # Places in float32 as well: in float64 some round to another pixel than TensorFlow's.
         scale = torch.tensor(length / size, dtype=torch.float32, device=images.device)
         place = torch.arange(size, dtype=torch.float32, device=images.device) * scale
         low = place.long()

@@ -93,6 +93,7 @@ class Lpips(FrozenNetwork):
         self.backbone = Backbone(layers)
         widths = [layer.width for layer in layers if layer.tap]
         self.head = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
+        # Constants of the method: they are in no weights file and in no fingerprint.
         self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1), persistent=False)
         self.freeze()
@@ -108,6 +109,7 @@ class Lpips(FrozenNetwork):
         """
         full = "vgg" if network == "vgg_relu3_3" else network
         state = {name: tensor.float() for name, tensor in load_state(path).items()}
+        # The whole file is checked even where a part of it is used: a cut file is never half right.
         check_names(state, cls(full).weights(), path)
         lpips = cls(network)
         kept = lpips.weights()
@@ -129,8 +131,11 @@ class Lpips(FrozenNetwork):
                 f"and {tuple(reference.shape)}."
             )
         maps = self.backbone((pixels - self.shift) / self.scale)
+        # The reference is a constant of a training loss; its graph would double the memory.
         with torch.no_grad():
             targets = self.backbone((reference - self.shift) / self.scale)
+        # Vectors of unit length that nearly agree have no difference left in bfloat16, so the rest
+        # is float32 whatever the caller's autocast says.
         total = pixels.new_zeros(len(pixels), dtype=torch.float32)
         with torch.autocast(pixels.device.type, enabled=False):
             for ours, theirs, head in zip(maps, targets, self.head, strict=True):
@@ -142,6 +147,8 @@ class Lpips(FrozenNetwork):
 def unit_length(x: Tensor) -> Tensor:
     """Feature vectors (B, C, h, w) scaled to length 1 along C; zero vectors and their gradients
     stay zero."""
+    # The gradient of the root is infinite at 0, where dead channels are. A floor far below EPSILON
+    # cuts it off; the zero vector itself stays what lpips makes of it.
     length = x.square().sum(1, keepdim=True).clamp_min(EPSILON**2 / 16).sqrt()
     return x / (length + EPSILON)
 

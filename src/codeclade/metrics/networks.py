@@ -68,6 +68,7 @@ class FrozenNetwork(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True):
+        # Training loops call train() on all they hold, and batch statistics would move the numbers.
         return super().train(False)
 
 
@@ -75,6 +76,8 @@ def state_fingerprint(state: dict[str, Tensor]) -> str:
     """sha256 over names, types, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(state):
+        # Type and shape go in too, since equal bytes of another shape are another network. The
+        # numbers go in as bytes, because NumPy has no bfloat16.
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
@@ -99,6 +102,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
+        # A pickled module would run code when it is opened; here it is refused instead.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a PyTorch file of tensors alone.") from error
@@ -132,6 +136,8 @@ def to_8bit(pixels: Tensor) -> Tensor:
 
 def resized(pixels: Tensor, size: int) -> Tensor:
     """Bicubic, to (B, 3, size, size) in [-1, 1]; antialiased where a side shrinks."""
+    # A side reduced without antialiasing shows patterns that are not in the image. Cubic kernels
+    # overshoot at edges, so the result is clamped to what an image can hold.
     shrinks = max(pixels.shape[-2:]) > size
     pixels = F.interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=shrinks)
     return pixels.clamp(-1, 1)

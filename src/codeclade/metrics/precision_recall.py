@@ -16,6 +16,7 @@ ROWS, COLUMNS = 1024, 8192  # distances held at once: 64 MiB in float64
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances (n, m) of float64 features (n, D) and (m, D)."""
+    # By the binomial formula no (n, m, D) tensor is made. Equal rows may round below 0.
     squares = a.square().sum(1)[:, None] + b.square().sum(1)[None, :]
     return squares.addmm_(a, b.T, alpha=-2).clamp_min_(0)
 
@@ -33,6 +34,8 @@ def neighbor_radii(features: Tensor, neighbors: int = NEIGHBORS) -> Tensor:
         raise ValueError(f"neighbors must be 1 to {len(features) - 1}, got {neighbors}.")
     features = features.double()
     radii = []
+    # Column blocks are reduced to the best k + 1 so far: the distances of 50,000 images at once
+    # would be 20 GB.
     for rows in features.split(ROWS):
         # The row itself is among the k + 1 nearest, at distance zero.
         nearest = rows.new_empty(len(rows), 0)
@@ -67,6 +70,8 @@ def precision_recall(
             f"features must be (n, D) and (m, D), "
             f"got {tuple(reference.shape)} and {tuple(samples.shape)}."
         )
+    # A squared distance is a small difference of large squares: in float32 rounding would decide
+    # who lies inside a ball.
     reference, samples = reference.double(), samples.double()
     reference_radii = neighbor_radii(reference, neighbors)
     sample_radii = neighbor_radii(samples, neighbors)

@@ -55,6 +55,7 @@ class EfficientNetLite(FrozenNetwork):
                 )
         from efficientnet_lite_pytorch import EfficientNet
 
+        # Not by the package's `from_pretrained`: `load_state` reads tensors and nothing else.
         finder = getattr(importlib.import_module(weights), f"EfficientnetLite{variant}ModelFile")
         self.net = EfficientNet.from_name(f"efficientnet-lite{variant}")
         self.net.load_state_dict(load_state(finder.get_model_file_path()))
@@ -90,6 +91,8 @@ class Vgg16(FrozenNetwork):
         super().__init__()
         path = weights or cached_file("vgg")
         state = load_state(path)
+        # The file also holds LPIPS's heads. All of it is checked; the backbone alone is kept and
+        # gives the fingerprint.
         check_names(state, Lpips("vgg").weights(), path)
         self.net = Backbone(VGG)
         self.net.load_state_dict({name: state[name].float() for name in self.net.state_dict()})

@@ -105,6 +105,8 @@ class FeatureStatistics:
         size = self.sums.shape[1]
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"features must be (n, {size}), got {tuple(features.shape)}.")
+        # Every check comes before the first sum, so a refused batch leaves the statistics as they
+        # were.
         rest = features.detach().cpu().double()
         largest = float(rest.abs().max()) if len(rest) else 0.0
         if not largest <= RANGE:  # also where it is NaN
@@ -117,6 +119,8 @@ class FeatureStatistics:
             limbs.append((rest / unit).round())
             rest = rest - limbs[-1] * unit
 
+        # Products of limbs with one i + j have one unit and share a sum. Their matrix is symmetric
+        # once the pair (j, i) is in it, which is the transpose of (i, j).
         self.count += len(rest)
         for i, left in enumerate(limbs):
             self.sums[i] += left.sum(0)
@@ -165,6 +169,7 @@ class FeatureStatistics:
         second = torch.zeros_like(moved[0])
         for order in reversed(range(ORDERS)):
             second += moved[order] * (RANGE**2 * 2.0 ** (-BITS * (order + 2)))
+        # At most half of the coarsest step is left, so this difference cancels next to nothing.
         left = mean - origin * UNITS[0]
         covariance = (second - self.count * torch.outer(left, left)) / (self.count - 1)
         return Gaussian(mean.numpy(), covariance.numpy(), self.count, self.network)
@@ -220,6 +225,7 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
         raise ValueError(f"cannot compare features of network {a.network} and {b.network}.")
     gap = np.square(a.mean - b.mean).sum()
     cross = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
+    # Two equal sets may come out a rounding error below 0.
     return max(float(gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross), 0.0)
 
 
