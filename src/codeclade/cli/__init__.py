@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
+    # Input and machine are answered with a sentence. Any other exception is a mistake in this
+    # package and keeps its traceback, which a report needs.
     except (ValueError, OSError, MemoryError, ImportError) as error:
         if os.environ.get("CODECLADE_TRACEBACK"):
             raise
@@ -60,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb", required=True, metavar="VERB", parser_class=VerbParser
     )
+    # This is the order in `--help`: first what works without training anything.
     add_generate(verbs)
     add_recipes(verbs)
     add_cluster(verbs)

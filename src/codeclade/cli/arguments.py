@@ -59,6 +59,7 @@ def recipe_arguments(parser: VerbParser, section: str) -> None:
         "overrides", nargs="*", default=[], metavar="key=value", help="settings over the recipe's"
     )
 
+    # Settings are described by modules that import torch, so they wait until help is printed.
     def more_help() -> str:
         from .settings import settings_help
 
@@ -126,6 +127,8 @@ def check_device(device: str | None) -> str:
         kind = torch.device(device)
     except RuntimeError:
         raise ValueError(f"--device {device} is no device; use cpu, cuda, cuda:1 or mps.") from None
+    # torch.device takes every name it knows, present or not; without this the error would come with
+    # the first tensor, after the weights were read.
     here = {"cpu": True, "cuda": cuda, "mps": torch.backends.mps.is_available()}
     if not here.get(kind.type, False):
         names = ", ".join(name for name, there in here.items() if there)
@@ -159,6 +162,7 @@ def load_part(kind, source: str | None, part: str):
         if found is None:
             raise ValueError(f"{folder} holds no {part}: there is no config.json in it.")
         return kind.from_pretrained(found)
+    # Whether a repository is the component or a pipeline that has it is only known by asking.
     check_on_hub(source)
     try:
         return kind.from_pretrained(source)

@@ -43,6 +43,8 @@ def add_cluster(verbs) -> None:
         help=".npy, .safetensors, a .pt of LlamaGen, IAR or IAR2, the folder or Hub id of any VQ "
         "model (codeclade, diffusers, taming, Janus, Emu3, Chameleon); owner/name/file on the Hub",
     )
+    # Flags that a recipe sets too have no default here: None tells a flag that was not given from
+    # one given with the default's value. The defaults stand in ClusterRecipe.
     parser.add_argument("--method", help="masc, dcpe, kmeans, balanced or random; default masc")
     parser.add_argument("--clusters", type=int, metavar="K", help="number of clusters")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the cluster map")
@@ -111,6 +113,8 @@ def read_recipe(arguments: argparse.Namespace) -> tuple[ClusterRecipe, dict[str,
     from ..data.recipes import check_given, field_types, recipe_values, typed
 
     given = recipe_values("cluster", arguments.recipe, arguments.overrides, arguments.size)
+    # Flags become text and pass through the same check of types as key=value, so a wrong value
+    # gives one and the same sentence however it was given.
     for name in ("clusters", "method", "normalize", "seed"):
         if getattr(arguments, name) is not None:
             given[name] = str(getattr(arguments, name))

@@ -22,6 +22,7 @@ def add_convert(verbs) -> None:
     back = kinds.add_parser("to-llamagen", help="a pipeline folder, to the published key names")
     back.add_argument("pipeline", metavar="PIPELINE", help="pipeline folder")
     back.add_argument("--pt", action="store_true", help="torch files instead of .safetensors")
+    # After all kinds are declared, the way back included: every one of them makes a folder.
     for kind in kinds.choices.values():
         kind.add_argument("--out", required=True, metavar="DIR", help="new folder")
         kind.add_argument("--overwrite", action="store_true", help="replace that folder")
@@ -32,6 +33,8 @@ def _add_family(parser: argparse.ArgumentParser, entry: Entry) -> None:
     parser.add_argument("--gpt", metavar="FILE", help="generator; none: the tokenizer alone")
     for flag, help in entry.files.items():
         parser.add_argument(f"--{flag}", metavar="FILE", help=help)
+    # A family published in one size has it as default; of several none may be guessed, since the
+    # weights of all fit and only the images would be wrong.
     size = entry.image_size
     parser.add_argument(
         "--image-size",
@@ -51,6 +54,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     from ..data.atomic import new_folder
 
     if arguments.kind == "to-llamagen":
+        # Torch files or safetensors, all in one folder that appears whole: half a checkpoint loads
+        # nowhere.
         with new_folder(arguments.out, arguments.overwrite) as folder:
             names = write_published(arguments.pipeline, folder, arguments.pt)
         print(f"saved {', '.join(names)} in {arguments.out}")

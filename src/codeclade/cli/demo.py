@@ -27,6 +27,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     # Whatever is wrong is said before gradio and the pipeline are loaded.
     if not 0 < arguments.port < 65536:
         raise ValueError(f"--port {arguments.port} must be 1 to 65535.")
+    # A port that only waits after an earlier stop is free to a server, hence SO_REUSEADDR.
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -38,6 +39,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         raise ImportError("the demo needs gradio; pip install 'codeclade[demo]'.")
     if arguments.pipeline:
         check_source(arguments.pipeline)
+        # The app takes its pipeline from here, on this machine as in a Space.
         os.environ["CODECLADE_PIPELINE"] = arguments.pipeline
 
     from ..demo import create, launch

@@ -28,6 +28,7 @@ def add_generate(verbs) -> None:
         "--images", type=int, metavar="N", help="images a class; default 1, sheet 8"
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
+    # Without these the pipeline samples by the defaults it was saved with, which differ by method.
     parser.add_argument("--guidance-scale", type=float, metavar="S", help="active above 1")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is arg-max")
     parser.add_argument("--top-k", type=int, metavar="K", help="0 keeps all")
@@ -54,6 +55,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
     count = arguments.images or (1 if labels else 8)
     label_ids = pipeline.get_label_ids(labels or some_classes(pipeline))
+    # A generator of the CPU: the seed then gives the same draws on every device.
     images = pipeline(
         label_ids,
         guidance_scale=arguments.guidance_scale,
@@ -63,6 +65,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         num_images_per_prompt=count,
         generator=torch.Generator().manual_seed(arguments.seed),
     ).images
+    # One image is saved pixel for pixel; several need captions and a sheet.
     picture = images[0]
     if len(images) > 1:
         picture = class_sheet(pipeline, label_ids, images, arguments.scale)
@@ -77,6 +80,7 @@ def class_list(source: str | None) -> list[str]:
     source = source or bundled()
     check_source(source)
     try:
+        # The index alone holds the names: a list must not download weights.
         names = CodecladePipeline.load_config(source).get("id2label") or {}
     except OSError as error:
         raise ValueError(unknown(source)) from error
@@ -99,6 +103,8 @@ def load_pipeline(source: str | None, device: str | None):
     try:
         return CodecladePipeline.from_pretrained(source, dtype=dtype).to(device)
     except OSError as error:
+        # Of a folder here the error itself says which file is damaged; of the Hub it is long and
+        # mostly means that nothing is there under this name.
         if Path(source).is_dir():
             raise
         raise ValueError(unknown(source)) from error

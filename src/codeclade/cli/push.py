@@ -95,6 +95,7 @@ def _sample_sheet(folder: str) -> bytes:
     labels = some_classes(pipeline)
     generator = torch.Generator().manual_seed(0)
     images = pipeline(labels, num_images_per_prompt=4, generator=generator).images
+    # Small images are enlarged on the sheet, or a card would show stamps.
     scale = max(1, 128 // images[0].width)
     class_sheet(pipeline, labels, images, scale).save(stream := io.BytesIO(), "PNG")
     return stream.getvalue()

@@ -44,6 +44,7 @@ def convert_commands(family: Family) -> list[str]:
     commands = []
     for size in family.sizes or [None]:
         about = family.about(size)
+        # Some sizes are described in a paper while only their tokenizer was published, or nothing.
         if about.converter and "gpt" in about.weights:
             words = ["codeclade", "convert", about.converter]
             for flag, name in about.weights.items():
@@ -66,6 +67,7 @@ def _cells(family: Family, size: str | None) -> list[str]:
     """Parameters, what is predicted, grid, sampling, published numbers and weights of a size."""
     configs, about = component_configs(family, size), family.about(size)
     transformer, side = configs["transformer"], configs["transformer"]["grid_size"]
+    # A family's sizes share one tokenizer, which would tell nothing about a row.
     files = [name for flag, name in about.weights.items() if flag != "vq"]
     elsewhere = about.hosted if about.hosted and not about.converter else "none published"
     return [
@@ -93,6 +95,7 @@ def _sampling(family: Family, size: str | None, note: str) -> str:
     given = family.merged("generator", size)
     schedule, scale = given.get("guidance_schedule") or {}, given.get("guidance_scale", 2.0)
     text = f"guidance {scale}"
+    # This schedule alone has two ends; of the others the name says the shape.
     if isinstance(schedule, dict) and schedule.get("name") == "attention":
         text = f"guidance {schedule['start']} to {scale}, attention weight {schedule['weight']}"
     elif schedule:

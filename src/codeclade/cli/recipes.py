@@ -77,6 +77,7 @@ def _one_recipe(arguments: argparse.Namespace) -> None:
     if arguments.configs:
         from ..data.component_configs import component_configs, write_configs
 
+        # Derived before the folder is made: a recipe of one's own may say too little for it.
         configs = component_configs(family, arguments.size)
         with new_folder(arguments.configs) as folder:
             write_configs(configs, folder)
@@ -93,6 +94,7 @@ def copy_recipe(path: Path, out: str) -> None:
     Raises:
         ValueError: something is there already, or there is no folder for it.
     """
+    # There is no --overwrite: what would be lost was most likely edited by hand.
     if Path(out).exists():
         raise ValueError(f"--out {out} is there already; choose another name.")
     if not Path(out).parent.is_dir():

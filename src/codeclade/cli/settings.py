@@ -40,6 +40,7 @@ def settings_help(section: str) -> str:
     lines = [f"settings (section `{section}` of a recipe, or key=value):"]
     for setting in settings(recipe_class(section)):
         lines += _described(setting.name, f"{setting.meaning} ({_value(setting)})")
+    # A method has settings of its own, so which of these hold depends on another setting.
     for method, options in method_settings().items() if section == "cluster" else ():
         lines += [f"\n  with method={method}:"]
         for setting in options:
@@ -70,6 +71,8 @@ def method_settings() -> dict[str, list[Setting]]:
     from ..clustering import METHODS
     from .cluster import OUTSIDE
 
+    # Fields that text cannot give (arrays, generators) are for callers in Python only, and OUTSIDE
+    # are given through settings of the verb.
     return {
         name: found
         for name, kind in METHODS.items()
