@@ -39,6 +39,8 @@ def render_card(repository: Repository, repo_id: str, license: str | None = None
         repo_id: "user/name", for the lines that load it.
         license: a Hub license name; None: what provenance.json says, else none is claimed.
     """
+    # In the order of a reader's questions: what is it, how does it look, how is it run, can it be
+    # trusted. A section with nothing to say is empty text and drops out below.
     sections = [
         _title(repository, repo_id),
         _picture(repository),
@@ -57,6 +59,8 @@ def inline(text: Any) -> str:
     """Text as one line that Markdown and HTML leave alone, cut at 300 characters."""
     text = " ".join(str(text).split())
     text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    # & goes first, as what replaces the others holds one. An underscore inside a word is left
+    # alone, because Markdown does the same and names stay readable in the source.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]|#]|\b_|_\b)", r"\\\1", text)
 
@@ -69,6 +73,7 @@ def check_front_matter(text: str, name: str) -> dict[str, Any]:
     """
     if not text.startswith("---\n"):
         return {}
+    # The line break before the block is kept, so that an empty block ends where it begins.
     block, end, _ = text[3:].partition("\n---")
     if not end:
         raise ValueError(f"the metadata of {name} has no end; close it with a line of ---.")
@@ -93,6 +98,8 @@ def _metadata(repository: Repository, repo_id: str, license: str | None) -> str:
     datasets = [str(one) for one in provenance.datasets or []]
     datasets += [training.data] if training and is_hub_id(training.data) else []
     task = _task(repository)
+    # A license given by hand replaces the stored one with its name and link: half of each would be
+    # a license that nobody granted.
     data = ModelCardData(
         license=license or provenance.license,
         license_name=None if license else provenance.license_name,
@@ -144,6 +151,8 @@ def _title(repository: Repository, repo_id: str) -> str:
     side = config["grid_size"] * 2 ** (len(vq["block_out_channels"]) - 1)
     parts = {"cluster_map": "cluster map", "transformer": "generator", "refiner": "refiner"}
     held = ", ".join(word for name, word in parts.items() if name in repository.parts)
+    # Weights of a later version may have a scheme that this one cannot describe: its bare word is
+    # better than no card.
     scheme = SCHEMES.get(config["scheme"])
     predicts = scheme.description if scheme else config["scheme"]
     if scheme and scheme.predicts_clusters:
@@ -161,6 +170,8 @@ def _picture(repository: Repository) -> str:
 
 def _use(repository: Repository, repo_id: str) -> str:
     cls = repository.class_name
+    # Where only a variant was saved, loading without its name finds no file: the lines below are to
+    # be copied, so they must run.
     variant = next(
         filter(None, (variant_of(part.folder) for part in repository.parts.values())), ""
     )
@@ -210,6 +221,8 @@ def _call(repository: Repository) -> str:
         there = "text_encoder" in repository.parts
         return 'pipe("a dog on a beach")' if there else "pipe(prompt_embeds=features)"
     labels = repository.index.get("id2label") or {}
+    # A name that several classes share, or that needs quoting, would make the first line that
+    # anybody copies an error.
     clear = {name: ids for name, ids in ids_by_name(labels).items() if len(set(ids)) == 1}
     for label in sorted(labels, key=int):
         name = labels[label].split(",")[0].strip()
@@ -221,6 +234,7 @@ def _call(repository: Repository) -> str:
 def _contents(repository: Repository) -> str:
     rows = ["## Contents", "", "| part | what | parameters |", "| --- | --- | --- |"]
     for name, part in repository.parts.items():
+        # The numbers of a map are a table and were not trained.
         count = "" if part.class_name == "ClusterMap" else f"{part.parameters:,}"
         rows.append(f"| `{name}` | {_describe(part)} | {count} |")
     if repository.kind == "pipeline":
@@ -248,6 +262,7 @@ def _describe(part: Part) -> str:
             f"codebook of {config['codebook_size']:,} codes{more}, {config['codebook_dim']} "
             f"dimensions, compared by cosine; one token for {factor} x {factor} pixels"
         )
+    # The config does not say how even the clusters are, so the map itself is read; it is small.
     if part.class_name == "ClusterMap":
         return describe_map(part.folder)
     if part.class_name == "CodecladeTransformer":
@@ -284,6 +299,8 @@ def describe_map(folder: Path) -> str:
 def _training(repository: Repository) -> str:
     training = repository.training
     if training:
+        # A recipe is text of unknown origin: the fence is longer than any run of backticks in it,
+        # so nothing in the recipe ends the block.
         settings = yaml.safe_dump(training.recipe, sort_keys=False).strip()
         fence = "`" * (1 + max(map(len, re.findall("`{3,}", settings)), default=2))
         minutes, seconds = divmod(round(training.seconds), 60)
@@ -305,6 +322,8 @@ def _evaluation(results: list[EvaluationRecord], training: TrainingRecord | None
         f"{inline(result.dataset)} | {inline(result.protocol)} |"
         for result in results
     ]
+    # The last numbers of a log are no evaluation, as they have no protocol: they are said apart and
+    # stay out of the table and of the metadata.
     logged = training.logged if training else {}
     text = "## Evaluation\n\n"
     if rows:
@@ -326,6 +345,7 @@ def _license(provenance: Provenance, license: str | None) -> str:
         lines += ["Made from:", ""]
         lines += [f"- {inline(one.name)} ({one.bytes:,} bytes)" for one in provenance.files]
         lines += [""]
+    # Nothing is claimed by default: a license is the owner's word and not this program's.
     named = license or provenance.license
     if named:
         lines += [f"License of the weights: {inline(named)}.", ""]

@@ -55,6 +55,8 @@ def cited_keys(parts: dict[str, Any], published_as: str | None = None) -> list[s
         published_as: the project that published the weights, where one did.
     """
     configs = {part.class_name: part.config for part in parts.values()}
+    # Every component follows LlamaGen's architecture, so it is always cited. A project without a
+    # paper here gives a key that the last line drops.
     keys = {"llamagen", (published_as or "").lower()}
     method = configs.get("ClusterMap", {}).get("method", "")
     if method.startswith(("masc", "dcpe")):  # one construction, published twice
@@ -67,6 +69,7 @@ def cited_keys(parts: dict[str, Any], published_as: str | None = None) -> list[s
         keys.add("iar2")
     refiner = configs.get("Refiner")
     if refiner:
+        # Direction says whose refiner it is; one that reads the generator's states is MASC's too.
         keys.add("dcpe" if refiner["causal"] else "ctf")
         keys |= {"masc"} if refiner["context_dim"] else set()
     return [key for key in PAPERS if key in keys]

@@ -14,6 +14,8 @@ def render_codes_card(repository: Repository, repo_id: str, license: str | None 
         repo_id: "user/name".
         license: a Hub license name; None claims none.
     """
+    # Splits come from one tokenizer and one recipe, so the first header speaks for all; the table
+    # shows what differs.
     headers = repository.codes
     first = next(iter(headers.values()))
     details = first.detail_codebook_size
@@ -22,10 +24,14 @@ def render_codes_card(repository: Repository, repo_id: str, license: str | None 
         "tags": ["codeclade", "image-codes", "vector-quantization"],
         "viewer": False,  # safetensors are no table
     } | ({"license": license} if license else {})
+    # The shapes are written out because the shards are the only documentation that a reader without
+    # codeclade has.
     tokens, side = first.grid_size**2, first.grid_size
     shape = f"(n, V, {tokens}{', 2' if details else ''})"
     codes = f"{first.codebook_size:,} codes"
     codes += f" and {details:,} detail codes" if details else ""
+    # Where the images came from and what their classes are called is text of others: escaped.
+    # Beyond a hundred names nobody reads on, and ImageNet's thousand would bury the rest.
     data = inline(first.recipe.get("data", "unknown origin"))
     rows = "\n".join(
         f"| {split or 'all'} | {one.images:,} | {one.views} | {len(one.shards)} |"

@@ -61,13 +61,19 @@ def single_file(class_name: str) -> str:
     """
     if class_name not in MODULES:
         raise ValueError(f"{class_name} is no component; there are {', '.join(MODULES)}.")
+    # Read: neighbors first, so that the definitions run from top to bottom as they stand, and the
+    # last docstring read is that of the class's own module.
     stand_ins = {name: line for name, line in STAND_INS.items() if name != class_name}
     docstring, imports, definitions = "", {}, {}
     for module in _with_neighbors(MODULES[class_name]):
         docstring = _read(module, imports, definitions)
+    # Choose: all of every neighbor would bring libraries that the component does not need, and the
+    # loader refuses a file whose imports are not installed.
     wanted, kept = _needed(class_name, definitions, stand_ins)
     lines = {imports[name] for name in wanted if name in imports}
     lines |= {stand_ins[name] for name in wanted if name in stand_ins}
+    # Write: the file lives on without this repository, so it says what it was made of and by which
+    # version.
     modules = dict.fromkeys(definition.module for definition in kept)
     names = ", ".join(f"{module}.py" for module in modules)
     note = textwrap.fill(
@@ -97,6 +103,7 @@ def _read(module: str, imports: dict[str, str], definitions: dict[str, Definitio
     docstring, *statements = tree.body
     end = docstring.end_lineno
     for node in statements:
+        # From the end of the one before: comments and decorators above a definition go with it.
         start, end = end, node.end_lineno
         if isinstance(node, ast.ImportFrom) and node.level:
             continue
@@ -158,14 +165,18 @@ def _needed(
         if name in wanted:
             continue
         wanted.add(name)
+        # A stand-in ends the search: another component would bring all of its own code.
         if name in definitions and name not in stand_ins:
             to_do += definitions[name].uses
+    # One statement may give several names; by its identity it is kept once.
     kept = {id(d): d for name, d in definitions.items() if name in wanted and name not in stand_ins}
     return wanted, list(kept.values())
 
 
 def _import_block(lines: set[str]) -> str:
     """Import statements, the standard library's first, one a module; aliases stand alone."""
+    # Sorted throughout: sets have no order, and the same class must give the same bytes, or every
+    # push would change the file.
     modules, plain = {}, []
     for line in sorted(lines):
         module, _, name = line.removeprefix("from ").partition(" import ")

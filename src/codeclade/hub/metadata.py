@@ -30,6 +30,7 @@ def read_record(path: Path) -> tuple[Any, Any]:
         ValueError: naming the file and the field that is missing or of another type.
     """
     kind = RECORDS[path.name]
+    # Paths are cut before a record is made, so neither card nor upload can show one.
     if kind is EvaluationRecord:
         content = without_local_paths(read_json(path, list))
         if not all(isinstance(row, dict) for row in content):
@@ -40,6 +41,8 @@ def read_record(path: Path) -> tuple[Any, Any]:
     if isinstance(record, Provenance):
         for file in record.files or []:
             file.name = _last_part(file.name)  # also of relative paths the name alone
+    # Fields that this version does not know are published as they are; those it knows, as the
+    # record has them, with what was just shortened.
     return record, content | record.to_json()
 
 

@@ -61,6 +61,7 @@ def prepare(
         ValueError: a name or folder that cannot be published.
         OSError: weights that are missing or cut short.
     """
+    # What was typed comes before the folder, whose weight files are all opened.
     check_repo_id(repo_id)
     if license is not None and (not LICENSE.fullmatch(license) or license == "other"):
         raise ValueError(
@@ -69,6 +70,8 @@ def prepare(
         )
     repository = read_repository(folder)
     repository.files.update(extra or {})
+    # A card written by hand is never changed, hence no license beside it, which it might
+    # contradict. A rendered card is checked as well: it is made of files from anywhere.
     if "README.md" in repository.files:
         text = Path(repository.files["README.md"]).read_text()
         check_front_matter(text, f"{folder}/README.md")
@@ -118,6 +121,7 @@ def push(
     if hasattr(source, "save_pretrained"):
         with tempfile.TemporaryDirectory() as folder:
             source.save_pretrained(folder)
+            # Sent inside the block, as the files are gone after it.
             repository = prepare(folder, repo_id, license)
             return publish(repository, repo_id, private, create_pr, message, token)
     repository = prepare(source, repo_id, license)
@@ -137,12 +141,16 @@ def publish(
     with clear_errors(repo_id, api):
         # None leaves the visibility to the account's or organization's default.
         api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+        # An existing repository keeps its visibility whatever was asked for, so it is looked at:
+        # weights meant to be private must not become public, not even for a minute.
         info = api.repo_info(repo_id, repo_type=kind)
         if private and not info.private:
             raise ValueError(
                 f"{repo_id} is there and public; nothing was sent. Make it private in its settings "
                 "first, or choose another name."
             )
+        # What is stale is judged by one revision and committed on that revision: if somebody else
+        # commits in between, the Hub refuses, and nothing of theirs is deleted unseen.
         there = {sibling.rfilename for sibling in info.siblings}
         gone = stale_files(repo_id, there, repository)
         message = message or "Upload with codeclade"
@@ -162,13 +170,17 @@ def stale_files(repo_id: str, there: set[str], repository: Repository) -> list[s
     Raises:
         ValueError: a repository of another kind, or with weights that codeclade did not write.
     """
+    # Our code beside weights is the mark of an earlier push: what it left may be deleted.
     own_folders = {str(Path(name).parent) for name in there if OWN_CODE.fullmatch(name)}
     pipeline = "model_index.json" in there
+    # A component over a pipeline would leave the files of both, and load as neither.
     if own_folders and pipeline != (repository.kind == "pipeline"):
         raise ValueError(
             f"{repo_id} holds {'a pipeline' if pipeline else 'one component'}, and this is "
             f"{'one component' if pipeline else 'a pipeline'}; choose another name."
         )
+    # Weights without that mark, in no folder of a component, may be anybody's work. Deleting them
+    # cannot be undone by a second push, and keeping them would mix two models: refused.
     foreign = sorted(
         name
         for name in there - set(repository.files)
@@ -181,6 +193,8 @@ def stale_files(repo_id: str, there: set[str], repository: Repository) -> list[s
             f"{repo_id} holds weights that codeclade did not write ({foreign[0]}); choose another "
             "name, or delete them on the Hub first."
         )
+    # The rest was ours: shards of another count, code of an older layout, configs of parts that are
+    # no more. Pictures, notes and other files of the owner stay.
     return sorted(
         name
         for name in there - set(repository.files)
@@ -220,6 +234,8 @@ def clear_errors(repo_id: str, api: HfApi) -> Iterator[None]:
     """Turn what the Hub or the network answers into one sentence of what to do."""
     try:
         yield
+    # From special to general: all of these are OSErrors, and the last clause would call a missing
+    # token a lost connection.
     except OfflineModeIsEnabled:
         raise ValueError("HF_HUB_OFFLINE is set; unset it to reach the Hub.") from None
     except LocalTokenNotFoundError:

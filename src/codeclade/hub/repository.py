@@ -112,9 +112,11 @@ def read_repository(folder: str | Path) -> Repository:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} to push.")
+    # A link may lead to files outside that nobody means to publish.
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise ValueError(f"{path} is a symbolic link; push a folder of plain files.")
+    # What has an index is a pipeline, whatever else lies beside it.
     if (folder / "model_index.json").is_file():
         repository = _read_pipeline(folder)
     elif (folder / "config.json").is_file():
@@ -128,6 +130,8 @@ def read_repository(folder: str | Path) -> Repository:
             f"{folder} is no pipeline, component or code shards (no model_index.json, config.json "
             f"or codes.json in it){hint}"
         )
+    # What no rule took stays here and is named, so that a misplaced file is noticed; hidden files
+    # are no one's intention and are not even named.
     _add_files_at_the_root(repository)
     there = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
     visible = {p.as_posix() for p in there if not any(x.startswith(".") for x in p.parts)}
@@ -153,12 +157,14 @@ def _read_pipeline(folder: Path) -> Repository:
     index["_class_name"] = ["pipeline", class_name]
     repository.files["pipeline.py"] = single_file(class_name).encode()
     for name, value in sorted(known.items(), key=lambda item: PART_ORDER.get(item[0], 0)):
+        # Sampling defaults stand in the index too, and are no components.
         if not (isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)):
             continue
         library, part_class = value
         fine = part_class in MODULES if library == "codeclade" else True
         if library not in ("codeclade", "diffusers", "transformers") or not fine:
             raise ValueError(f"{path}: {name} is a {part_class} of {library}, which nobody knows.")
+        # The name is a folder's, and one like `../x` would read files outside.
         if not name.isidentifier():
             raise ValueError(f"{path}: {name!r} is no name of a component.")
         _add_part(repository, name, part_class, library == "codeclade")
@@ -169,6 +175,7 @@ def _read_pipeline(folder: Path) -> Repository:
 def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> None:
     """Add one component of a pipeline: its weights, config or tokenizer files, and its code."""
     folder = repository.folder / name
+    # A text tokenizer has no weights whose length could be checked; its config stands for it.
     if not own and "Tokenizer" in class_name:
         if not (folder / "tokenizer_config.json").is_file():
             raise OSError(f"{folder} is missing: model_index.json names it as a {class_name}.")
@@ -182,6 +189,8 @@ def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> 
             repository.files[f"{name}/{path.name}"] = path
         elif path.name in BESIDE_WEIGHTS:  # of a component trained or converted by itself
             repository.files[f"{name}/{path.name}"] = _as_json(read_record(path)[1])
+    # The index names the file beside the weights, which is what diffusers looks for; codeclade
+    # itself takes its installed class instead and runs nothing from the repository.
     if own:
         code = file_name(class_name)
         repository.index[name] = [code.removesuffix(".py"), class_name]
@@ -198,6 +207,7 @@ def _read_component(folder: Path) -> Repository:
     part = repository.parts["model"] = _part(class_name, folder)
     code = file_name(class_name)
     module = code.removesuffix(".py")
+    # AutoModel finds the code through this map. Classes of diffusers have no config class.
     auto_map = {"AutoModel": f"{module}.{class_name}"}
     if class_name in CONFIG_CLASSES:
         auto_map["AutoConfig"] = f"{module}.{CONFIG_CLASSES[class_name]}"
@@ -221,6 +231,7 @@ def _read_codes(folder: Path) -> Repository:
         repository.files[f"{prefix}codes.json"] = _as_json(content)
         for name in map(str, repository.codes[split].shards):
             shard = path.parent / name
+            # The names come from the file: one with a folder in it would send what lies elsewhere.
             if Path(name).name != name or not shard.is_file():
                 raise OSError(f"{shard} is missing: {path} lists it.")
             check_whole(shard)
@@ -244,6 +255,7 @@ def _add_files_at_the_root(repository: Repository) -> None:
             files[name] = _as_json(content)
         if name == "recipe.yaml":
             files[name] = recipe_without_local_paths(path.read_text()).encode()
+    # Pictures that no card shows may be anything, and are not sent unasked.
     shown = (folder / "README.md").read_text() if "README.md" in files else ""
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES):
         if path.name == "samples.png" or f"({path.name})" in shown:
@@ -274,6 +286,7 @@ def stored_weights(folder: Path) -> tuple[int, str | None]:
 
     The dtype is that of most floating-point numbers.
     """
+    # A variant is the same numbers in another precision, and would count them twice.
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if "." not in file.name.removesuffix(".safetensors")]
     counts: dict[str, int] = {}

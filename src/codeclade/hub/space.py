@@ -54,6 +54,8 @@ def requirements() -> str:
         OSError: codeclade is neither a checkout nor installed.
     """
     declared = PACKAGE.parents[1] / "pyproject.toml"
+    # Only a checkout has its own pyproject.toml there; above an installed package it would be that
+    # of some other project.
     if PACKAGE.parent.name == "src" and declared.is_file():
         project = tomllib.loads(declared.read_text())["project"]
         lines = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
@@ -62,6 +64,8 @@ def requirements() -> str:
             lines = importlib.metadata.requires("codeclade") or []
         except importlib.metadata.PackageNotFoundError:
             raise OSError("what codeclade needs is unknown: it is not installed.") from None
+    # Metadata lists the packages of all extras, each with a marker: those of other extras drop out,
+    # and the marker itself says nothing in a Space.
     needed = []
     for line in lines:
         requirement = Requirement(line)
@@ -97,6 +101,8 @@ def space_files(
     files: dict[str, Path | bytes] = dict(front_door(**metadata))
     for path in sorted(PACKAGE.rglob("*")):
         name = path.relative_to(PACKAGE)
+        # The bundled pipeline is sent only where it is the one shown; beside another it is dead
+        # weight.
         bundled = name.parts[0] == "bundled_pipeline"
         if bundled and repo_id:
             continue
@@ -122,11 +128,14 @@ def push_space(
         )
         info = api.space_info(space_id)
         there = {sibling.rfilename for sibling in info.siblings}
+        # Only a Space of ours is overwritten: for another app, app.py is all there is.
         if "app.py" in there and "codeclade/__init__.py" not in there:
             raise ValueError(f"{space_id} holds another app; choose another name for --space.")
+        # Modules of an older version could still be imported; other files are the owner's and stay.
         gone = [name for name in there - set(files) if name.endswith(".py")]
         message = "Upload with codeclade"
         done = commit(api, space_id, "space", files, sorted(gone), message, parent=info.sha)
+        # Such a Space carries no pipeline; its app asks this variable which one to load.
         if repo_id:
             api.add_space_variable(space_id, "CODECLADE_PIPELINE", repo_id)
     return done
