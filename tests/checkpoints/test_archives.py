@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from codeclade.checkpoints.archives import Refused, check_archive
-from codeclade.checkpoints.containers import load_checkpoint, load_mapping
+from codeclade.checkpoints.containers import load_checkpoint, load_mapping, read_file
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 
@@ -35,6 +35,12 @@ def with_pickle(path, code: bytes):
     return path
 
 
+def with_attributes() -> nn.Parameter:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.sharded = True
+    return parameter
+
+
 def test_whatever_training_saves_passes(saved):
     shared = torch.randn(4, 6)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
@@ -56,9 +62,13 @@ def test_whatever_training_saves_passes(saved):
         "parameter": nn.Parameter(torch.ones(2)),
         "ordered": collections.OrderedDict(a=torch.ones(1)),
         "step": 10**12, "big": 2**70, "text": "é" * 300, "device": torch.device("cpu"),
-        "dtype": torch.float16, "bytes": b"abc", "pair": (1, ("a", None)),
+        "dtype": torch.float16, "bytes": b"abc", "set": {1, 2}, "complex": 1j,
+        "counter": collections.Counter([3, 3]), "attributes": with_attributes(),
+        "pair": (1, ("a", None)),
     }  # fmt: skip
-    check_archive(saved(content))
+    path = saved(content)
+    check_archive(path)
+    assert set(read_file(path)) == set(content)
 
 
 def test_newer_number_types_pass(tmp_path):
@@ -121,6 +131,10 @@ def test_objects_are_refused(tmp_path, code):
         (b"X\xff\xff\xff\xffabc.", "does not end"),
         (b"}", "broken pickle"),
         (b"R.", "broken pickle"),
+        (b".", "broken pickle"),
+        (b"((.", "broken pickle"),
+        (b"NN.", "broken pickle"),
+        (b"ctorch\nSize\nK\x05\x85R.", "broken pickle"),
         (b"j\x05\0\0\0.", "broken pickle"),
         (b"N0" * 3_000_000 + b".", "a pickle of more than"),
         (b"]" + b"Na" * 1_000_000 + b".", "more than 1,000,000 instructions"),

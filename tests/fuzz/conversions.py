@@ -331,7 +331,7 @@ class Conversions:
             "defaultdict": collections.defaultdict(list),
             "ordered": collections.OrderedDict(a=1),
         }
-        harmless = ("namespace", "ordered", "bytes", "set")
+        harmless = ("namespace", "ordered", "bytes", "set", "complex")
         for what, value in objects.items():
             may = None if what in harmless else False
             path = self.torch_file({"model": self.gpt, "extra": value})

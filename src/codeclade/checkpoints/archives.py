@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 LARGEST_PICKLE = 2**22  # bytes beside the numbers; a model with its optimizer has about 0.2 MB
 MOST_STEPS = 1_000_000  # instructions; about 30 a tensor
 MOST_CALLS = 100_000  # tensors and storages
-MOST_STATES = 200  # attributes set on objects; one a state dict
+MOST_COPIES = 200  # attributes set on objects, one a state dict; sets and counters
 DEEPEST_TUPLE = 16
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -48,8 +48,16 @@ PARAMETERS = {  # functions of (tensor, ...)
     "torch._utils _rebuild_parameter_with_state",
 }
 EMPTY = {"collections OrderedDict", "argparse Namespace"}  # made empty, then filled
-SMALL = {"torch device", "torch Size", "_codecs encode"}  # called with a few plain values
-KNOWN = {*STORAGES, *DTYPES, *TENSORS, *PARAMETERS, *EMPTY, *SMALL}
+SMALL = {"torch device", "torch Size", "_codecs encode", "builtins complex"}  # of plain values
+COPIES = {"builtins set", "collections Counter"}  # of a list or dict
+SUBCLASS = "torch._tensor _rebuild_from_type_v2"  # of (function, type, its arguments, attributes)
+KNOWN = {*STORAGES, *DTYPES, *TENSORS, *PARAMETERS, *EMPTY, *SMALL, *COPIES, SUBCLASS}
+KNOWN.add("torch Tensor")  # a type, but nothing to call
+OLD_NAMES = {  # of Python 2, and of what is called like a function here
+    "__builtin__ set": "builtins set",
+    "__builtin__ complex": "builtins complex",
+    "torch.nn.parameter Parameter": "torch._utils _rebuild_parameter",
+}
 
 
 class Refused(ValueError):
@@ -160,7 +168,7 @@ class _Interpreter:
     """
 
     def __init__(self, find):
-        self.find, self.calls, self.states = find, 0, 0
+        self.find, self.calls, self.copies = find, 0, 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -176,6 +184,8 @@ class _Interpreter:
                 code = content[position]
                 position += 1
                 if code == 0x2E:  # STOP
+                    if len(self.stack) != 1 or self.stack[0] is MARK:
+                        raise IndexError
                     return position
                 if code == 0x63:  # GLOBAL: two lines of text
                     lines = bytes(content[position : min(position + 400, end)]).split(b"\n", 2)
@@ -196,7 +206,7 @@ class _Interpreter:
         raise ValueError(f"a pickle of more than {MOST_STEPS:,} instructions")
 
     def _push_global(self, name: str) -> None:
-        name = name.replace("torch.nn.parameter Parameter", "torch._utils _rebuild_parameter")
+        name = OLD_NAMES.get(name, name)
         if name not in KNOWN:
             raise Refused(name)
         self.stack.append(Global(name))
@@ -241,9 +251,7 @@ class _Interpreter:
             self._since_mark()
             _ = stack[-1]
         elif code == 0x62:  # BUILD
-            self.states += 1
-            if self.states > MOST_STATES:
-                raise ValueError(f"attributes of more than {MOST_STATES} objects")
+            self._count_copy()
             stack.pop()
             _ = stack[-1]
         # Only tuples, calls and storages carry sizes further.
@@ -277,6 +285,12 @@ class _Interpreter:
         if self.calls > MOST_CALLS:
             raise ValueError(f"more than {MOST_CALLS:,} tensors")
 
+    def _count_copy(self) -> None:
+        # Each can copy as much as the whole pickle holds.
+        self.copies += 1
+        if self.copies > MOST_COPIES:
+            raise ValueError(f"attributes of more than {MOST_COPIES} objects")
+
     def _storage(self, items: list[Any]) -> Storage:
         """A storage ("storage", type, name, device, count of numbers, ...), if the file has it."""
         self._count_call()
@@ -300,9 +314,14 @@ class _Interpreter:
         elif function in EMPTY:
             if arguments:
                 raise Refused(f"{function} with a content of its own")
+        elif function in COPIES:
+            self._count_copy()
+        elif function == SUBCLASS:
+            return self._call(arguments[0], arguments[2].items)
         elif function in SMALL:
             long = any(isinstance(one, Row) and len(one.items) > 64 for one in arguments)
-            if len(arguments) > 2 or long:
+            size = function != "torch Size" or isinstance(arguments[0], Row)
+            if len(arguments) > 2 or long or not size:
                 raise ValueError("a broken pickle")
         elif function not in PARAMETERS:
             raise Refused(function)

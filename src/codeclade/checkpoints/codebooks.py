@@ -16,7 +16,7 @@ from torch import Tensor
 from ..components.vq_model import VQModel
 from ..components.weight_files import read_header, read_json, shortened
 from .adapter import listed
-from .containers import load_checkpoint
+from .containers import damaged, load_checkpoint
 from .conversion import adapters
 from .llamagen import FAMILY as LLAMAGEN
 from .sources import FOLDERS, KINDS, Files, find_source
@@ -121,8 +121,7 @@ def _read(file: Path, table: str | None, source: str) -> Tensor:
         try:
             stored = read_header(file)
         except OSError as error:
-            reason = str(error).removeprefix(f"{file} is ").rstrip(".")
-            raise ValueError(f"{source} is truncated or damaged ({reason}).") from None
+            raise damaged(file, error) from None
         flat = [
             name
             for name, one in stored.items()

@@ -102,17 +102,18 @@ def read_file(path: str | Path) -> Any:
             f"{path} holds Python objects beside tensors; refused, since loading it could run code."
         ) from None
     except Exception as error:  # whatever a library says of a damaged file
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
+def damaged(path: Path, error: Exception) -> ValueError:
+    """The error that names a file, with the reason that a library gave."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    reason = reason.removeprefix(f"{path} is ").rstrip(".")
+    reason = reason.removeprefix(f"{path} is ").removeprefix("damaged: ").rstrip(".")
     return ValueError(f"{path} is truncated or damaged ({shortened(reason, 120)}).")
 
 
