@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+ONE_THREAD = dict.fromkeys(("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 METHODS = ("codeclade", "fastcluster", "scipy", "scikit-learn", "greedy")
 MATRIX = {"fastcluster": 1.1, "scipy": 1.1, "scikit-learn": 1.1, "greedy": 8}  # of 4 N^2 bytes
 LARGEST = {"fastcluster": 32768, "scipy": 16384, "scikit-learn": 16384, "greedy": 2048}
@@ -30,7 +31,11 @@ SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
 
 
 def codebook(kind: str, n: int, d: int) -> np.ndarray:
-    """float32 codebook: "sphere" uniform directions, "mixture" of clusters, or a .npy file."""
+    """float32 codebook (n, d), or a .npy file.
+
+    "sphere": uniform directions; "mixture": clusters on the sphere; "gauss": independent columns;
+    "student": heavy tails, 2 degrees of freedom.
+    """
     rng = np.random.default_rng(0)
     if kind.endswith(".npy"):
         return np.load(kind)[:n]
@@ -38,7 +43,10 @@ def codebook(kind: str, n: int, d: int) -> np.ndarray:
     if kind == "mixture":
         centers = rng.standard_normal((max(2, n // 64), d))
         rows = centers[rng.integers(0, len(centers), n)] + 0.2 * rows
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    if kind in ("sphere", "mixture"):
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    if kind == "student":
+        rows = rng.standard_t(2, (n, d))
     return rows.astype(np.float32)
 
 
@@ -140,22 +148,26 @@ def compare(kind: str, n: int, d: int, repeats: int) -> list[dict]:
     """All methods on one codebook; repeats go round the methods."""
     n = len(codebook(kind, n, d))
     cuts = {"full tree": None, "K = N/2": n // 2, "K = N/4": n // 4, "K = N/8": n // 8}
-    jobs = [("codeclade", name, k) for name, k in cuts.items()]
-    jobs += [(method, "full tree", None) for method in METHODS[1:]]
+    cores = os.cpu_count() or 1
+    jobs = [("codeclade", name, k, cores) for name, k in cuts.items()]
+    jobs += [("codeclade", "full tree", None, 1)] if cores > 1 else []
+    jobs += [(method, "full tree", None, 1) for method in METHODS[1:]]  # none uses more than one
     rows = {}
     for repeat in range(repeats):
-        for method, name, k in jobs:
+        for method, name, k, threads in jobs:
             why = obstacle(method, n)
             row = {"data": kind, "n": n, "d": d, "method": method, "asked": name}
+            row["threads"] = threads
             if why:
-                rows[method, name] = row | {"skipped": why}
+                rows[method, name, threads] = row | {"skipped": why}
                 continue
             if method == "greedy" and repeat:
                 continue
-            seen = in_fresh_process(["work", method, kind, n, d, k, True])
-            old = rows.get((method, name))
+            limits = ONE_THREAD if threads == 1 else {}
+            seen = in_fresh_process(["work", method, kind, n, d, k, True], **limits)
+            old = rows.get((method, name, threads))
             if old is None or seen["seconds"] < old["seconds"]:
-                rows[method, name] = row | seen
+                rows[method, name, threads] = row | seen
     return list(rows.values())
 
 
@@ -224,13 +236,13 @@ def machine() -> dict:
 def table(rows: list[dict]) -> str:
     """The rows as text, with the ratio of fastcluster's time and memory to each."""
     lines = [
-        f"{'data':10}{'N':>8}{'d':>5}  {'method':14}{'asked':11}"
+        f"{'data':10}{'N':>8}{'d':>5}  {'method':14}{'asked':11}{'threads':>8}"
         f"{'wall s':>9}{'cpu s':>9}{'peak MB':>9}{'x time':>8}{'x mem':>7}"
     ]
     base = {(r["data"], r["n"]): r for r in rows if r["method"] == "fastcluster"}
     for r in rows:
         head = f"{Path(r['data']).stem[:9]:10}{r['n']:>8}{r['d']:>5}  "
-        head += f"{r['method']:14}{r['asked']:11}"
+        head += f"{r['method']:14}{r['asked']:11}{r['threads']:8}"
         if "skipped" in r:
             lines.append(head + "  " + r["skipped"])
             continue
@@ -254,10 +266,10 @@ def plot(rows: list[dict], path: str) -> None:
     first = rows[0]["data"]
     kept = [r for r in rows if r["data"] == first and "seconds" in r]
     for axis, key, label in zip(axes, ("seconds", "peak_mb"), ("seconds", "peak MB"), strict=True):
-        for method, asked in dict.fromkeys((r["method"], r["asked"]) for r in kept):
-            points = [r for r in kept if (r["method"], r["asked"]) == (method, asked)]
-            style = "-o" if method == "codeclade" else "--s"
-            name = f"{method}, {asked}"
+        for line in dict.fromkeys((r["method"], r["asked"], r["threads"]) for r in kept):
+            points = [r for r in kept if (r["method"], r["asked"], r["threads"]) == line]
+            style = "-o" if line[0] == "codeclade" else "--s"
+            name = "{}, {}, {} thread(s)".format(*line)
             axis.loglog([r["n"] for r in points], [r[key] for r in points], style, label=name, ms=4)
         axis.set_xlabel("rows of the codebook, N")
         axis.set_ylabel(label)

@@ -76,6 +76,9 @@ def greedy(rows: np.ndarray, n_clusters: int) -> np.ndarray:
         ("heavy", 600, 8),
         ("far", 400, 5),
         ("gaussian", 300, 64),
+        ("clustered", 700, 40),
+        ("repeated", 400, 32),
+        ("far", 300, 32),
         ("real", 512, 128),
     ],
 )
@@ -91,6 +94,36 @@ def test_tree_is_scipys(kind, n, d, metric, dense):
     distinct = len(np.unique(rows, axis=0))
     for k in (1, 2, 7, distinct // 8, distinct // 4, distinct // 2):
         assert (clustering.cut(ours, k) == clustering.cut(theirs, k)).all(), k
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["gaussian", "heavy", "clustered"])
+def test_thousands_of_rows_in_many_dimensions_are_scipys(kind, metric):
+    """Distances by matrix products, columns moved by several threads."""
+    rows = codebook(kind, 2600, 28)
+    ours = clustering.average_linkage(rows, metric=metric)
+    theirs = linkage(rows.astype(np.float64), "average", metric=metric)
+    np.testing.assert_allclose(ours[:, 2], theirs[:, 2], rtol=1e-9)
+    for k in (1300, 325, 20):
+        assert (clustering.cut(ours, k) == clustering.cut(theirs, k)).all()
+
+
+def test_products_of_close_rows_are_computed_anew():
+    """Far from the middle of all rows, |a|^2 + |b|^2 - 2 a.b has no digit of |a - b|^2 left."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(1e6 * rng.standard_normal((4, 32)), 40, axis=0)
+    rows += rng.standard_normal(rows.shape)
+    ours, theirs = clustering.average_linkage(rows), linkage(rows, "average")
+    np.testing.assert_allclose(ours[:, 2], theirs[:, 2], rtol=1e-11)
+    assert (clustering.cut(ours, 40) == clustering.cut(theirs, 40)).all()
+
+
+def test_the_matrix_takes_over_earlier_where_the_search_prunes_badly():
+    sides = {}
+    for kind, d in (("gaussian", 8), ("heavy", 8), ("gaussian", 40)):
+        _, clusters, _ = average_module._distinct(codebook(kind, 10000, d).astype(np.float64))
+        sides[kind, d] = average_module._matrix_side(clusters)
+    assert sides == {("gaussian", 8): 1250, ("heavy", 8): 2500, ("gaussian", 40): 10000}
 
 
 @pytest.mark.parametrize("kind", ["sphere", "clustered", "repeated", "heavy", "real"])
