@@ -191,7 +191,7 @@ def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):
     button(desktop, "Edit this image").click()
     canvas = desktop.locator("canvas:visible").first
     canvas.wait_for()
-    desktop.wait_for_timeout(1500)  # the picture is drawn some time after the canvas is there
+    desktop.wait_for_timeout(4000)  # it is drawn some time after the canvas is there
     box = canvas.bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     desktop.mouse.move(middle[0] - 20, middle[1])
@@ -343,9 +343,9 @@ def test_errors_are_said_once_and_go_away(desktop):
 def test_no_tab_opens_empty(page):
     """An example is there, and what the tab does with it; links and a sentence are above."""
     assert page.locator(".pictures:visible img").count() == 4
-    head = page.locator(".head").inner_text()
+    head = page.locator(".prose.intro").inner_text()
     assert "A token is one place of the 8 x 8 grid" in head
-    links = page.locator(".head a").evaluate_all("all => all.map(a => a.href)")
+    links = page.locator(".prose.intro a").evaluate_all("all => all.map(a => a.href)")
     assert "https://arxiv.org/abs/2406.06525" in links and "arxiv.org/abs/2510.04220" in str(links)
     for tab, count, words in (
         ("Redraw", 6, r"On average \d+% of the 64 tokens changed"),

@@ -232,4 +232,4 @@ def test_large_requests_are_refused(address, canvas):
     large = "x" * 25_000_000  # and the rest of the request
     assert draw(address, canvas, id=large) == 413 and not canvas.pending
     assert draw(address, canvas, content="x" * 1_500_000) in (200, 400)
-    assert bundled_app().state_session_capacity == 200 and bundled_app().delete_cache == (600, 3600)
+    assert bundled_app().state_session_capacity == 64 and bundled_app().delete_cache == (600, 3600)

@@ -33,6 +33,7 @@ the {grid} x {grid} grid that an image is made of: the number of one of {codes} 
 codes{clusters}.
 {links}"""
 PAPER_NAMES = {"llamagen": "LlamaGen"}  # the others are initials
+SESSIONS = 64  # whose values are kept, at about 2 MB each; the page of an older one still works
 ARXIV, HUB = "https://arxiv.org/abs/", "https://huggingface.co"
 
 
@@ -108,7 +109,7 @@ def build(backend: Backend) -> gr.Blocks:
     """The whole app around a pipeline."""
     with App(title="codeclade", delete_cache=(600, 3600)) as demo:  # seconds
         session = gr.State(Session())
-        gr.Markdown(heading(backend), elem_classes="head")
+        gr.Markdown(heading(backend), elem_classes="intro")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate = Generate(backend, session)
@@ -148,7 +149,7 @@ def start(demo: gr.Blocks, **settings) -> str:
     """
     limits = {
         "max_file_size": "20mb",
-        "state_session_capacity": 200,
+        "state_session_capacity": SESSIONS,
         "enable_monitoring": False,
         "mcp_server": importlib.util.find_spec("mcp") is not None,
         "app_kwargs": {"middleware": [Middleware(Refusals), Middleware(Listeners, demo=demo)]},

@@ -20,7 +20,7 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
-.head h1 { margin-bottom: 0; }
+.intro h1 { margin-bottom: 0; }
 .note { min-height: 1.5em; opacity: 0.85; }
 .low-row { align-items: end; flex-wrap: nowrap !important; }
 .low-row.wraps { flex-wrap: wrap !important; }
@@ -61,8 +61,8 @@ CSS = """
 .generate > .more { grid-area: more; }
 .run { flex-wrap: nowrap !important; }
 @media (max-width: 640px) {
-  .gradio-container > .main { padding: 8px 12px !important; }
-  .head p { font-size: 0.85rem; line-height: 1.35; margin: 0.3em 0; }
+  .block.intro, .tabs { margin-inline: -20px; width: auto; }
+  .intro p { font-size: 0.85rem; line-height: 1.35; margin: 0.3em 0; }
   .tab-container button { padding: 0 6px !important; font-size: 0.85rem; }
   .generate { grid-template: "main" auto "results" auto "more" auto / 1fr; }
   .few .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
@@ -78,7 +78,8 @@ SCRIPT = """() => document.addEventListener('click', event => {
   if (!button) return;
   document.querySelectorAll('.toast-close').forEach(close => close.click());
   const results = button.closest('.tabitem')?.querySelector('.pictures');
-  if (innerWidth <= 640 && results) results.scrollIntoView({block: 'nearest', behavior: 'smooth'});
+  if (innerWidth > 640 || !results || results.getBoundingClientRect().bottom <= innerHeight) return;
+  results.scrollIntoView({block: 'start', behavior: 'smooth'});
 })"""
 
 THEME = {  # over Soft; its own `set` would forget the rest of Soft

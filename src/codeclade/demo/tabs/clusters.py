@@ -113,12 +113,14 @@ class Clusters:
             The image with the place marked, its cluster's codes, the nearest clusters, a line about
             them, and all of it as data.
         """
+        # Everything that came from the client is checked before the model runs.
         backend, cut = self.backend, self.backend.cut(clusters)
         row = number("row", row, 0, backend.grid - 1, integer=True)
         column = number("column", column, 0, backend.grid - 1, integer=True)
         picture = uploaded(image)
         if picture is None:
             raise ValueError("upload an image first, or take a generated one.")
+        # The code at the place, its cluster, and what is near.
         found = backend.find_ids(picture, last_made(session))[0, row, column]
         code = int(found.flat[0])  # the semantic one of a pair
         cluster = int(cut.mapping[code])
@@ -179,6 +181,7 @@ class Clusters:
 
     def _browser(self, tab: gr.Tab, session: gr.State) -> None:
         """Cards, pages and the codes of one card."""
+        # Which page, its cards, and the codes of a card that was clicked.
         with gr.Row(elem_classes=["low-row", "wraps"]):
             order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", min_width=160)
             page = gr.Number(1, precision=0, minimum=1, label="Page", min_width=100)
@@ -190,6 +193,8 @@ class Clusters:
         codes = pictures(
             "Codes of the chosen cluster", 12, "codes", allow_preview=False, elem_id="codes"
         )
+        # One endpoint for the page number, the buttons and the first look; another cut or order
+        # starts from its first page.
         inputs, outputs = [self.count, order, page, session], [cards, note, table, page]
         show = endpoint(self.clusters, gpu=False)
         settings = {"preprocess": False, "show_progress": "minimal", **BROWSING}
@@ -209,6 +214,7 @@ class Clusters:
 
     def _regions(self, session: gr.State, tab: gr.Tab) -> None:
         """A picture to click on, and what is there."""
+        # A picture and a place of it on the left, its tokens on the right, what was found below.
         backend, middle = self.backend, self.backend.grid // 2
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -231,6 +237,7 @@ class Clusters:
         codes = pictures("Its cluster", 12, "codes", allow_preview=False, elem_id="region-codes")
         cards = pictures("Nearest clusters", 8, "cards", allow_preview=False, elem_id="neighbors")
         data = gr.JSON(label="Data", visible=False)
+        # One endpoint; a click writes its row and column into the fields first.
         outputs = [place, codes, cards, note, data]
         inputs = [image, self.count, row, column, session]
         settings = {"preprocess": False, "show_progress": "minimal", **MODEL}

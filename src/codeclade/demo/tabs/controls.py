@@ -57,11 +57,11 @@ def class_menu(backend: Backend, **settings) -> gr.Dropdown:
     )
 
 
-def seed_row() -> gr.Number:
+def seed_row(value: int = 7) -> gr.Number:
     """A seed, and a button that rolls another one in the browser."""
     with gr.Row(elem_classes="low-row"):
         seed = gr.Number(
-            7, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=120, scale=2
+            value, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=120, scale=2
         )
         roll = gr.Button("Random", size="sm", min_width=90, scale=1)
     roll.click(None, None, seed, js=RANDOM_SEED, api_visibility="private")

@@ -50,6 +50,7 @@ class Edit:
         self.backend = backend
         self._sampled = endpoint(self._sample)
         gr.Markdown(EXPLANATION)
+        # The drawing on the left, settings on the right, pictures below.
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 self.image = self._canvas()
@@ -64,6 +65,7 @@ class Edit:
                 inputs = self._controls()
         gallery = pictures("Before and after", 3)
         note = gr.Markdown(label="Summary", elem_classes="note")
+        # The endpoint, and what the tab shows before it is used.
         shown_first(tab, self._example, [], [gallery, note])
         running = self.start.click(
             endpoint(self.edit, gpu=False),  # drawings are in this process, not in the GPU's
@@ -121,6 +123,7 @@ class Edit:
     ) -> Iterator[tuple[list, str]]:
         """What the endpoint yields, on the GPU; closing it stops the sampling."""
         backend = self.backend
+        # The picture before, shown from the first row on.
         ids = backend.ids_of(picture, made)
         (before,) = backend.decode(ids)
         shown = marked(before, cells)
@@ -140,6 +143,7 @@ class Edit:
         for result in stream(backend, run, lambda latents, known: known):
             if isinstance(result, int):
                 yield gallery, f"Row {result // backend.grid} of {backend.grid}"
+        # Both decoded in one batch, so that they differ by their tokens alone.
         before, after = backend.decode(torch.cat([ids, result]))
         changed = int((result != ids).reshape(backend.steps, -1).any(-1).sum())
         yield (
@@ -199,7 +203,7 @@ class Edit:
         scale = gr.Slider(
             0, 10, value=self.backend.default_guidance, step=0.25, label="Guidance scale"
         )
-        seed = seed_row()
+        seed = seed_row(8)  # the seed of Generate would give a class its own tokens again
         with gr.Row():
             self.start = gr.Button("Edit", variant="primary", scale=2, min_width=120)
             self.stop = gr.Button("Stop", scale=1, min_width=80)

@@ -1,6 +1,7 @@
 """Generate: choose a class and watch the images appear row by row."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -43,7 +44,7 @@ class Generate:
             **MODEL,
         )
         self.layout.stop.click(None, cancels=[running], api_visibility="private")
-        self._first: tuple | None = None  # what a page shows when it opens
+        self._first: tuple | None = None  # files and memory of what a page shows when it opens
         self._sampled = on_gpu(backend.sample)
         self.layout.first = endpoint(self._opened, gpu=False), [session], outputs
 
@@ -99,11 +100,19 @@ class Generate:
         """The example images, which the first page that is opened samples for all others."""
         run = self._rows(0, EXAMPLES, EXAMPLE_SEED, {})
         caption = f"An example: {self.backend.name_of(0)}, seed {EXAMPLE_SEED}"
-        with contextlib.closing(run):
-            for result in [self._first] if self._first else run:
-                images, row, session.made = result
-                yield images, caption + row
-        self._first = result
+        if self._first is None:
+            with contextlib.closing(run):
+                for images, row, made in run:
+                    session.made = made
+                    yield images, caption + row
+            # Kept as files: Gradio would write images again while other pages load them.
+            self._files = tempfile.TemporaryDirectory(prefix="codeclade-example-")
+            paths = [f"{self._files.name}/{number}.png" for number in range(len(images))]
+            for image, path in zip(images, paths, strict=True):
+                image.save(path)
+            self._first = paths, made
+        paths, session.made = self._first
+        yield paths, caption
 
     def _class(self) -> gr.Dropdown:
         """What most people choose, and the button."""

@@ -27,6 +27,7 @@ class Reconstruct:
         gr.Markdown(EXPLANATION)
         if backend.map is None:
             gr.Markdown("This pipeline has no cluster map, so nothing is replaced.")
+        # Inputs on the left, pictures on the right.
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = image_input(backend, session)
@@ -36,6 +37,7 @@ class Reconstruct:
             with gr.Column(scale=3, min_width=300):
                 gallery = pictures("Original, tokens, replaced", 3)
                 note = gr.Markdown(label="Summary", elem_classes="note")
+        # One endpoint for the button, the first look and the slider.
         data = gr.JSON(label="Data", visible=False)
         inputs, outputs = [image, clusters, seed], [gallery, note, data]
         shown_first(tab, self.reconstruct, inputs, outputs)
@@ -69,6 +71,7 @@ class Reconstruct:
             where the two are identical; and the share of (semantic) codes that changed.
         """
         backend = self.backend
+        # Everything that came from the client is checked before the model runs.
         seed = number("seed", seed, 0, MAX_SEED, integer=True)
         cut = backend.cut(clusters) if backend.map is not None else None
         picture = uploaded(image)
@@ -79,9 +82,11 @@ class Reconstruct:
         if cut is not None:
             table = 0 if backend.pairs else None
             versions.append((f"{cut.num_clusters} clusters", replace_codes(ids, cut, seed, table)))
+        # One batch through the decoder: the tokens as they are, and replaced.
         every = torch.cat([new for _, new in versions]).to(backend.device)
         shown = decode_all(backend.pipe.vq_model, every).float().cpu()
         scores = psnr(shown, pixels.expand_as(shown)).tolist()
+        # The same numbers as data and as a sentence.
         data = {"psnr_tokens": scores[0]}
         note = f"Tokens: {scores[0]:.1f} dB to the original."
         if cut is not None:

@@ -33,6 +33,8 @@ class Redraw:
         self.two_stages = backend.pipe.transformer.scheme.two_stages
         self.able = self.two_stages or backend.pipe.cluster_map is not None
         gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS)
+        # Inputs on the left, pictures on the right; the class is made before the button that sets
+        # it and shown after.
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 name = class_menu(
@@ -50,6 +52,7 @@ class Redraw:
             with gr.Column(scale=3, min_width=300):
                 gallery = pictures("Original and variants", 3)
                 note = gr.Markdown(label="Summary", elem_classes="note")
+        # The endpoint, and what the tab shows before it is used.
         self.menu = name
         inputs, outputs = [self.image, name, count, seed, session], [gallery, note]
         if self.able:
