@@ -95,7 +95,7 @@ def usage(folder: Path) -> dict:
     counts, before = counter.counts.tolist(), codebook.detach().clone()
     torch.manual_seed(accelerator.process_index)
     latents = nn.functional.normalize(torch.randn(2, 4, 3, 3), dim=1)
-    moved = revive_dead_codes(codebook, optimizer, counter, latents)
+    moved = len(revive_dead_codes(codebook, optimizer, counter, latents))
     changed = (codebook != before).any(1).nonzero().flatten().tolist()
     return {"counts": counts, "moved": moved, "changed": changed, "codebook": codebook.tolist()}
 

@@ -157,7 +157,8 @@ def test_dead_codes_move_onto_latents():
     usage.add(torch.tensor([[i for i in range(16) if i not in (3, 7)]]))
     latents = torch.nn.functional.normalize(torch.randn(2, 4, 8, 8), dim=1)
     optimizer = torch.optim.Adam(vq_model.parameters())
-    assert revive_dead_codes(vq_model.codebook, optimizer, usage, latents) == 2
+    moved = revive_dead_codes(vq_model.codebook, optimizer, usage, latents)
+    assert moved.tolist() == [3, 7]
     changed = (vq_model.codebook != before).any(1).nonzero().flatten().tolist()
     assert changed == [3, 7]
     nearest = vq_model.quantize.rows()[[3, 7]] @ latents.permute(1, 0, 2, 3).flatten(1)

@@ -17,6 +17,7 @@ VQ_SETTINGS = (
     "latent_channels",
     "codebook_size",
     "codebook_dim",
+    "detail_codebook_size",
 )
 DECODER_SETTINGS = (
     "hidden_size",

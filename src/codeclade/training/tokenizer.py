@@ -1,201 +1,213 @@
-"""Train a VQModel: pixel, perceptual, codebook and commitment losses, dead codes restarted.
+"""Train a VQModel: pixel, perceptual, adversarial and codebook losses, dead codes restarted.
 
-LlamaGen's tokenizer recipe (arXiv 2406.06525, section 3.1) with a feature loss that needs no
-torchvision. The result is a plain VQModel folder.
+LlamaGen's tokenizer recipe (arXiv 2406.06525, section 3.1) and the two stages of IAR2's (arXiv
+2510.06928): first the semantic codebook alone and without pixel loss, then both. The result is a
+plain VQModel folder.
 """
 
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ..components.vq_model import VQModel
 from ..data.atomic import new_file
-from ..data.images import LabeledImages, load_images, plain_batches
-from ..data.pixels import to_pixels, to_uint8
-from ..data.sheets import image_grid
-from ..metrics.features import EfficientNetFeatures
-from .dead_codes import CodeUsage, revive_dead_codes
-from .losses import codebook_loss, commitment_loss, perceptual_loss
+from ..data.images import LabeledImages, load_images
+from ..data.pixels import to_pixels
+from .codebook_training import CodebookTraining
+from .discriminator import Adversary, adaptive_weight
 from .optimization import build_optimizer
-from .processes import share, summed
-from .recipe import RunRecipe
 from .run import Run
+from .tokenizer_losses import ImageLosses, TokenizerPass
+from .tokenizer_recipe import TokenizerRecipe
+from .tokenizer_start import DISCRIMINATOR, start_from
+from .tokenizer_validation import BestTokenizer, evaluate_tokenizer, save_reconstructions
+
+__all__ = ["TokenizerRecipe", "train_tokenizer"]
 
 REVIVE_UNTIL = 0.8  # share of the steps after which the codebook settles
-
-
-@dataclass(kw_only=True)
-class TokenizerRecipe(RunRecipe):
-    """Settings of `codeclade train-tokenizer`."""
-
-    data: str  # image folder, parquet folder or Hub dataset
-    image_size: int  # pixels a side
-    classes: list | dict = field(default_factory=list)  # names to use; empty = all
-    crop: float = 1.0  # largest resize factor before the random crop
-    block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])  # widths
-    layers_per_block: int = 2  # residual blocks a level of the encoder; the decoder has one more
-    latent_channels: int = 256  # width between the levels and the codebook
-    codebook_size: int = 16384  # number of codes N
-    codebook_dim: int = 8  # numbers a code
-    pixel_weight: float = 1.0  # mean squared error
-    perceptual_weight: float = 1.0  # EfficientNet-Lite0 features; 0 needs no extra package
-    codebook_weight: float = 1.0  # pulls codes to the latents
-    commitment_weight: float = 0.25  # pulls latents to their codes
-    revive_every: int = 200  # steps between restarts of codes unused since the last; 0 = never
-    batch_size: int = 128  # images a step, of all processes and passes together
-    weight_decay: float = 0.0  # of AdamW
-    ema_decay: float = 0.0  # of the averaged weights, which are what is saved; 0 = no average
-    evaluate_every: int = 5000  # steps between validations
-
-
-class TokenizerLosses(nn.Module):
-    """VQModel and feature network in one module: one call is one DDP step."""
-
-    def __init__(self, vq_model: VQModel, recipe: TokenizerRecipe):
-        super().__init__()
-        self.vq_model, self.recipe = vq_model, recipe
-        self.features = EfficientNetFeatures() if recipe.perceptual_weight else None
-
-    def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Losses by name, their weighted sum as "loss"; ids (B, G, G); unit latents (B, d, G, G).
-
-        Args:
-            pixels: (B, 3, H, W) in [-1, 1].
-        """
-        # The quantizer works in float32: bfloat16 cannot tell neighboring codes apart. Gradients
-        # pass it unchanged (straight-through estimator).
-        model, recipe = self.vq_model, self.recipe
-        ids, latents = model.encode(pixels)
-        with torch.autocast(pixels.device.type, enabled=False):
-            unit = F.normalize(latents.float(), dim=1)
-            codes = model.quantize.lookup(ids)
-            quantized = unit + (codes - unit).detach()
-        reconstruction = model.decode_codes(quantized)
-
-        losses = {
-            "pixel": F.mse_loss(reconstruction.float(), pixels),
-            "codebook": codebook_loss(unit, codes),
-            "commitment": commitment_loss(unit, codes),
-        }
-        if self.features is not None:
-            losses["perceptual"] = perceptual_loss(self.features, reconstruction, pixels)
-        losses["loss"] = sum(getattr(recipe, f"{name}_weight") * losses[name] for name in losses)
-        return losses, ids, unit.detach()
 
 
 def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
     """Train a tokenizer and save it in `out`; a second call with the same recipe goes on.
 
-    Writes vq_model/ (the model), log.jsonl, reconstructions.png and checkpoints/.
+    Writes vq_model/ (the model), best/ (that of the lowest validation loss), log.jsonl,
+    reconstructions.png, checkpoints/, and discriminator.safetensors if there is one.
     """
-    # Data first: what is wrong with it is said before any work.
+    # Networks and data first: what is wrong with them is said before any work.
+    image_losses = ImageLosses(recipe)
     run = Run(recipe, out)
     images = load_images(recipe.data, "train", recipe.image_size, recipe.classes, recipe.crop)
     held_out = load_images(recipe.data, "validation", recipe.image_size, recipe.classes)
 
-    # Training, from the newest checkpoint on.
-    vq_model = VQModel(
-        block_out_channels=tuple(recipe.block_out_channels),
-        layers_per_block=recipe.layers_per_block,
-        latent_channels=recipe.latent_channels,
-        codebook_size=recipe.codebook_size,
-        codebook_dim=recipe.codebook_dim,
-        sample_size=recipe.image_size,
-    )
-    optimizer = build_optimizer(vq_model, recipe)
-    usage = CodeUsage(recipe.codebook_size, run.accelerator)
-    run.start(TokenizerLosses(vq_model, recipe), optimizer, usage)
-    _train(run, recipe, images, held_out, usage)
+    # Weights: drawn, then those of `init_from`, then those of the newest checkpoint.
+    training = TokenizerTraining(run, recipe, image_losses)
+    training.start()
+    best = BestTokenizer(run.out, resumed=run.first > 0)
+    _train(training, images, held_out, best)
 
     vq_model = run.finished_model().vq_model
     if run.accelerator.is_main_process:
         vq_model.save_pretrained(run.out / "vq_model")
         names = images.class_names
         run.record(run.out / "vq_model", "tokenizer", recipe.data, len(images), len(names))
+        if training.adversary is not None:
+            network = training.adversary.plain_network
+            with new_file(run.out / DISCRIMINATOR) as partial:
+                save_file({k: v.cpu() for k, v in network.state_dict().items()}, partial)
     return vq_model
 
 
 def _train(
-    run: Run,
-    recipe: TokenizerRecipe,
+    training: "TokenizerTraining",
     images: LabeledImages,
     held_out: LabeledImages,
-    usage: CodeUsage,
+    best: BestTokenizer,
 ) -> None:
-    # What a pass leaves behind for the restart of dead codes: usage and its latents.
-    vq_model, latents = run.plain_model.vq_model, []
+    run, recipe, main = training.run, training.recipe, training.run.accelerator.is_main_process
     run.model.train()
-
-    def losses(batch: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        found, ids, unit = run.model(to_pixels(batch.to(run.accelerator.device)))
-        usage.add(ids)
-        latents[:] = [unit]  # of the last pass
-        return found
-
-    # Restarts stop early, so that all codes settle before the end.
     for done, batch in run.steps(images):
-        run.log_losses(done, run.optimize(batch, losses))
+        run.log_losses(done, training.step(done, batch))
+        if done % recipe.log_every == 0:
+            run.log(done, training.usage())
+        # Restarts stop early, so that all codes settle before the end.
         due = recipe.revive_every and done % recipe.revive_every == 0
         if due and done < REVIVE_UNTIL * recipe.steps:
-            optimizer = run.optimizer.optimizer  # below accelerate's wrapper
-            moved = revive_dead_codes(vq_model.codebook, optimizer, usage, *latents)
-            run.log(done, {"dead_codes": moved})
+            run.log(done, training.revive())
         if run.evaluates(done):
             with run.averaged_weights():
-                run.log(done, evaluate_tokenizer(vq_model, held_out, run.accelerator))
-                if run.accelerator.is_main_process:
-                    save_reconstructions(vq_model, held_out, run.out / "reconstructions.png")
+                model, size = run.plain_model, len(batch[0])
+                found = evaluate_tokenizer(
+                    model, training.image_losses, held_out, run.accelerator, min(100, size)
+                )
+                run.log(done, found)
+                best.offer(model.vq_model, done, found, write=main)
+                if main:
+                    path = run.out / "reconstructions.png"
+                    save_reconstructions(model.vq_model, held_out, path)
 
 
-@torch.no_grad()
-def evaluate_tokenizer(
-    vq_model: VQModel,
-    images: LabeledImages,
-    accelerator: Accelerator | None = None,
-    batch_size: int = 100,
-) -> dict[str, float]:
-    """Validation PSNR in dB (of 8-bit images, averaged over images), codebook usage and perplexity.
-
-    Usage is the share of the N codes that occur at least once in the tokenized images.
+class TokenizerTraining:
+    """Everything that one step of a tokenizer moves: model, codebooks, discriminator.
 
     Args:
-        accelerator: its processes share the images; None: this process takes all.
+        run: before its `start`.
     """
-    # Sums that processes can add up: PSNR, images, and how often every code occurs.
-    counts = torch.zeros(vq_model.codebook_size, dtype=torch.float64)
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch, _ in plain_batches(images, batch_size, *share(accelerator)):
-        ids = vq_model.encode(to_pixels(batch).to(vq_model.device)).ids
-        decoded = to_uint8(vq_model.decode(ids).cpu())
-        error = (decoded.float() - batch.float()).square().mean(dim=(1, 2, 3))
-        psnr = 10 * torch.log10(255**2 / error.clamp_min(1e-10))
-        total += torch.tensor([psnr.sum().item(), len(batch)])
-        counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
 
-    # Means, usage and perplexity of all images.
-    psnr, count, *used = summed(torch.cat([total, counts]), accelerator)
+    def __init__(self, run: Run, recipe: TokenizerRecipe, image_losses: ImageLosses):
+        # The tokenizer's weights are drawn first: a discriminator does not change them.
+        self.run, self.recipe = run, recipe
+        self.image_losses = image_losses.to(run.accelerator.device)
+        self.vq_model = VQModel(
+            block_out_channels=tuple(recipe.block_out_channels),
+            layers_per_block=recipe.layers_per_block,
+            latent_channels=recipe.latent_channels,
+            codebook_size=recipe.codebook_size,
+            codebook_dim=recipe.codebook_dim,
+            sample_size=recipe.image_size,
+            detail_codebook_size=recipe.details,
+        )
+        self.adversary = Adversary(recipe, run.accelerator) if recipe.discriminator_weight else None
+        self.done = 0  # steps, with the one under way
+        self.codebooks: list[CodebookTraining] = []
+        self.passes: list[tuple[Tensor, Tensor]] = []  # images of this step and reconstructions
 
-    p = torch.tensor([n for n in used if n], dtype=torch.float64) / sum(used)
-    return {
-        "psnr": psnr / count,
-        "codebook_usage": len(p) / len(counts),
-        "codebook_perplexity": math.exp(-(p * p.log()).sum().item()),
-    }
+    def start(self) -> None:
+        """Load the weights to start from, prepare for the devices, load the newest checkpoint."""
+        run, recipe, accelerator = self.run, self.recipe, self.run.accelerator
+        if recipe.init_from and not any(run.checkpoints.glob("step-*")):
+            network = self.adversary.network if self.adversary else None
+            with accelerator.main_process_first():  # one process fills the cache of downloads
+                said = start_from(recipe.init_from, self.vq_model, network)
+            accelerator.print(said)
 
+        # Codebooks that are running means take their rows from the optimizer.
+        decay = recipe.codebook_decay if recipe.codebook_update == "ema" else None
+        rows = [("", self.vq_model.codebook, True)]
+        if recipe.details is not None:
+            rows.append(("detail_", self.vq_model.quantize.detail, False))
+        self.codebooks = [CodebookTraining(*one, decay, accelerator) for one in rows]
+        optimizer = build_optimizer(self.vq_model, recipe)
 
-@torch.no_grad()
-def save_reconstructions(
-    vq_model: VQModel, images: LabeledImages, path: Path, count: int = 32
-) -> None:
-    """A sheet of originals (upper rows) and their reconstructions (lower rows)."""
-    stride = max(1, len(images) // count)
-    originals = torch.stack([images[i, None][0] for i in range(0, len(images), stride)][:count])
-    decoded = to_uint8(vq_model(to_pixels(originals).to(vq_model.device)).cpu())
-    pairs = zip(originals.split(8), decoded.split(8), strict=True)
-    with new_file(path) as partial:
-        image_grid([row for pair in pairs for row in pair]).save(partial)
+        # The averaged weights of `Run` are taken right after the optimizer's step, so codebooks
+        # that are not the optimizer's move inside it.
+        optimizer.register_step_pre_hook(lambda *_: self._before_update())
+        optimizer.register_step_post_hook(lambda *_: self._after_update())
+        if self.adversary is not None:
+            self.adversary.prepare()
+        run.start(TokenizerPass(self.vq_model, recipe), optimizer, *self.codebooks)
+
+    @property
+    def semantic_due(self) -> bool:
+        """Whether this step moves the first codebook: of two it moves every third step (IAR2)."""
+        return self.recipe.details is None or self.done % self.recipe.semantic_every == 0
+
+    def step(self, done: int, batch: list[Tensor]) -> dict[str, Tensor]:
+        """One step of the tokenizer and then of the discriminator.
+
+        Args:
+            done: steps done with it.
+            batch: uint8 images (B, 3, H, W) and labels, this process's.
+
+        Returns:
+            Means over the batch, by name.
+        """
+        self.done = done
+        self.passes.clear()
+        for codebook in self.codebooks:
+            codebook.clear()
+        means = self.run.optimize(batch, self.losses)
+        if self.adversary is not None and self.adversary.active(done):
+            rate = self.run.optimizer.param_groups[0]["lr"]
+            means |= self.adversary.step(self.passes, rate)
+        return means
+
+    def losses(self, batch: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of one pass by name; "loss" is minimized."""
+        # Terms that compare images act on what the model returns, outside the module that
+        # DistributedDataParallel wraps.
+        run, recipe, accelerator = self.run, self.recipe, self.run.accelerator
+        pixels = to_pixels(batch.to(accelerator.device))
+        reconstruction, losses, assigned = run.model(pixels, hold_semantic=not self.semantic_due)
+        for codebook, one in zip(self.codebooks, assigned, strict=True):
+            codebook.add(one)
+        with accelerator.autocast():
+            compared = self.image_losses(reconstruction, pixels)
+        losses = losses | compared
+        total = self.image_losses.weighted(losses)
+
+        # The adversarial term, if its time has come.
+        if self.adversary is not None and self.adversary.active(self.done):
+            self.passes.append((pixels, reconstruction.detach()))
+            with accelerator.autocast():
+                penalty = self.adversary.penalty(reconstruction)
+            weight = torch.tensor(recipe.discriminator_weight, device=pixels.device)
+            if recipe.discriminator_adaptive:
+                last = self.vq_model.decoder.conv_out.weight
+                of_images = self.image_losses.weighted(compared)
+                weight = weight * adaptive_weight(of_images, penalty, last, accelerator)
+            total = total + weight * penalty
+            losses |= {"adversarial": penalty, "adversarial_weight": weight}
+        return losses | {"loss": total}
+
+    def usage(self) -> dict[str, float]:
+        """Usage and perplexity since the last call and codes dead by now, of every codebook."""
+        return {
+            f"train_{one.name}{key}": value
+            for one in self.codebooks
+            for key, value in one.usage.statistics().items()
+        }
+
+    def revive(self) -> dict[str, float]:
+        """Restart dead codes of every codebook; how many of each moved."""
+        optimizer = self.run.optimizer.optimizer  # below accelerate's wrapper
+        return {f"{one.name}dead_codes": one.revive(optimizer) for one in self.codebooks}
+
+    def _before_update(self) -> None:
+        if not self.semantic_due:
+            self.vq_model.codebook.grad = None  # else the optimizer's momentum would move it
+
+    def _after_update(self) -> None:
+        for codebook in self.codebooks if self.semantic_due else self.codebooks[1:]:
+            codebook.update()
