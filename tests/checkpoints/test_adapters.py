@@ -26,8 +26,9 @@ PAIRS |= {"positions_per_cell": 2, "head_layers": 1}
 
 def refiner() -> Refiner:
     torch.manual_seed(0)
-    fields = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
-    return Refiner(RefinerConfig(32, 12, 4, 5, **fields))
+    fields = {"codebook_size": 32, "num_clusters": 12, "grid_size": 4, "num_classes": 5}
+    fields |= {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    return Refiner(RefinerConfig(**fields))
 
 
 MODELS = {  # a component that every adapter takes
