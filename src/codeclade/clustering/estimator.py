@@ -3,6 +3,7 @@
 The rows of a codebook are scikit-learn's samples, its columns the features.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.utils.validation import validate_data
 from .codebook import CodebookLike, as_codebook
 
 
-class CodebookClusterer(ClusterMixin, BaseEstimator):
+class CodebookClusterer(ClusterMixin, BaseEstimator, ABC):
     """A scikit-learn clusterer of codebook rows; the subclasses' `fit` sets the attributes.
 
     Attributes:
@@ -25,6 +26,10 @@ class CodebookClusterer(ClusterMixin, BaseEstimator):
     labels_: np.ndarray
     n_clusters_: int
     n_features_in_: int
+
+    @abstractmethod
+    def fit(self, X: CodebookLike, y: object = None) -> "CodebookClusterer":
+        """Cluster the rows of X (N, d); y is there for scikit-learn's pipelines alone."""
 
     def _rows(self, X: CodebookLike, reset: bool = True) -> np.ndarray:
         """The rows (N, d) as float64; their width and names are kept, or compared with the kept.

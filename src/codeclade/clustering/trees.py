@@ -39,7 +39,8 @@ class TreeClusterer(CodebookClusterer):
     def _cluster(self, rows: np.ndarray, n_clusters: int, metric: str, full: bool) -> None:
         """Set the fitted attributes; without the full tree those of an earlier fit go."""
         for stale in ("children_", "distances_"):
-            self.__dict__.pop(stale, None)
+            if hasattr(self, stale):
+                delattr(self, stale)
         if full:
             linkage = average_linkage(rows, metric=metric)
             self.labels_ = cut(linkage, n_clusters)
