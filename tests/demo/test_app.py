@@ -577,7 +577,8 @@ def test_what_crosses_to_a_gpu_process_can_be_pickled(monkeypatch, picture, tiny
     assert isinstance(ids, np.ndarray) and ids.shape == (1, 4, 4), "tensors share memory"
 
 
-def test_app_starts_anywhere_with_another_pipeline(tmp_path):
+@pytest.mark.parametrize("command", ["app.py", "codeclade demo"])
+def test_app_starts_anywhere_with_another_pipeline(command, tmp_path):
     build_pipeline("token", id2label={}).save_pretrained(tmp_path / "pipeline")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -588,8 +589,12 @@ def test_app_starts_anywhere_with_another_pipeline(tmp_path):
         "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
         "OMP_NUM_THREADS": "1",
     }
+    arguments = [str(APP)]
+    if command == "codeclade demo":
+        pipeline, _ = environment.pop("CODECLADE_PIPELINE"), environment.pop("GRADIO_SERVER_PORT")
+        arguments = ["-m", "codeclade.cli", "demo", "--pipeline", pipeline, "--port", str(port)]
     process = subprocess.Popen(
-        [sys.executable, str(APP)],
+        [sys.executable, *arguments],
         cwd=tmp_path,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -602,10 +607,16 @@ def test_app_starts_anywhere_with_another_pipeline(tmp_path):
     try:
         page = wait_for(f"http://127.0.0.1:{port}", process)
         assert "16 x 16 pixels" in page and "class (4)" in page
+        deadline = time.monotonic() + 30
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.1)
     finally:
         process.terminate()
         process.wait(20)
-    assert "Traceback" not in "".join(lines)
+    reader.join(20)
+    output = "".join(lines)
+    assert "Traceback" not in output and "share=True" not in output
+    assert f":{port} until you press Ctrl-C.\n" in output
 
 
 def wait_for(address: str, process: subprocess.Popen) -> str:

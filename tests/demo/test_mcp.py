@@ -25,11 +25,11 @@ def address():
 
 def asked(address: str, *calls: tuple[str, dict]) -> tuple[dict, list]:
     """The tools by name, and the answers to calls."""
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
     async def ask():
         async with (
-            streamablehttp_client(f"{address}/gradio_api/mcp/") as (read, write, _),
+            streamable_http_client(f"{address}/gradio_api/mcp/") as (read, write, _),
             mcp.ClientSession(read, write) as session,
         ):
             await session.initialize()

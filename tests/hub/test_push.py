@@ -214,7 +214,10 @@ def test_a_pushed_space_starts_by_itself(hub, saved, bare_python, tmp_path):
     for name, file in space.resolve().files.items():
         path = tmp_path / "space" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file.content)
+        if file.content is None:  # the example photo is a large file by its kind
+            shutil.copy(hub.store.path(file.sha256), path)
+        else:
+            path.write_bytes(file.content)
     start = """
 import os, sys
 os.environ["CODECLADE_PIPELINE"] = "tester/tiny"
