@@ -13,6 +13,9 @@ from codeclade.training.dead_codes import CodeUsage, revive_dead_codes
 from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
+from codeclade.training.tokenizer import TokenizerTraining
+from codeclade.training.tokenizer_losses import ImageLosses
+from codeclade.training.tokenizer_recipe import TokenizerRecipe
 
 
 class Points(torch.utils.data.Dataset):
@@ -100,7 +103,62 @@ def usage(folder: Path) -> dict:
     return {"counts": counts, "moved": moved, "changed": changed, "codebook": codebook.tolist()}
 
 
+class Images(torch.utils.data.Dataset):
+    """Twelve uint8 images (3, 16, 16) and labels."""
+
+    def __init__(self):
+        self.images = torch.randint(0, 256, (12, 3, 16, 16), generator=torch.Generator())
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        return self.images[key[0]].byte(), torch.tensor(0)
+
+
+def tokenizer(folder: Path) -> dict:
+    """Two codebooks that are running means, and a discriminator of adaptive weight."""
+    settings = TokenizerRecipe(
+        data="drawn",
+        image_size=16,
+        block_out_channels=[32, 32],
+        layers_per_block=1,
+        latent_channels=32,
+        codebook_size=16,
+        codebook_dim=4,
+        detail_codebook_size=6,
+        semantic_every=2,
+        perceptual="none",
+        discriminator_weight=0.5,
+        discriminator_adaptive=True,
+        discriminator_start=1,
+        discriminator_channels=32,
+        discriminator_layers=1,
+        codebook_update="ema",
+        codebook_decay=0.5,
+        revive_every=0,
+        steps=4,
+        batch_size=4,
+        warmup=1,
+        mixed_precision="no",
+        log_every=1,
+    )
+    run = Run(settings, folder)
+    training = TokenizerTraining(run, settings, ImageLosses(settings))
+    training.start()
+    for done, batch in run.steps(Images()):
+        run.log_losses(done, training.step(done, batch))
+        run.log(done, training.usage())
+    return {
+        "codebook": training.vq_model.codebook.flatten().tolist(),
+        "patches": training.adversary.plain_network.layers[0].bias.tolist(),
+    }
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    found = {run.__name__: run(place / run.__name__) for run in (losses, passes, dropout, usage)}
+    found = {
+        run.__name__: run(place / run.__name__)
+        for run in (losses, passes, dropout, usage, tokenizer)
+    }
     (place / f"rank-{Accelerator().process_index}.json").write_text(json.dumps(found))

@@ -33,7 +33,7 @@ def one(tmp_path):
     processes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(processes)
     AcceleratorState._reset_state(reset_partial_state=True)
-    yield tmp_path, processes.losses(tmp_path)
+    yield tmp_path, processes.losses(tmp_path / "losses"), processes
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -45,8 +45,8 @@ def logged(folder: Path) -> list[float]:
 def test_two_processes_take_the_steps_of_one(one, two, what, passes):
     first, second = (rank[what] for rank in two[1])
     assert first["passes"] == second["passes"] == passes
-    assert len(logged(one[0])) == 20
-    assert logged(two[0] / what) == pytest.approx(logged(one[0]), abs=1e-5)
+    assert len(logged(one[0] / "losses")) == 20
+    assert logged(two[0] / what) == pytest.approx(logged(one[0] / "losses"), abs=1e-5)
     assert first["weights"] == second["weights"]
     assert first["weights"] == pytest.approx(one[1]["weights"], abs=1e-5)
 
@@ -65,3 +65,24 @@ def test_codes_that_any_process_uses_are_alive(two):
     assert first["counts"] == second["counts"] == [3.0] * 8 + [0.0] * 2
     assert first["changed"] == [8, 9] and first["moved"] == 2
     assert first["codebook"] == second["codebook"]
+
+
+def test_two_processes_train_the_tokenizer_of_one(one, two):
+    """Losses, codebooks of running means, discriminator and usage: all are of all processes."""
+    first, second = (rank["tokenizer"] for rank in two[1])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    alone = one[2].tokenizer(one[0] / "tokenizer")
+    assert first == second
+    for name, values in alone.items():
+        assert first[name] == pytest.approx(values, abs=1e-5), name
+    lines = [
+        [json.loads(line) for line in (folder / "tokenizer" / "log.jsonl").read_text().splitlines()]
+        for folder in (one[0], two[0])
+    ]
+    assert len(lines[0]) == len(lines[1]) == 8
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours.keys() == theirs.keys()
+        numbers = ours.keys() - {"seconds"}
+        assert {k: theirs[k] for k in numbers} == pytest.approx(
+            {k: ours[k] for k in numbers}, abs=1e-5, rel=1e-5
+        )
