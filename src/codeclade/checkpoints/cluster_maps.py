@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +22,13 @@ LARGEST = float(np.finfo(np.float32).max)  # maps store heights and a fingerprin
 
 
 def make_cluster_map(
-    codebook: Tensor, method: str, clusters: int, *, normalize: bool = False, seed: int = 0
+    codebook: Tensor,
+    method: str,
+    clusters: int,
+    *,
+    normalize: bool = False,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
 ) -> tuple[ClusterMap, np.ndarray]:
     """Cluster a codebook; the map, and the rows (N, d) that were clustered.
 
@@ -30,6 +37,7 @@ def make_cluster_map(
         method: a name of `clustering.METHODS`.
         normalize: cluster rows of unit length, as tokenizers with a cosine quantizer see them.
         seed: for the methods that draw random numbers.
+        options: the method's own settings, as k-means' `init` and `n_init`.
 
     Raises:
         ValueError: rows or a number of clusters the method cannot take, or an unknown method.
@@ -41,7 +49,8 @@ def make_cluster_map(
     rows = normalized(rows) if normalize else rows
     kind = METHODS[choose("method", method, METHODS)]
     seeded = "random_state" in {field.name for field in fields(kind)}
-    found = make(method, n_clusters=clusters, **({"random_state": seed} if seeded else {}))
+    random = {"random_state": seed} if seeded else {}
+    found = make(method, n_clusters=clusters, **random, **(options or {}))
     found.fit(rows)
     cluster_map = ClusterMap.from_labels(
         found.labels_,
