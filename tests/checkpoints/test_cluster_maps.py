@@ -22,6 +22,14 @@ def test_a_map_and_where_it_comes_from(maps, tmp_path):
     assert list(record) == ["statement"] and "codebook of owner/name" in record["statement"]
 
 
+def test_settings_of_a_method_reach_it():
+    rows = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    first = make_cluster_map(rows, "kmeans", 6, options={"n_init": 1})[0]
+    assert not torch.equal(first.mapping, make_cluster_map(rows, "kmeans", 6)[0].mapping)
+    with pytest.raises(TypeError, match="nothing_such"):
+        make_cluster_map(rows, "kmeans", 6, options={"nothing_such": 1})
+
+
 @pytest.mark.parametrize("where", ["weights", "provenance", "rename"])
 def test_a_map_that_is_there_survives_a_failure_at_any_point(maps, tmp_path, monkeypatch, where):
     out = tmp_path / "map"

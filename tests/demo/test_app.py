@@ -27,15 +27,15 @@ from PIL import ExifTags, Image
 
 from builders import SCHEMES, build_map, build_pipeline, build_scheme
 from codeclade import CodecladePipeline, bundled
+from codeclade.data.pixels import to_pixels
 from codeclade.demo import build, listeners
 from codeclade.demo.backend import Backend
 from codeclade.demo.tabs.clusters import Clusters
 from codeclade.demo.tabs.controls import Session
 from codeclade.demo.tabs.generate import Generate
 from codeclade.demo.tabs.reconstruct import Reconstruct
-from codeclade.evaluation.images import psnr
 from codeclade.evaluation.replacement import replace_codes
-from codeclade.training.data import to_pixels
+from codeclade.metrics.image_quality import psnr
 from demo.server import APP, bundled_app, served
 
 GENERATE = {
@@ -140,7 +140,7 @@ def test_redraw_keeps_the_clusters(client, pipe, picture):
     gallery, note = client.predict(handle_file(picture), "lion", 3, 5, api_name="/redraw")
     ids = ids_of(picture, pipe)
     settings = {"num_images_per_prompt": 3, "generator": seeded(5)}
-    new = pipe.redraw(latents=ids, output_type="latent", **settings).images
+    new = pipe.redraw(ids=ids, output_type="ids", **settings).images
     clusters = pipe.cluster_map.to_clusters
     assert (clusters(new) == clusters(ids)).all()
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_edit_keeps_the_tokens_outside_the_mask(client, pipe, picture, tmp_path)
     ids, cells = ids_of(picture, pipe), torch.zeros(8, 8)
     cells[:4, :4] = 1
     settings = {"mask_image": cells, "guidance_scale": 3.0, "generator": seeded(5)}
-    new = pipe("pizza", latents=ids, output_type="latent", **settings).images
+    new = pipe("pizza", ids=ids, output_type="ids", **settings).images
     assert (new == ids)[0][cells == 0].all()
     changed = int((new != ids).sum())
     assert note == f"{changed} of 16 tokens changed, 64 in the image."

@@ -206,7 +206,7 @@ def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):
         guidance_scale=3.0,
         num_images_per_prompt=4,
         generator=torch.Generator().manual_seed(7),
-        output_type="latent",
+        output_type="ids",
     ).images
     assert (before == source[0]).all(), "a generated image keeps its own ids"
     changed = (before != after).nonzero()
@@ -301,7 +301,7 @@ def test_the_chosen_image_is_taken_and_cleared(desktop, backend):
         guidance_scale=3.0,
         num_images_per_prompt=4,
         generator=torch.Generator().manual_seed(7),
-        output_type="latent",
+        output_type="ids",
     ).images
     desktop.locator(".pictures:visible button:has(img)").nth(2).click()
     desktop.wait_for_timeout(500)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from .. import ClusterMap, CodecladePipeline
 from ..components.guidance import SCHEDULES
-from ..components.vq_model import CosineQuantizer
+from ..data.pixels import to_pixels
+from ..evaluation.patches import code_patches
 from ..evaluation.replacement import decode_all, encode_all
-from ..training.data import to_pixels
 from .bounds import MAX_IMAGES, MAX_SEED, number, one_of, short_text
 from .listeners import on_gpu
 from .pictures import enlarge, same, square
@@ -158,15 +158,15 @@ class Backend:
     def sample(self, label: int, count: int, seed: int, settings: dict) -> Iterator[tuple]:
         """Images of a class: (tokens known, images, ids), ids (B, G, G) only with the last."""
 
-        def show(latents, known):
-            return known, self.pipe.preview(latents, known, self.generator(seed)), None
+        def show(tokens, known):
+            return known, self.pipe.preview(tokens, known, self.generator(seed)), None
 
         def run(**callback):
             ids = self.pipe(
                 label,
                 num_images_per_prompt=count,
                 generator=self.generator(seed),
-                output_type="latent",
+                output_type="ids",
                 **settings,
                 **callback,
             ).images
@@ -258,29 +258,7 @@ class Backend:
                 self._patches[code] = Image.fromarray(pixels)
         return [self._patches[code] for code in ids]
 
-    @torch.no_grad()
     def _patch_pixels(self, ids: list[int]) -> np.ndarray:
-        """What ids look like among other codes, (n, f, f, 3) uint8.
-
-        A picture of one code alone has colors that the code never has in an image: the decoder's
-        normalizations take out what all of a picture shares. So codes stand in blocks of 2 x 2, on
-        the black fields of a chess board whose white ones are random codes, then on the white ones.
-        """
-        vq_model, cell = self.pipe.vq_model, self.pipe.vq_model.downsample
-        groups = torch.tensor(ids + ids[:1] * (-len(ids) % 8), device=self.device).view(-1, 8)
-        total = torch.zeros(groups.numel(), 3, cell, cell)
-        for color in (0, 1):
-            fields = torch.arange(4).view(-1, 1).add(torch.arange(4)) % 2 == color
-            others = torch.Generator().manual_seed(color)
-            others = torch.randint(vq_model.codebook_size, (1, 4, 4), generator=others)
-            board = others.to(self.device).repeat(len(groups), 1, 1)
-            board[:, fields] = groups
-            board = board.repeat_interleave(2, 1).repeat_interleave(2, 2)
-            for start, part in enumerate(board.split(BOARDS)):
-                codes = CosineQuantizer.lookup(vq_model.quantize, part)
-                pixels = vq_model.decode_codes(codes).float().clamp(-1, 1).cpu()
-                cells = pixels.view(-1, 3, 4, 2, cell, 4, 2, cell).mean((3, 6))
-                cells = cells.permute(0, 2, 4, 1, 3, 5)[:, fields].flatten(0, 1)
-                total[start * BOARDS * 8 :][: len(cells)] += cells
-        pixels = ((total[: len(ids)] / 2 + 1) * 127.5).round().byte()
-        return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        """What ids look like among other codes, (n, f, f, 3) uint8."""
+        patches = code_patches(self.pipe.vq_model, torch.tensor(ids))
+        return patches.permute(0, 2, 3, 1).contiguous().numpy()

@@ -34,7 +34,7 @@ def stream(backend: "Backend", run: Callable, show: Callable | None = None) -> I
         start = time.monotonic()
         early = last[1] > SLOW_PREVIEW and start - last[0] < last[1]
         if show is not None and whole_row and not pipe._interrupt and not early:
-            found.put((False, show(kwargs["latents"], step + 1)))
+            found.put((False, show(kwargs["tokens"], step + 1)))
             last[:] = time.monotonic(), time.monotonic() - start
         return {}
 

@@ -132,15 +132,15 @@ class Edit:
         def run(**callback):
             return backend.pipe(
                 label,
-                latents=ids,
+                ids=ids,
                 mask_image=torch.from_numpy(cells).float(),
                 generator=backend.generator(seed),
-                output_type="latent",
+                output_type="ids",
                 **settings,
                 **callback,
             ).images.cpu()
 
-        for result in stream(backend, run, lambda latents, known: known):
+        for result in stream(backend, run, lambda tokens, known: known):
             if isinstance(result, int):
                 yield gallery, f"Row {result // backend.grid} of {backend.grid}"
         # Both decoded in one batch, so that they differ by their tokens alone.

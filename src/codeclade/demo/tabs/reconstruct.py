@@ -5,8 +5,8 @@ import math
 import gradio as gr
 import torch
 
-from ...evaluation.images import psnr
 from ...evaluation.replacement import decode_all, replace_codes
+from ...metrics.image_quality import psnr
 from ..backend import Backend
 from ..bounds import MAX_SEED, number, uploaded
 from ..listeners import endpoint

@@ -91,10 +91,10 @@ class Redraw:
         labels = {"class_labels": backend.label(name)} if self.two_stages else {}
         with backend.lock:
             new = backend.pipe.redraw(
-                latents=ids,
+                ids=ids,
                 num_images_per_prompt=count,
                 generator=generator,
-                output_type="latent",
+                output_type="ids",
                 **labels,
             ).images.cpu()
         changed = (new != ids.cpu()).reshape(count, backend.steps, -1).any(-1).float().mean(1)
