@@ -592,7 +592,7 @@ def test_app_starts_anywhere_with_another_pipeline(command, tmp_path):
     arguments = [str(APP)]
     if command == "codeclade demo":
         pipeline, _ = environment.pop("CODECLADE_PIPELINE"), environment.pop("GRADIO_SERVER_PORT")
-        arguments = ["-m", "codeclade.cli", "demo", "--pipeline", pipeline, "--port", str(port)]
+        arguments = ["-m", "codeclade", "demo", "--pipeline", pipeline, "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=tmp_path,

@@ -25,7 +25,6 @@ from .pictures import enlarge, same, square
 from .streaming import stream
 
 CUTS = 8  # of the merge tree that are kept
-BOARDS = 16  # decoded at once, 8 x 8 tokens each
 
 
 class Backend:
