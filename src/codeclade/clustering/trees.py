@@ -40,6 +40,8 @@ class TreeClusterer(CodebookClusterer):
         """Set the fitted attributes; without the full tree those of an earlier fit go."""
         for stale in ("children_", "distances_"):
             self.__dict__.pop(stale, None)
+        # labels alone need only the merges below the cut, and the search stops once these are
+        # certain
         if full:
             linkage = average_linkage(rows, metric=metric)
             self.labels_ = cut(linkage, n_clusters)
