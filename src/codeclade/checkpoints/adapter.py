@@ -88,6 +88,9 @@ class StateDictAdapter(ABC):
         # The model takes no memory before its weights come, and says which they must be.
         with torch.device("meta"):
             model = self.new_model(fields)
+        # Names and shapes must be equal in both directions: a weight that is missing would have no
+        # values, one too many means that the architecture was read wrongly. Published names are
+        # compared, since these are the ones in the user's file.
         wanted = self.to_published(model.state_dict())
         self.check_names(wanted, weights, weights)
         for key, value in weights.items():
@@ -124,6 +127,8 @@ class StateDictAdapter(ABC):
 
 def rename(state_dict: StateDict, names: dict[str, str]) -> StateDict:
     """Keys renamed by a map of stems; unknown keys stay as they are."""
+    # Whole keys are matched, so that "norm" does not take "layers.0.norm"; a key that no stem fits
+    # stays, and the check of names reports it as it stands in the file.
     patterns = _patterns(names)
     renamed = {}
     for key, value in state_dict.items():
@@ -155,6 +160,7 @@ def count_layers(state_dict: StateDict, pattern: str) -> int:
 
     Counted, not the largest number: a key "layers.999999999" builds no layers.
     """
+    # Gaps then show as names that are missing or unexpected, before any memory is taken.
     matches = (re.match(pattern, key) for key in state_dict)
     return len({match.group(1) for match in matches if match})
 
@@ -175,6 +181,8 @@ def check_finite(name: str, weights: Tensor) -> None:
     """Raise a ValueError that names a weight with NaN or infinity in it; takes no memory."""
     if weights.is_meta or not weights.numel():
         return
+    # Minimum and maximum show any infinity, and NaN becomes both; `isfinite` of the weights would
+    # make a second tensor of their size.
     if not all(one.isfinite() for one in weights.aminmax()):
         raise ValueError(f"{name} holds NaN or infinite numbers; the file is damaged.")
 

@@ -95,6 +95,8 @@ def check_archive(path: Path) -> None:
         ValueError: sizes that do not fit the file.
     """
     with path.open("rb") as stream:
+        # The format is told by the first bytes, as torch tells it. Told by the name or the end of
+        # the file, one file could be checked as one format and then read as the other.
         start = stream.read(len(LEGACY_MAGIC))
         if is_zip(path):
             try:
@@ -121,6 +123,9 @@ def is_zip(path: Path) -> bool:
 def _check_zip(path: Path) -> None:
     """Check the records of a zip archive, then its one pickle against them."""
     with zipfile.ZipFile(path) as archive:
+        # Readers differ in which of two records of one name they take, a compressed record can
+        # unpack to a thousand times its size, and records that overlap count the same bytes twice:
+        # torch writes none of these, so each is refused.
         records = {info.filename: info for info in archive.infolist()}
         if len(records) < len(archive.infolist()):
             raise ValueError("two records have one name")
@@ -128,6 +133,7 @@ def _check_zip(path: Path) -> None:
             raise ValueError("compressed records, which torch never writes")
         if sum(info.file_size for info in records.values()) > path.stat().st_size:
             raise ValueError("records that are larger than the file")
+        # Only the pickle is read here, and into memory, so it is bounded first.
         pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise ValueError(f"{len(pickles)} records data.pkl, not 1")
@@ -151,6 +157,7 @@ def _check_legacy(content: mmap.mmap) -> None:
 
     def find(key: str, needed: int) -> None:
         nonlocal free
+        # A storage is named once for every tensor in it and lies in the file once, at its longest.
         free -= max(0, needed - storages.get(key, 0))
         storages[key] = max(needed, storages.get(key, 0))
         if free < 0:
@@ -178,21 +185,28 @@ class _Interpreter:
         Raises:
             Refused, ValueError: as `check_archive`.
         """
+        # Every step is bounded: instructions, bytes, calls, copies. A pickle could otherwise hold
+        # the reader for hours without one large number in it.
         end = min(len(content), position + LARGEST_PICKLE)
         try:
             for _ in range(MOST_STEPS):
                 code = content[position]
                 position += 1
+                # The one value that is left is the content; torch takes it without looking for
+                # others.
                 if code == 0x2E:  # STOP
                     if len(self.stack) != 1 or self.stack[0] is MARK:
                         raise IndexError
                     return position
+                # The only instruction that names a function: none outside KNOWN gets as far as
+                # torch.
                 if code == 0x63:  # GLOBAL: two lines of text
                     lines = bytes(content[position : min(position + 400, end)]).split(b"\n", 2)
                     module, name = lines[0], lines[1]
                     position += len(module) + len(name) + 2
                     self._push_global(f"{module.decode()} {name.decode()}")
                     continue
+                # Anything else either brings its value, pushes a constant, or works on the stack.
                 if code in _ARGUMENTS:
                     position = self._argument(content, position, code)
                 elif code in _SIMPLE:
@@ -201,6 +215,7 @@ class _Interpreter:
                     self._change_stack(code)
                 if position > end:
                     raise ValueError("a pickle that does not end")
+        # What cannot be followed here might still be followed by torch, so it is refused.
         except (IndexError, KeyError, TypeError, AttributeError, struct.error, UnicodeError):
             raise ValueError("a broken pickle") from None
         raise ValueError(f"a pickle of more than {MOST_STEPS:,} instructions")
@@ -237,6 +252,7 @@ class _Interpreter:
         """Instructions that work on what is on the stack."""
         # Containers are kept only as far as the stack needs them: what is in them does not matter.
         stack = self.stack
+        # Each group pops what torch's reader pops, so that both stacks stay alike.
         if code == 0x28:
             stack.append(MARK)
         elif code == 0x74:  # TUPLE: all since the mark
@@ -275,6 +291,8 @@ class _Interpreter:
         return items
 
     def _push_row(self, items: list[Any]) -> None:
+        # Each level can hold the one below twice, by the memo, and doubles what a walk over it
+        # visits.
         depth = 1 + max((item.depth for item in items if isinstance(item, Row)), default=0)
         if depth > DEEPEST_TUPLE:
             raise ValueError(f"tuples more than {DEEPEST_TUPLE} levels deep")
@@ -297,6 +315,7 @@ class _Interpreter:
         _, kind, key, _, count = items[:5]
         if not isinstance(kind, Global) or kind not in STORAGES or not isinstance(key, str):
             raise ValueError("a broken pickle")
+        # True is an int to Python, and 2^48 is more than any file holds.
         if type(count) is not int or not 0 <= count < 2**48:
             raise ValueError("a storage that is not in the file")
         found = Storage(STORAGES[kind], count * STORAGES[kind])
@@ -308,6 +327,8 @@ class _Interpreter:
         self._count_call()
         if not isinstance(function, Global):
             raise Refused("a call of something that is no function")
+        # What each call makes is bounded by its arguments: tensors by their storage, containers by
+        # being empty or counted, the few others by being small.
         if function in TENSORS:
             item = DTYPES[arguments[6]] if function.endswith("_v3") else arguments[0].item
             _check_tensor(arguments[0], item, *arguments[1:4])
@@ -330,11 +351,15 @@ class _Interpreter:
 
 def _check_tensor(storage: Storage, item: int, offset: int, size: Row, stride: Row) -> None:
     """Raise a ValueError unless a tensor lies inside its storage and repeats none of it."""
+    # At most 32 dimensions of numbers below 2^48, none negative: a negative stride or offset would
+    # reach in front of the storage.
     numbers = [offset, *size.items, *stride.items]
     if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers) or len(numbers) > 33:
         raise ValueError("a tensor of impossible shape")
     if len(size.items) != len(stride.items):
         raise ValueError("a tensor of impossible shape")
+    # The last number must lie in the storage, and there must be no more numbers than the storage
+    # has: with stride 0 the first condition holds for a tensor of any size.
     count = math.prod(size.items)
     last = offset + sum((n - 1) * step for n, step in zip(size.items, stride.items, strict=True))
     if count and max(count, last + 1) * item > storage.size:

@@ -43,15 +43,20 @@ def make_cluster_map(
         ValueError: rows or a number of clusters the method cannot take, or an unknown method.
         MemoryError: not enough memory is available.
     """
+    # What the map could not store is refused now, not after hours of clustering.
     rows = as_codebook(codebook)
     if np.abs(rows).max() > LARGEST:
         raise ValueError(f"codebook rows must be within float32's range, up to {LARGEST:.3g}")
     rows = normalized(rows) if normalize else rows
+    # A seed goes to the methods that draw numbers; the others have no such setting, and a seed that
+    # changes nothing would promise something.
     kind = METHODS[choose("method", method, METHODS)]
     seeded = "random_state" in {field.name for field in fields(kind)}
     random = {"random_state": seed} if seeded else {}
     found = make(method, n_clusters=clusters, **random, **(options or {}))
     found.fit(rows)
+    # The map carries a fingerprint of the codebook, which a tokenizer is later compared with: so it
+    # is made of the stored rows, not of those of unit length. Only trees have merges.
     cluster_map = ClusterMap.from_labels(
         found.labels_,
         codebook,
@@ -68,6 +73,7 @@ def check_out(out: str | Path) -> None:
     Called before the clustering, which can take hours.
     """
     out = Path(out)
+    # The map is written beside `out` and renamed, which would replace a link and not its target.
     if out.is_symlink():
         raise ValueError(f"--out {out} is a symbolic link; give a folder.")
     if out.is_file():
@@ -75,6 +81,8 @@ def check_out(out: str | Path) -> None:
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not there:
         return
+    # A map may be made anew in its own folder. `new_folder` refuses any other folder as well, but
+    # only when the clustering is done.
     config = out / "config.json"
     known = config.is_file() and read_json(config).get("_class_name") == "ClusterMap"
     if not known or there - FILES:
@@ -90,6 +98,7 @@ def save_cluster_map(cluster_map: ClusterMap, out: str | Path, source: str) -> N
         source: whose codebook it is of, for provenance.json; of a local path only the name.
     """
     out = Path(out).absolute()
+    # Again, since the folder may have been filled while the clustering ran.
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     name = Path(source).name if Path(source).exists() else source

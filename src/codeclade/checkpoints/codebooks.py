@@ -62,6 +62,8 @@ def load_tokenizer(source: str | Path) -> VQModel:
         weights = load_checkpoint(found)
         known = (one for one in adapters(lambda f: f.tokenizer) if one.recognizes(weights))
         return next(known, LLAMAGEN.tokenizer).build(weights)
+    # A folder must be ours by its own words: diffusers' VQModel has the same class name and other
+    # fields.
     files = Files([], Path) if isinstance(found, Path) else found
     for folder in ("", "vq_model/"):
         if f"{folder}config.json" in files.names:
@@ -84,6 +86,7 @@ def _weight_file(files: Files, table: str | None, source: str) -> Path:
     for folder in FOLDERS:
         here = [name for name in files.names if name.rpartition("/")[0] == folder.rstrip("/")]
         here.sort(key=lambda name: (".safetensors" not in name, len(name)))
+        # An index goes first: beside it lie shards, of which any but one lacks the codebook.
         for name in here:
             if name.endswith(".index.json"):
                 return files.fetch(folder + _shard(files, name, table, source))
@@ -104,6 +107,8 @@ def _shard(files: Files, index: str, table: str | None, source: str) -> str:
     weight_map = read_json(files.fetch(index)).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{source}: {index} has no weight_map.")
+    # The index is a file like any other: the name in it must be one that is there, or it could lead
+    # out of the folder.
     shard = weight_map[_pick(weight_map, table, source)]
     folder = index[: -len(index.rpartition("/")[2])]
     if not isinstance(shard, str) or folder + shard not in files.names:
@@ -122,6 +127,7 @@ def _read(file: Path, table: str | None, source: str) -> Tensor:
             stored = read_header(file)
         except OSError as error:
             raise damaged(file, error) from None
+        # The header tells shapes and types, so that one tensor is read of a model of any size.
         flat = [
             name
             for name, one in stored.items()
@@ -142,6 +148,8 @@ def _read_array(file: Path, source: str) -> np.ndarray:
         mapped = np.load(file, allow_pickle=False, mmap_mode="r")
         if not isinstance(mapped, np.ndarray):
             raise ValueError("an archive of arrays")
+        # Copied in this machine's byte order, which torch demands; what is mapped and shorter than
+        # its header says has failed by now, before any memory was taken.
         native = np.array(mapped, dtype=mapped.dtype.newbyteorder("="), order="C")
         torch.from_numpy(native[:0])  # of a type that torch has
         return native
@@ -165,6 +173,8 @@ def _pick(
     names: Iterable[str], table: str | None, source: str, matrices: list[str] | None = None
 ) -> str:
     """Name of the codebook among tensor `names`; without a known name, the only matrix there is."""
+    # Known names first, at any depth, since models keep their tokenizer under a prefix; only a file
+    # with no known name and one matrix in it leaves nothing to choose.
     names = list(names)
     wanted = TABLES.get(table, (table,)) if table else sum(TABLES.values(), ())
     found = [n for n in names if n in wanted or n.endswith(tuple(f".{w}" for w in wanted))]

@@ -40,11 +40,14 @@ def load_checkpoint(path: str | Path) -> StateDict:
     content = read_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
+    # Averaged weights go before those of the optimizer: published numbers are made with them. A
+    # model may have a weight called "model", so that a container must hold tensors of its own.
     for name in CONTAINERS:
         inner = content.get(name)
         if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
             content = inner
             break
+    # Two keys can become one without their prefixes; one of them would vanish without a word.
     weights: StateDict = {}
     for key, value in content.items():
         plain = plain_key(key) if isinstance(key, str) else ""
@@ -77,6 +80,7 @@ def load_mapping(path: str | Path) -> Tensor:
     if not isinstance(content, Tensor) or content.ndim != 1 or content.dtype not in INTEGERS:
         what = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
         raise ValueError(f"{path} holds {what}, not one row of integers.")
+    # Ids index tables later: a negative one would count from the end and give a wrong code.
     content = content.to(torch.int64).clone()  # without the rest of a larger storage
     if len(content) == 0 or content.min() < 0:
         raise ValueError(f"{path} holds no ids, or negative ones; a mapping has numbers from 0.")
@@ -92,6 +96,7 @@ def read_file(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint file {path}.")
+    # Checked before a library allocates anything: torch believes the sizes that a file states.
     try:
         if path.suffix == ".safetensors":
             read_header(path)
@@ -104,6 +109,8 @@ def read_file(path: str | Path) -> Any:
     except Exception as error:  # whatever a library says of a damaged file
         raise damaged(path, error) from None
     try:
+        # LlamaGen's training script saves its arguments, a Namespace, beside the weights: plain
+        # values, and the only class beyond torch's own that is let in.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:
@@ -119,6 +126,7 @@ def damaged(path: Path, error: Exception) -> ValueError:
 
 def plain_key(key: str) -> str:
     """A weight's name without what compilation and data parallelism put before it."""
+    # Wrappers wrap each other in any order, as compilation around data parallelism.
     while key.startswith(PREFIXES):
         key = key.split(".", 1)[1]
     return key

@@ -39,11 +39,15 @@ def write_folder(
     Raises:
         ValueError: files or a folder that cannot be taken.
     """
+    # All in a temporary folder: whatever fails, from a damaged file to a full disk, leaves `out` as
+    # it was.
     family = load_family(family_name)
     with new_folder(out, overwrite) as folder:
         if gpt is not None:
             save_conversion(family.convert(vq, gpt, **given), folder)
             return
+        # A tokenizer alone may still need files of its family, as IAR's permutation; they are
+        # sources, too, and stand in the record of where the weights come from.
         files = {name: given.get(name) for name in own_files(family_name)}
         family.build_tokenizer(vq, **files).save_pretrained(folder)
         sources = [vq, *(path for path in files.values() if path is not None)]
@@ -79,6 +83,7 @@ def write_published(source: str | Path, folder: Path, pickled: bool = False) -> 
     Raises:
         ValueError: a folder that holds no pipeline, or parts that no published family has.
     """
+    # Loaded through the pipeline, whose own checks make sure that the parts fit together.
     source = Path(source)
     if not (source / "model_index.json").is_file():
         raise ValueError(f"{source} is no pipeline folder: it has no model_index.json.")
@@ -88,6 +93,7 @@ def write_published(source: str | Path, folder: Path, pickled: bool = False) -> 
         "vq": published_weights(pipeline.vq_model, lambda family: family.tokenizer),
         "gpt": published_weights(pipeline.transformer, lambda family: family.generator),
     }
+    # Text pipelines have neither of these parts, others may lack them.
     if getattr(pipeline, "cluster_map", None) is not None:
         parts["idx_to_cluster"] = {"idx_to_cluster": pipeline.cluster_map.mapping}
     if getattr(pipeline, "refiner", None) is not None:
@@ -107,6 +113,8 @@ def published_weights(
     Raises:
         ValueError: no family can, and why the last one cannot.
     """
+    # Families share layouts, so the first that can hold the model names it: LlamaGen before IAR,
+    # whose files cannot be told apart by their names.
     reason = ""
     for adapter in adapters(choose):
         try:
@@ -133,6 +141,7 @@ def _load_pipeline(source: Path) -> CodecladePipeline | CodecladeTextPipeline:
 
 
 def _save(stem: Path, weights: dict[str, Tensor], pickled: bool) -> str:
+    # Files of safetensors take no views; 1x1 convolutions made of linear layers are some.
     weights = {key: value.detach().contiguous() for key, value in weights.items()}
     if not pickled:
         save_file(weights, stem.with_suffix(".safetensors"))

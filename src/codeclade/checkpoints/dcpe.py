@@ -75,6 +75,8 @@ class DcpeRefiner(StateDictAdapter):
         Raises:
             ValueError: heads that cannot be known, or a generator.
         """
+        # Clusters in, codes out: the two tables alone tell a refine net from a generator, which has
+        # the same names, and which could be given in its place by mistake.
         num_clusters, width = shape_of(state_dict, "tok_embeddings.weight", 2)
         codebook_size = shape_of(state_dict, "output.weight", 2)[0]
         if codebook_size == num_clusters:
@@ -86,6 +88,7 @@ class DcpeRefiner(StateDictAdapter):
             "codebook_size": codebook_size,
             "num_clusters": num_clusters,
             "grid_size": grid_size,
+            # The table has no last row for a null class, as a generator's has.
             "num_classes": shape_of(state_dict, "cls_embedding.embedding_table.weight", 2)[0],
             **block_fields(state_dict, width, num_attention_heads),
         }
@@ -99,6 +102,7 @@ class DcpeRefiner(StateDictAdapter):
         Raises:
             ValueError: a refiner that is not of DCPE's kind.
         """
+        # What the published layout has no place for must not be dropped without a word.
         config = model.config
         same = (
             config.causal and config.num_classes and not (config.context_dim or config.null_class)
@@ -140,6 +144,7 @@ class Dcpe(PublishedFamily):
 
     def build_cluster_map(self, vq_model: VQModel, **files: str | Path | None) -> ClusterMap:
         """The map of idx_to_cluster.pt."""
+        # Read, not recomputed: the generator was trained on these very clusters.
         index = load_mapping(files["idx_to_cluster"])
         try:
             return cluster_map_from_index(index, vq_model.codebook)

@@ -91,6 +91,7 @@ class PublishedFamily:
         for name in self.required_files:
             if files.get(name) is None:
                 raise ValueError(f"give --{name.replace('_', '-')}, which this generator needs.")
+        # The tokenizer comes first: its downsampling turns pixels into the grid of the others.
         vq_model = self.build_tokenizer(vq, **files)
         given = {"grid_size": grid_size(image_size, vq_model), "num_attention_heads": heads}
         transformer = read_component(gpt, self.generator, **given)
@@ -108,6 +109,7 @@ class PublishedFamily:
                 refiner=read_component(refiner, self.refiner, **given) if refiner else None,
                 **settings,
             )
+        # Every file that was read is named with its size, so that a conversion can be traced.
         sources = [vq, gpt, *(path for path in files.values() if path is not None)]
         return Conversion(pipeline, self.provenance(sources, bool(transformer.config.text_dim)))
 
@@ -128,6 +130,7 @@ def read_component(path: str | Path, adapter: StateDictAdapter, **given: Any) ->
     """The component that one file holds; errors name the file."""
     weights = load_checkpoint(path)
     try:
+        # Published weights may be views into larger storages, which safetensors refuse later.
         return adapter.build({key: value.contiguous() for key, value in weights.items()}, **given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

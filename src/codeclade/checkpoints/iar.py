@@ -49,6 +49,8 @@ class Iar(PublishedFamily):
         Raises:
             ValueError: a codebook that is not in IAR's order, or would be permuted twice.
         """
+        # Names and shapes cannot tell a re-ordered codebook from LlamaGen's, and with the wrong one
+        # every image is noise; the order shows in how alike neighboring rows are.
         vq_model, mapping = super().build_tokenizer(vq), files.get("mapping")
         codebook = vq_model.codebook.detach()
         if mapping is not None:
@@ -82,6 +84,7 @@ def permuted(codebook: Tensor, mapping: Tensor, path: str | Path) -> Tensor:
     Raises:
         ValueError: a mapping that is no permutation; `path` names it.
     """
+    # Twice the same target would leave another row unwritten.
     if not torch.equal(mapping.sort().values, torch.arange(len(codebook))):
         raise ValueError(f"{path} is no permutation of the {len(codebook)} codes of the tokenizer.")
     result = torch.empty_like(codebook)

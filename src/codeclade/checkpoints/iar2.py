@@ -81,6 +81,8 @@ class Iar2Generator(StateDictAdapter):
         Raises:
             ValueError: heads that cannot be known, or shapes no generator has.
         """
+        # Sizes come from shapes alone: two token tables for the two codes of a pair, one class
+        # table whose last row is the null class, and as many blocks in the head as there are names.
         rows, width = shape_of(state_dict, "cls_embedding.embedding_table.weight", 2)
         return {
             "vocab_size": shape_of(state_dict, "tok_embeddings2.weight", 2)[0],

@@ -90,6 +90,7 @@ class LlamaGenTokenizer(StateDictAdapter):
 
     def config_from(self, state_dict: StateDict, **given: Any) -> dict[str, Any]:
         """Fields of a `VQModel`; nothing is given."""
+        # One width a level, by its first convolution; the number of levels sets the downsampling.
         levels = count_layers(state_dict, r"encoder\.conv_blocks\.([0-9]+)\.")
         widths = [f"encoder.conv_blocks.{i}.res.0.conv1.weight" for i in range(levels)]
         self.check_names(widths, state_dict)
@@ -146,9 +147,13 @@ class LlamaGenGenerator(StateDictAdapter):
         Raises:
             ValueError: heads that cannot be known, or shapes no generator has.
         """
+        # Which of the two kinds it is, their first names tell: captions pass a projection, classes
+        # have a table.
         text = "cls_embedding.cap_proj.fc1.weight" in state_dict
         condition = f"cls_embedding.{'uncond_embedding' if text else 'embedding_table.weight'}"
         self.check_names([condition], state_dict)
+        # The last class is the null class. With text, the null condition has a row for each token
+        # of the prefix.
         vocab_size, width = shape_of(state_dict, "tok_embeddings.weight", 2)
         rows, features = shape_of(state_dict, condition, 2)
         return {
@@ -175,6 +180,8 @@ def block_fields(state_dict: StateDict, width: int, heads: int | None) -> dict[s
             f"width {width} is no published size ({', '.join(map(str, HEADS))}); give "
             "num_attention_heads (--heads)."
         )
+    # Rotary embeddings turn pairs of numbers, half of them by the row and half by the column, so
+    # that a head's width is a multiple of 4.
     heads = HEADS[width] if heads is None else heads
     if heads < 1 or width % (4 * heads):
         raise ValueError(f"{heads} heads do not divide a width of {width} into multiples of 4.")

@@ -51,4 +51,5 @@ def load_family(name: str) -> "PublishedFamily":
     """
     if name not in FAMILIES:
         raise ValueError(f"family {name!r} is unknown; use one of {', '.join(FAMILIES)}.")
+    # Imported by name and late: the command line lists families without loading torch.
     return importlib.import_module(f".{name}", __package__).FAMILY

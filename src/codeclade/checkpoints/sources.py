@@ -52,6 +52,7 @@ def find_source(source: str) -> Path | Files:
     repo, inner = f"{owner}/{name}", inner.rstrip("/")
     if not is_hub_id(repo):
         raise ValueError(f"there is no {shortened(source)!r}; a codebook source is {KINDS}.")
+    # The rest may be a file or a folder there; which, only the list of its files tells.
     files = _repository(repo, source)
     if inner in files.names:
         return files.fetch(inner)
@@ -74,12 +75,14 @@ def _names(root: Path) -> list[str]:
 
 def _repository(repo: str, source: str) -> Files:
     """The files of a Hub repository; offline, those that are cached."""
+    # The list of names is asked for, no file yet: repositories hold hundreds of gigabytes.
     api = HfApi()
     try:
         names = [file.rfilename for file in api.model_info(repo, timeout=10).siblings]
         return Files(names, lambda name: Path(api.hf_hub_download(repo, name)))
     except (TRANSPORT_ERROR, OSError) as error:
         reason = shortened(str(error).strip().partition("\n")[0].rstrip("."), 120)
+    # Without the network what is cached still serves, with the network's own reason if nothing is.
     try:
         cached = Path(snapshot_download(repo, local_files_only=True))
     except LocalEntryNotFoundError:

@@ -6,6 +6,8 @@ LANES = 8  # columns are padded with zeros to a multiple of this, for the unroll
 TIE = 2.0**-40  # distances that differ by less, relatively, are a tie: 12 digits
 
 
+# reassociation lets a sum run in vector lanes, contraction fuses multiply and add; full fastmath
+# would also assume that nothing is infinite, which empty places and dead columns are
 @njit(cache=True, fastmath={"reassoc", "contract"})
 def squared_distance(a, b):
     """|a - b|^2 of two vectors."""

@@ -28,6 +28,7 @@ def _to_centers(points, columns, first, count, lines):
 @njit(cache=True, fastmath={"reassoc", "contract", "nnan", "nsz"})
 def _first_least(line):
     """Position of the least value, the first of equals."""
+    # two passes: a bare minimum becomes vector instructions, one that carries its position does not
     least = line[0]
     for value in line:
         least = min(least, value)
@@ -40,6 +41,7 @@ def _first_least(line):
 @njit(parallel=True, cache=True)
 def _nearest_centers(points, columns, nearest, least):
     """The nearest center of each point and its squared distance."""
+    # distances live for one chunk, so memory is CHUNK x K a thread and never N x K
     for part in prange((points.shape[1] + CHUNK - 1) // CHUNK):
         start = np.int64(part) * CHUNK  # prange counts unsigned, and mixing signs makes floats
         count = min(CHUNK, points.shape[1] - start)
@@ -57,6 +59,8 @@ def _assign(points, columns, order, nearest, capacity, labels):
     Only points whose nearest center is full need their other distances, which are not stored.
     """
     room, lines = np.full(columns.shape[1], capacity), np.empty((1, columns.shape[1]))
+    # greedy as in IAR: rows that are surest of their center choose first. The clusters' room adds
+    # up to N, so some center always has room and `best` ends at one
     for i in order:
         best = nearest[i]
         if room[best] == 0:
@@ -106,6 +110,7 @@ def _chain(rows, center):
     The row nearest to the center comes to m/2 - 1, its nearest neighbor beside it; then the left
     and the right end take turns to add their nearest row that is left.
     """
+    # every link looks at all m rows: O(m^2 d) a cluster, N m d operations in all
     m = rows.shape[0]
     order, visited = np.empty(m, np.int64), np.zeros(m, np.bool_)
     left = right = max(m // 2 - 1, 0)
@@ -113,6 +118,7 @@ def _chain(rows, center):
     visited[order[left]] = True
     to_right = True
     for _ in range(m - 1):
+        # an end that has met its border leaves all that remains to the other
         if right + 1 < m and (to_right or left == 0):
             order[right + 1] = _closest(rows, visited, rows[order[right]])
             right += 1
@@ -139,16 +145,22 @@ def balanced_kmeans(
     Returns:
         labels (N,) int64, the last centers (K, d), and the iterations done.
     """
+    # one column a row, so that the distances from a point to all centers are sweeps of vector
+    # instructions; the zeros of the padding add nothing to a distance
     n, k = len(rows), len(centers)
     padding = ((0, -rows.shape[1] % LANES), (0, 0))
     points = np.ascontiguousarray(np.pad(rows.T, padding))
     nearest, labels, least = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
     iteration = 0
+    # N K d operations an iteration; a greedy assignment may raise the objective, so that nothing
+    # but max_iter promises an end
     while iteration < max_iter:
         iteration += 1
         columns = np.ascontiguousarray(np.pad(centers.T, padding))
         _nearest_centers(points, columns, nearest, least)
         _assign(points, columns, _stable_order(least), nearest, n // k, labels)
+        # plain means, not scaled back to unit length, and NumPy's default tolerances: both are
+        # IAR's, and equal assignments need both
         moved = _means(rows, labels, k)
         settled = np.allclose(moved, centers)
         centers = moved
@@ -160,6 +172,8 @@ def balanced_kmeans(
 def arrange(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """IAR's mapping (N,) int64 from old to new code: clusters one after the other, similar codes
     of a cluster beside each other."""
+    # equal sizes make the reshape right; the stable sort keeps members in ascending order, by which
+    # the chain breaks ties
     members = np.argsort(labels, kind="stable").reshape(k, -1)
     permutation = np.empty(len(rows), np.int64)
     for c, own in enumerate(members):

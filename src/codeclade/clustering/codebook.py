@@ -31,6 +31,7 @@ CodebookLike: TypeAlias = ArrayLike | TensorLike | EmbeddingLike
 @contextlib.contextmanager
 def torch_threads_kept() -> Iterator[None]:
     """Give torch, where it is loaded, its number of threads back: numba's threads set it too."""
+    # only where it is loaded already: clustering alone does not pay for the import of torch
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
     try:
@@ -53,11 +54,15 @@ def as_codebook(codebook: CodebookLike) -> np.ndarray:
         ValueError: not two-dimensional, no rows or columns, not real numbers, or not finite.
         TypeError: Python objects that are no numbers.
     """
+    # the kind of numbers first, since the cast to float64 below would drop imaginary parts with a
+    # mere warning. Here and below some words are those that scikit-learn's estimator checks look
+    # for in a message
     rows = _as_array(codebook)
     if rows.dtype.kind == "c":
         raise ValueError(f"Complex data not supported: codebook has dtype {rows.dtype}")
     if rows.dtype.kind not in "fiuO":
         raise ValueError(f"codebook must hold rows of numbers, got dtype {rows.dtype}")
+    # then the shape, on which every method relies without another look
     if rows.ndim != 2:
         raise ValueError(
             f"codebook must have two dimensions (N, d), got shape {rows.shape}. Reshape your data "
@@ -71,6 +76,8 @@ def as_codebook(codebook: CodebookLike) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # a long double beyond float64 is found below
         rows = np.ascontiguousarray(rows, dtype=np.float64)
+    # then the values: a comparison with NaN is false, so its row would silently be nobody's
+    # neighbor
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if bad.size:
         raise ValueError(
@@ -85,6 +92,7 @@ def _as_array(codebook: Any) -> np.ndarray:
     if not hasattr(codebook, "detach") and hasattr(getattr(codebook, "weight", None), "detach"):
         codebook = codebook.weight  # nn.Embedding
     if hasattr(codebook, "detach"):
+        # NumPy has no bfloat16; float64 holds each one exactly
         tensor = codebook.detach().cpu()
         codebook = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
     if hasattr(codebook, "tocsr"):
@@ -115,6 +123,7 @@ def check_clusters(n_clusters: Any, n: int) -> int:
     Raises:
         ValueError: not a whole number, or out of range.
     """
+    # True is an int to Python, but no number of clusters; 8.0 from a recipe is one
     whole = isinstance(n_clusters, (int, float, np.number)) and not isinstance(n_clusters, bool)
     if not whole or not 1 <= n_clusters <= n or int(n_clusters) != n_clusters:
         raise ValueError(
@@ -142,6 +151,7 @@ def available_memory() -> int:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
+    # elsewhere than on Linux only the size of the machine's memory is known: a bound all the same
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

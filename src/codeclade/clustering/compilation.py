@@ -16,6 +16,7 @@ class _Announcer(event.Listener):
     done = False
 
     def on_start(self, event: event.Event) -> None:
+        # once a process: one fit compiles dozens of functions
         if not _Announcer.done:
             _Announcer.done = True
             tqdm.write(MESSAGE, file=sys.stderr)

@@ -38,6 +38,7 @@ class CodebookClusterer(ClusterMixin, BaseEstimator, ABC):
             ValueError: not a codebook, or another width than in `fit`.
         """
         rows = as_codebook(X)
+        # as_codebook has checked the values; scikit-learn only records or compares width and names
         named: Any = X if hasattr(X, "columns") else rows  # a DataFrame knows its columns' names
         validate_data(self, named, reset=reset, skip_check_array=True)
         return rows

@@ -24,6 +24,8 @@ def kmeans(
 
     options: dict[str, Any] = {"init": init, "n_init": n_init, "random_state": seed}
     model: Any = SklearnKMeans(n_clusters, **options).fit(rows)
+    # scikit-learn's numbers depend on the random start, these on the partition alone; the centers
+    # follow, each found by the first row of its cluster
     labels = canonical(model.labels_)
     _, first = np.unique(labels, return_index=True)
     centers = model.cluster_centers_[model.labels_[first]]

@@ -10,6 +10,7 @@ from .estimator import CodebookClusterer
 
 def random_labels(n: int, n_clusters: int, seed: int) -> np.ndarray:
     """Random labels (n,) int64 of clusters whose sizes differ by at most one."""
+    # remainders of a permutation: sizes differ by one at most, without rejection or repair
     order = np.random.default_rng(seed).permutation(n)
     return canonical(order % n_clusters)
 

@@ -41,6 +41,8 @@ class TreeClusterer(CodebookClusterer):
         for stale in ("children_", "distances_"):
             if hasattr(self, stale):
                 delattr(self, stale)
+        # labels alone need only the merges below the cut, and the search stops once these are
+        # certain
         if full:
             linkage = average_linkage(rows, metric=metric)
             self.labels_ = cut(linkage, n_clusters)

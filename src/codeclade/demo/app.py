@@ -53,6 +53,8 @@ def heading(backend: Backend) -> str:
 
 def links(pipe: CodecladePipeline) -> list[tuple[str, str]]:
     """Names and addresses of the papers behind a pipeline and of the repositories shown."""
+    # The papers are found as the model cards find them, by the parts that are loaded, so that what
+    # is credited here is what runs here.
     parts = {
         name: SimpleNamespace(class_name=type(part).__name__, config=config_of(part))
         for name, part in pipe.components.items()
@@ -79,6 +81,7 @@ def send(
     button: gr.Button, generate: Generate, backend: Backend, tab: Redraw | Edit, tabs: gr.Tabs
 ) -> None:
     """Let a button take the chosen image and its class to another tab."""
+    # Without an image the other tab opens all the same, and says itself what it lacks.
     name = type(tab).__name__.lower()
 
     def take(session):
@@ -95,6 +98,8 @@ class App(gr.Blocks):
     """Blocks that answer values which Gradio itself cannot read with one sentence, too."""
 
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        # What Gradio raises on such values is no sentence for a client. A path outside of its
+        # folders is answered as any other bad image, which tells nothing of what is on the disk.
         try:
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except InvalidPathError:
@@ -125,6 +130,8 @@ def build(backend: Backend) -> gr.Blocks:
         send(generate.layout.to_edit, generate, backend, edit, tabs)
         first, inputs, outputs = generate.layout.first
         demo.load(first, inputs, outputs, api_visibility="private", show_progress="hidden", **MODEL)
+    # This switches queueing on and makes Gradio's own queue, which ours replaces before anything
+    # runs.
     demo.queue()
     demo._queue = FairQueue(demo)
     return demo
@@ -147,6 +154,7 @@ def start(demo: gr.Blocks, **settings) -> str:
     Args:
         settings: those of `gr.Blocks.launch`.
     """
+    # What is held for strangers is bounded: files, sessions, requests, places in the queue.
     limits = {
         "max_file_size": "20mb",
         "state_session_capacity": SESSIONS,

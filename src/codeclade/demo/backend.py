@@ -47,6 +47,7 @@ class Backend:
         self._patches: dict[int, Image.Image] = {}
         self._decode_patches = on_gpu(self._patch_pixels)
         self.find_ids = on_gpu(self._ids_array)
+        # Sampling is random and bears bfloat16; in the tokenizer it would change ids and pixels.
         if torch.cuda.is_available():
             pipe.to("cuda")
             pipe.transformer.to(torch.bfloat16)  # the tokenizer stays exact
@@ -60,6 +61,8 @@ class Backend:
         found = []
         for label in range(count):
             name = self.pipe.config.id2label.get(str(label), "")
+            # A name that two classes share is shown with its number, or nobody could choose the
+            # second.
             clear = len(set(names.get(name.strip().lower(), []))) == 1
             found.append((name, name) if clear else (f"{name or 'class'} ({label})", str(label)))
         return found
@@ -72,6 +75,8 @@ class Backend:
         """
         name = short_text("class name", name)
         plain, names = name.strip().lower(), self.pipe.labels
+        # A number is one only where no class is called so; isdigit alone takes digits of all
+        # scripts.
         if plain.isascii() and plain.isdigit() and plain not in names:
             return self.pipe.get_label_ids(int(plain))[0]
         if plain in names or not names:
@@ -126,6 +131,7 @@ class Backend:
     def schedule(self, name: Any) -> str | dict:
         """A schedule with the pipeline's own parameters, or with published or plain ones."""
         name, given = one_of("guidance schedule", name, self.schedules), None
+        # The parameters of a schedule go with its name: one that the client picks gets its own.
         if name == self.default_schedule:
             given = self.pipe.config.guidance_schedule
         if name == "interval" and not given:
@@ -136,6 +142,7 @@ class Backend:
         """Sampling arguments of a pipeline call, checked."""
         codes = self.pipe.transformer.config.vocab_size
         temperature = number("temperature", temperature, 0, 5)
+        # 0 means the arg-max; logits divided by what is nearly 0 can overflow.
         if 0 < temperature < 0.01:
             raise ValueError("temperature must be 0, or 0.01 to 5.")
         return {
@@ -196,6 +203,9 @@ class Backend:
 
     def ids_of(self, image: Image.Image, made: dict | None) -> torch.Tensor:
         """Ids (1, G, G, ...): those an image of `made` is of, else by the tokenizer."""
+        # Encoding a decoded picture may give other ids than it was made of; where they are known,
+        # edits start from the true ones. The page sends the enlarged picture back, clients the
+        # plain one.
         made = made or {"ids": [], "images": []}
         for ids, own in zip(made["ids"], made["images"], strict=True):
             if any(same(image, shown) for shown in (own, enlarge(own))):
@@ -220,6 +230,7 @@ class Backend:
             return copy.deepcopy(self.pipe.cluster_map).cpu()
         if not self.pipe.transformer.scheme.holds_clusters:
             return None
+        # Two-stage generators hold clusters of their own, which those shown must agree with.
         cluster_of = self.pipe.transformer.token_embedding.cluster_of.cpu()
         return ClusterMap.from_labels(cluster_of, self.pipe.vq_model.codebook, method="transformer")
 
@@ -243,6 +254,7 @@ class Backend:
         if count == self.map.num_clusters:
             return self.map
         cut = self._cuts.get(count)  # another thread may drop it from the dictionary any time
+        # A cut costs a pass over the tree, and the slider asks for the same few again and again.
         if cut is None:
             cut = self._cuts[count] = self.map.cut(count)
             for oldest in list(self._cuts)[:-CUTS]:
@@ -251,6 +263,7 @@ class Backend:
 
     def patches(self, ids: list[int]) -> list[Image.Image]:
         """What each id looks like, decoded once and kept."""
+        # Decoded together; what is kept is at most one small patch for each code.
         missing = sorted(set(ids) - self._patches.keys())
         if missing:
             for code, pixels in zip(missing, self._decode_patches(missing), strict=True):

@@ -16,6 +16,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # rasters only, in decoders wit
 
 def number(name: str, value: Any, low: float, high: float, integer: bool = False) -> float:
     """`value` as a number from `low` to `high`; booleans, texts, NaN and infinity are none."""
+    # A comparison with NaN is false, so the range excludes it; True is an int to Python.
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not fits or (integer and value != int(value)):
         raise ValueError(f"{name} must be a {'whole ' * integer}number from {low} to {high}.")
@@ -31,6 +32,8 @@ def one_of(name: str, value: Any, allowed: list[str]) -> str:
 
 def short_text(name: str, value: Any) -> str:
     """`value` as a text that may be repeated in an error."""
+    # Clients send class numbers as numbers, too; those that no class can have stay numbers, and are
+    # refused without being repeated.
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9:
         value = str(value)
     if not isinstance(value, str) or len(value) > MAX_TEXT:
@@ -40,6 +43,7 @@ def short_text(name: str, value: Any) -> str:
 
 def read_image(source: Any) -> Image.Image:
     """RGBA image of a path or binary stream, of one of FORMATS and at most MAX_PIXELS pixels."""
+    # Size before content: a small file can unpack to gigabytes of pixels.
     try:
         image = Image.open(source, formats=FORMATS)  # reads the header alone
         size = image.width * image.height
@@ -49,6 +53,7 @@ def read_image(source: Any) -> Image.Image:
         raise ValueError(f"the file is no image of type {', '.join(FORMATS)}.") from None
     if size > MAX_PIXELS:
         raise ValueError(f"the image has more than {MAX_PIXELS // 10**6} megapixels.")
+    # Only now is it decoded; whatever a decoder stumbles over is damage in the file.
     try:
         return ImageOps.exif_transpose(image.convert("RGBA"))
     except Exception:
@@ -68,6 +73,7 @@ def cached(path: Any) -> Path:
     Gradio itself looks at paths only in a value that says it is a file, and a client need not say.
     """
     try:
+        # Both sides are resolved, or a link or ".." inside the folder would lead out of it.
         found = Path(path).resolve()  # follows links
         inside = found.is_relative_to(Path(get_upload_folder()).resolve())
     except (TypeError, ValueError, OSError, RuntimeError):

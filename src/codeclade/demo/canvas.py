@@ -45,6 +45,8 @@ class Canvas(gr.ImageEditor, metaclass=WithoutStub):
     @server
     def accept_blobs(self, data: AcceptBlobs):
         """Keep a background, layer or composite that the page sends ahead of an event."""
+        # The page sends a drawing in parts, before the event that uses it and without a place in
+        # the queue: what a part may be is said here, as nothing else looks at it.
         try:
             key, index = str(data.data["id"]), data.data["index"] or "null"
             fits = len(key) <= 64 and (index == "null" or 0 <= int(index) < MAX_LAYERS)
@@ -55,6 +57,8 @@ class Canvas(gr.ImageEditor, metaclass=WithoutStub):
             raise HTTPException(400, f"A drawing has an id and at most {MAX_LAYERS} layers.")
         self.blob_storage = self.pending
         super().accept_blobs(data)
+        # Oldest first, but never the one that has just come: drawings whose event never follows
+        # would otherwise stay for good.
         for oldest in list(self.pending)[:-1]:
             sizes = [drawing_bytes(drawing) for drawing in list(self.pending.values())]
             if len(sizes) > MAX_PENDING or sum(sizes) > MAX_PENDING_BYTES:

@@ -29,6 +29,7 @@ def on_gpu(function: Callable) -> Callable:
 
 def sentence(error: Exception) -> gr.Error:
     """What the user is told of an error; anything but a ValueError is a fault of ours, logged."""
+    # Our ValueErrors are written for users; what any other error says may tell of paths and code.
     message = str(error)
     if not isinstance(error, ValueError):
         traceback.print_exception(error)
@@ -40,6 +41,7 @@ def sentence(error: Exception) -> gr.Error:
 
 def endpoint(function: Callable, gpu: bool = True) -> Callable:
     """`function`, or a generator function, as a listener: on the GPU, with errors as sentences."""
+    # Gradio tells the two kinds apart by the function itself, so each needs a wrapper of its kind.
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)

@@ -32,6 +32,8 @@ class Refusals:
         while more and unread > 0:  # clients that are still sending do not see an answer
             message = await receive()
             unread, more = unread - len(message.get("body", b"")), message.get("more_body", False)
+        # Two answers to one request would break the connection, so it is noted whether one has
+        # begun.
         answer, begun = refused or self.app, False
 
         async def send_on(message):
@@ -51,6 +53,7 @@ class Refusals:
 
     def refusal(self, scope) -> JSONResponse | None:
         """The answer to a request that is not passed on."""
+        # Calls that pass by the queue would run without a place, a limit or a fair turn.
         path, headers = scope["path"].rstrip("/"), Headers(scope=scope)
         if any(part in path for part in ("/gradio_api/run/", "/gradio_api/api/")):
             return JSONResponse({"detail": CLOSED}, 404)
@@ -58,6 +61,7 @@ class Refusals:
             return None
         if "transfer-encoding" in headers:  # of no declared length; no client of ours sends that
             return JSONResponse({"detail": "The request must say its length."}, 411)
+        # The declared length is enough: the server reads no more of a request than it declared.
         drawing = path.endswith("/gradio_api/component_server")
         limit = MAX_DRAWING_BODY if drawing else MAX_BODY
         length = headers.get("content-length", "0")
@@ -94,6 +98,7 @@ class Listeners:
             await gone.wait()
             return {"type": "http.disconnect"}
 
+        # From here on the watcher alone reads what the server says; Gradio gets the end from it.
         queue.listeners[key] += 1
         watcher = asyncio.create_task(watch())
         try:

@@ -12,13 +12,17 @@ def join_heights(cut: ClusterMap, cluster: int) -> list[float | None]:
 
     The cluster's own entry is 0.
     """
+    # The cut undid the last merges of the tree; replaying them says where clusters join.
     codes, count, mapping = cut.codebook_size, cut.num_clusters, cut.mapping.tolist()
     merges, heights = cut.merges.tolist(), cut.heights.tolist()
     found: list[float | None] = [None] * count
     found[cluster] = 0.0
+    # A node made before the cut lies within one cluster, which any code below it tells.
     leaf = list(range(codes))  # any code below every node
     for a, _ in merges:
         leaf.append(leaf[a])
+    # A group is taken out when it merges, so that each cluster gets its height once, where its
+    # group meets the one of `cluster`.
     groups: dict[int, list[int]] = {}  # clusters below the nodes made since the cut
     own = None  # the node that holds `cluster`
     for step in range(codes - count, len(merges)):
@@ -30,6 +34,8 @@ def join_heights(cut: ClusterMap, cluster: int) -> list[float | None]:
                 for joined in other:
                     found[joined] = heights[step]
                 break
+        # The smaller list goes into the larger, so that each of the K clusters moves at most log2 K
+        # times: O(K log K) in all.
         small, large = sorted(sides, key=len)
         large.extend(small)
         groups[node] = large

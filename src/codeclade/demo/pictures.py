@@ -21,6 +21,7 @@ def same(image: Image.Image, other: Image.Image) -> bool:
     """Whether two pictures are one; a browser's canvas may round colors."""
     if image.size != other.size:
         return False
+    # As signed numbers: a difference of bytes would wrap around.
     gap = np.asarray(image).astype(int) - np.asarray(other)
     return bool(np.abs(gap).mean() < 1)
 
@@ -60,6 +61,7 @@ def sheet(patches: Sequence[Image.Image], columns: int, rows: int, cell: int = 4
 
 def marked(image: Image.Image, cells: np.ndarray, shade: bool = True) -> Image.Image:
     """The image enlarged, with its token grid and the `cells` (G, G) that are true tinted."""
+    # Drawn on a layer of its own, for ImageDraw replaces colors instead of blending them.
     picture = enlarge(image)
     step = picture.width / len(cells)
     veil = Image.new("RGBA", picture.size)

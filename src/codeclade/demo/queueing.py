@@ -49,10 +49,13 @@ class FairQueue(Queue):
         if names_address(body.data, request):  # Gradio would download it
             refusal = {"__type__": "validate", "is_valid": False, "message": NO_ADDRESSES}
             return False, [refusal | {"parameter_name": "image"}], "validator_error"
+        # Abandoned places are freed first, so that no honest client is turned away because of them.
         self.drop_unheard()
         reason = self._no_place(address_of(request), body.session_hash)
         if reason:
             return False, reason, "queue_full"
+        # Gradio has put the call at the end; sharing out moves it where it belongs, and everyone
+        # whose place changed is told.
         granted, answer, kind = await super().push(body, request, username)
         event = self.event_ids_to_events.get(answer) if granted else None
         if event is not None:
@@ -86,6 +89,8 @@ class FairQueue(Queue):
         """Take a waiting call out of all of Gradio's tables."""
         self.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
         self.event_ids_to_events.pop(event._id, None)
+        # Gradio keeps the messages of a session until its last call is done, which this may have
+        # been.
         ids = self.pending_event_ids_session.get(event.session_hash, set())
         ids.discard(event._id)
         if not ids:
@@ -101,6 +106,8 @@ class FairQueue(Queue):
 
     def _no_place(self, address: str, session: str | None) -> str | None:
         """Why a call gets no place; None where it does."""
+        # The narrowest limit first, as its sentence tells the client most. Limits of one address
+        # lie below those of all, so that nobody can fill the queue alone.
         waiting = self._waiting()
         here = [event for event in waiting if address_of(event.request) == address]
         own = sum(session_of(event) == session for event in here)
@@ -115,6 +122,8 @@ class FairQueue(Queue):
 
     def _share_out(self, queue: EventQueue) -> None:
         """Order calls by how many of the same client, then of the same address, come before."""
+        # Round robin: everybody's first call, then everybody's second. Running calls count, or a
+        # client could hold the model by always having one more; arrival breaks ties.
         clients: Counter = Counter()
         addresses: Counter = Counter()
         ranked = []
@@ -146,6 +155,7 @@ def names_address(data: Any, request: Any) -> bool:
 
     The address of a file of this server, which MCP clients send, becomes the path of that file.
     """
+    # Any depth, by a list and not by recursion, which deep data would exhaust.
     left, host = [data], request.headers.get("host", "")
     while left:
         value = left.pop()

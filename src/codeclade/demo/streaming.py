@@ -49,6 +49,7 @@ def stream(backend: "Backend", run: Callable, show: Callable | None = None) -> I
     threading.Thread(target=work, daemon=True).start()
     # In the listener's thread: hand on what the run found; whoever closes us stops the run.
     try:
+        # An error travels through the queue as well, and is raised where somebody can hear it.
         done = False
         while not done:
             done, value = found.get()

@@ -38,6 +38,8 @@ class Clusters(NamedTuple):
 
 def singletons(rows: np.ndarray, weight: np.ndarray, first: np.ndarray) -> Clusters:
     """One cluster per distinct row (C, d) with its count (C,) and first original row (C,)."""
+    # every row is its own cluster, of variance zero: both bounds are then the distance itself.
+    # Neighbors are unknown, and zero is a lower bound that claims nothing
     count = len(rows)
     rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % LANES)))
     own = np.arange(count, dtype=np.int64)
@@ -69,6 +71,7 @@ def mean_distance(clusters, a, b, above):
     """
     if clusters.first[a] > clusters.first[b]:
         a, b = b, a  # one order of summation, so that D(a, b) and D(b, a) are the same bits
+    # `above` is compared as a sum, once for each member of a: the loop divides nothing
     pairs = clusters.size[a] * clusters.size[b]
     total, most = 0.0, above * pairs
     i = clusters.head[a]
@@ -97,6 +100,8 @@ def merge(clusters, a, b):
         + share * clusters.variance[b]
         + share * (1 - share) * squared_distance(clusters.mean[a], clusters.mean[b])
     )
+    # the mean moves by a share of the difference, in O(d) without a look at the members; what
+    # rounding this costs, `_reciprocal_pairs` adds to every bound
     for k in range(clusters.mean.shape[1]):
         clusters.mean[a, k] += share * (clusters.mean[b, k] - clusters.mean[a, k])
     clusters.size[a] = size
@@ -110,6 +115,7 @@ def merge(clusters, a, b):
 @njit(cache=True)
 def members_by_cluster(clusters, slots):
     """Members of the clusters `slots` one after the other (C,), and where each starts (M + 1,)."""
+    # the linked lists are walked once, in O(C), so that the sums over members read memory in order
     members = np.empty(clusters.head.shape[0], np.int64)
     starts = np.empty(slots.shape[0] + 1, np.int64)
     count = 0

@@ -26,6 +26,8 @@ def _add_distances_of_eight(columns, start, first, last, weight, out):
 
     For LANES columns, the common case: unrolled, so that only the roots cost time.
     """
+    # slices with names, not one two-dimensional block: so that the compiler sees eight streams that
+    # it can load side by side
     end = start + out.shape[0]
     c0, c1 = columns[0, start:end], columns[1, start:end]
     c2, c3 = columns[2, start:end], columns[3, start:end]
@@ -84,6 +86,7 @@ def _average_bundle(columns, weight, starts, size, low, high, sums, squares, out
     # sums[i, j]: of the distances from the members of cluster low + i to point j
     first, last, count = starts[low], starts[high], columns.shape[1]
     sums[:, first:] = 0.0
+    # a bundle of clusters shares each tile of points: the tile is read once for all of them
     owners = np.empty(last - first, np.int64)
     for i in range(low, high):
         owners[starts[i] - first : starts[i + 1] - first] = i - low
@@ -121,6 +124,7 @@ def _average_rows(columns, weight, starts, size, threads, top, step, out):
         starts: (M + 1,) first point of each cluster; size: (M,) its weight.
         out: (M, M or wider).
     """
+    # every thread makes rows of its own, so no two add to one number
     bundle = 1 if columns.shape[0] == LANES else BUNDLE  # one row at a time stays in the cache
     for part in prange(threads):
         mine = top + step * np.int64(part)  # prange counts unsigned, and mixing signs makes floats
@@ -130,6 +134,8 @@ def _average_rows(columns, weight, starts, size, threads, top, step, out):
 @njit(parallel=True, cache=True)
 def _mirror(matrix):
     """Copy what is right of the diagonal to the left of it, tile by tile."""
+    # tiles, for a walk down a column uses one number of each line of cache; what is written lies
+    # left of the diagonal, what is read right of it, so the threads do not meet
     m = matrix.shape[0]
     for part in prange((m + MIRROR_TILE - 1) // MIRROR_TILE):
         low = np.int64(part) * MIRROR_TILE
@@ -143,6 +149,8 @@ def _mirror(matrix):
 def _squared_rows(mean, variance, out):
     """Matrix of mean squared distances between clusters, from their means and variances."""
     for row in prange(mean.shape[0]):
+        # |mA - mB|^2 + vA + vB is the mean squared distance itself: M^2 d operations, no members.
+        # Either half of the matrix adds in the same order and so has the same bits
         i = np.int64(row)  # prange counts unsigned, and mixing signs makes floats
         out[i, i] = np.inf
         for j in range(mean.shape[0]):
@@ -161,10 +169,12 @@ def distance_matrix(clusters: Clusters, slots: np.ndarray, euclidean: bool) -> n
         (M, width_for(M)) float64; the columns from M on are room for `merge_all`.
     """
     matrix = np.empty((len(slots), width_for(len(slots))))
+    # in many dimensions BLAS wins, although rounding makes it compute close pairs again
     if clusters.rows.shape[1] >= PRODUCTS:
         _fill_by_products(clusters, slots, euclidean, matrix)
         _mirror(matrix)
         return matrix
+    # means and variances give mean squared distances exactly: nothing is summed over members
     if not euclidean:
         _squared_rows(clusters.mean[slots], clusters.variance[slots], matrix)
         return matrix
@@ -172,6 +182,8 @@ def distance_matrix(clusters: Clusters, slots: np.ndarray, euclidean: bool) -> n
     members, starts = members_by_cluster(clusters, slots)
     columns = np.ascontiguousarray(clusters.rows[members].T)
     weight, size = clusters.weight[members], clusters.size[slots]
+    # rows shorten from top to bottom, so each slice takes every step-th bundle: all take about as
+    # long
     step = -(-len(members) // SLICE)
     for top in range(step):
         _average_rows(columns, weight, starts, size, 4 * get_num_threads(), top, step, matrix)
@@ -191,6 +203,8 @@ def _fill_by_products(
         matrix[:, : len(slots)] = 0.0
         members, starts = members_by_cluster(clusters, slots)
         points, weight = clusters.rows[members], clusters.weight[members]
+        # blocks of points cut through clusters, so sums grow from block to block and are divided
+        # once, at the end; N^2 d / 2 multiplications
         owner = np.repeat(np.arange(len(slots)), np.diff(starts))
         for first, norms, products in blocks_of_products(points):
             low, high = owner[first], owner[first + len(products) - 1] + 1

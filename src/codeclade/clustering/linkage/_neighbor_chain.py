@@ -114,6 +114,7 @@ def _average_into(a, b, share_a, share_b, dead):
 @njit(cache=True)
 def _settle(matrix, row):
     """Set the neighbor of a row, and the second least distance, from the least of each segment."""
+    # M / SEGMENT numbers tell the least; the row itself is read only where they point
     columns, segments = matrix.counts[0], matrix.least
     count = (columns + SEGMENT - 1) // SEGMENT
     values, dead = matrix.distance[row], matrix.dead
@@ -167,6 +168,7 @@ def _nearest(matrix, row):
 @njit(cache=True)
 def _merge(matrix, a, b):
     """Cluster a takes in cluster b: D(a + b, j) = (|a| D(a, j) + |b| D(b, j)) / (|a| + |b|)."""
+    # both rows must be whole, or the average would take in distances to clusters of old
     _complete(matrix, a)
     _complete(matrix, b)
     total = matrix.size[a] + matrix.size[b]
@@ -208,6 +210,7 @@ def _chain(matrix, links, merges):
         # extend the chain until its last two links are each other's nearest neighbor
         while True:
             if length == 0:
+                # `start` never goes back, so all these looks together are O(M)
                 while matrix.into[start] != start:
                     start += 1
                 links[0], length = start, 1
@@ -223,6 +226,7 @@ def _chain(matrix, links, merges):
         # merge them; distances along the chain fell, so what is left of it is still a chain
         length -= 2
         a, b = min(tip, other), max(tip, other)
+        # the height may stand in a column that row a has not fetched yet
         _complete(matrix, a)
         merges[step, 0], merges[step, 1] = a, b
         merges[step, 2] = matrix.distance[a, matrix.column[b]]
@@ -267,6 +271,7 @@ def _move_columns_in_parallel(distance, into, kept):
 
 def _write_recent(matrix: Matrix) -> None:
     """Write the columns of recent merges to all rows; drop those out of use if room is short."""
+    # what is known: rows are whole up to `written`, and each recent cluster's own row is whole
     columns, width = matrix.counts[0], matrix.distance.shape[1]
     in_use = np.flatnonzero(matrix.dead[:columns] == 0)
 
@@ -284,6 +289,8 @@ def _write_recent(matrix: Matrix) -> None:
     else:
         _write_rows(*known, 0, rows)
     matrix.written[:] = matrix.counts[1] = 0
+    # room runs out once in about M / SPARE merges, and dead columns, which a look reads too, soon
+    # go once they outnumber the live: moving costs each merge O(M) on average
     if columns + RECENT > width or 2 * len(in_use) < columns:
         if parallel:
             _move_columns_in_parallel(distance, into, in_use)
@@ -306,6 +313,8 @@ def merge_all(
         size: (M,) weights of the clusters, which are in the order of their smallest members.
         advance: called with numbers of merges as they are made.
     """
+    # nothing is known of any neighbor; Lance-Williams updates overwrite the matrix, since a second
+    # one would double what is by far the most memory of the whole linkage
     count, width = distance.shape
     matrix = Matrix(
         distance=distance,
@@ -324,6 +333,8 @@ def merge_all(
         counts=np.array([count, 0, 0, 0]),
     )
     merges, links = np.empty((count - 1, 3)), np.empty(count, np.int64)
+    # at most 3 M looks at a row in all, whatever the data. After each batch Python has a turn: it
+    # hears an interrupt, and the columns of the batch are written
     for start in range(0, len(merges), RECENT):
         part = merges[start : start + RECENT]
         _chain(matrix, links, part)

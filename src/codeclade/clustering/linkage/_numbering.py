@@ -16,6 +16,8 @@ def _find(parent, i):
 @njit(cache=True)
 def scipy_linkage(pairs, heights, n):
     """SciPy's (M, 4) linkage matrix of merges given as pairs of members, in order of height."""
+    # a cluster's number is n + the row that made it, so the root of a member is the number that
+    # SciPy gives to its cluster: near O(n) for the whole tree
     out = np.empty((pairs.shape[0], 4))
     parent, size = np.arange(2 * n), np.ones(2 * n)
     for i in range(pairs.shape[0]):
@@ -38,6 +40,7 @@ def labels_of_pairs(pairs, n):
         parent[max(a, b)] = min(a, b)
     labels, count = np.empty(n, np.int64), 0
     for i in range(n):
+        # a root is never above its members, so it has its label by now
         root = _find(parent, i)
         if root == i:
             labels[i] = count

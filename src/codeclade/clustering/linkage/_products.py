@@ -19,6 +19,8 @@ BLOCK = 256  # points whose products with all later points are made together
 @njit(cache=True, fastmath={"reassoc", "contract", "nnan", "nsz"})
 def _from_products(norm, norms, products, out):
     """Squared distances (C,) in place of products; the least part of the norms any of them is."""
+    # a small difference of large norms has lost digits; whether any has is found in the same sweep
+    # of vector instructions, and only then are pairs looked at one by one
     margin = np.inf
     for j in range(out.shape[0]):
         total = norm + norms[j]
@@ -53,6 +55,7 @@ def add_mean_distances(points, norms, weight, owner, starts, first, low, high, p
         products: (BLOCK or fewer, C - first) of the block with the points from `first` on.
     """
     for part in prange(high - low):
+        # one cluster a thread, hence one row of `out`: no two add to the same number
         i = low + np.int64(part)  # prange counts unsigned, and mixing signs makes floats
         after = starts[i + 1]
         line = np.empty(points.shape[0] - after)
@@ -77,6 +80,8 @@ def set_squared_distances(points, norms, variance, first, products, out):
 
 def blocks_of_products(points: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For blocks of points (C, d): first point, norms (C,), products (BLOCK, C - first)."""
+    # the norms become as small as they can be, and rounding with them; only products with later
+    # points are made, BLOCK x N numbers at a time
     centered = points - points.mean(axis=0)
     norms = np.einsum("ij,ij->i", centered, centered)
     for first in range(0, len(points), BLOCK):

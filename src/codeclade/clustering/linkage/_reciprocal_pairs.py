@@ -72,6 +72,7 @@ def _merge_pairs(clusters, order, queries, max_height, pairs, merges):
             clusters.nearest[slot] = -1
             gone = not clusters.active[other]
             clusters.candidate[slot] = clusters.nearest[other] if gone else other
+    # only the flags that were set: O(merges), not O(C)
     for i in range(count):
         clusters.just_merged[pairs[i, 0]] = clusters.just_merged[pairs[i, 1]] = False
     return count
@@ -129,12 +130,16 @@ def merge_in_rounds(
     Returns:
         (merges, 3) float64: smallest members of the two clusters, height; not sorted.
     """
+    # what is known before the first round: singletons, no neighbors, no height above which merges
+    # are not wanted. All state is O(N d); no distance is stored but one for each cluster
     active = len(clusters.rows)
     order = np.arange(active)  # active slots, neighbors in space beside each other
     max_height = MaxHeight(wanted)
     tree, moved = _space_tree.build(clusters.mean, clusters.variance, order), 0
     done = [np.empty((0, 3))]
     largest = float(np.abs(clusters.rows).max())
+    # means carry rounding from merge to merge, and a bound may be off by as much: it is widened by
+    # this, so that pruning never drops the true neighbor
     tolerance = MEAN_ROUNDING * largest * clusters.rows.shape[1] ** 0.5
     queries, pairs = np.empty(active, np.int64), np.empty((active, 2), np.int64)
     while active > until:
@@ -145,18 +150,24 @@ def merge_in_rounds(
             moved = 0
 
         # every cluster that may still merge below the wanted height gets its nearest neighbor
+        # (the others still know theirs: it did not merge, and by reducibility nothing has come
+        # nearer; a cluster whose lower bound is above the limit need not search at all)
         count = _without_neighbor(clusters, order, max_height.value, queries)
         asked = queries[:count]
         find_nearest(clusters, tree, asked, max_height.value, tolerance, euclidean)
 
         # all reciprocal pairs merge at once
+        # (each is a merge of the final tree, as nothing outside the pair can come nearer to it)
         merges = np.empty((count + 1, 3))
         merged = _merge_pairs(clusters, order, asked, max_height.value, pairs, merges)
+        # the closest pair of all is reciprocal, so a round without search or merge has two causes:
+        # the limit, or rounding among ties
         if merged == 0 and count == 0:
             if max_height.value < np.inf:
                 break  # what is left lies above the wanted merges
             asked = _closest_pair(clusters, order)
             merged = _merge_pairs(clusters, order, asked, max_height.value, pairs, merges)
+        # the limit can only fall with the merges found; the lower it is, the fewer clusters search
         _space_tree.move_merged(clusters.mean, clusters.variance, pairs[:merged], tree)
         max_height.add(merges[:merged, 2])
         done.append(merges[:merged])

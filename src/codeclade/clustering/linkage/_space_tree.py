@@ -31,6 +31,7 @@ class SpaceTree(NamedTuple):
 @njit(cache=True)
 def _widest_axis(means, order, low, high):
     """Axis along which the means order[low:high] spread most (looked at in a sample)."""
+    # a sample will do: the axis decides how well boxes prune, never what is found
     step = max(1, (high - low) // SAMPLE)
     best, axis = -1.0, 0
     for k in range(means.shape[1]):
@@ -51,6 +52,7 @@ def _select(keys, order, low, high, middle):
     while left < right:
         pivot = keys[(left + right) >> 1]
         i, j = left, right
+        # keys equal to the pivot are exchanged too: many equal ones still fall into halves
         while i <= j:
             while keys[i] < pivot:
                 i += 1
@@ -91,6 +93,7 @@ def _split_below(means, order, keys, level, node, levels):
 @njit(parallel=True, cache=True)
 def _split_in_parallel(means, order, keys, level, levels):
     for part in prange(1 << level):
+        # subtrees are disjoint ranges of `order` and `keys`: the threads share nothing
         node = np.int64(part)  # prange counts unsigned, and mixing signs makes floats
         _split_below(means, order, keys, level, node, levels)
 
@@ -111,6 +114,8 @@ def sort_in_space(means, order, levels):
 def _fit_leaf(block, low, high):
     """Box (low, high), each (d,), around the finite columns of a leaf block (d, LEAF)."""
     for k in range(block.shape[0]):
+        # a leaf without means gets the box (infinity, -infinity), infinitely far from every point,
+        # and leaves the boxes above it as they are
         least, most = np.inf, -np.inf
         for c in range(block.shape[1]):
             value = block[k, c]
@@ -122,6 +127,7 @@ def _fit_leaf(block, low, high):
 @njit(cache=True)
 def _fit_inner(low, high):
     """Boxes of the inner nodes from the boxes of the leaves."""
+    # children have larger numbers, so they are done before their parent
     for node in range(low.shape[0] // 2 - 1, 0, -1):
         for k in range(low.shape[1]):
             low[node, k] = min(low[2 * node, k], low[2 * node + 1, k])
@@ -183,6 +189,8 @@ def move_merged(means, variances, pairs, tree):
     For every pair (kept, gone) of slots the mean of `kept` is replaced and that of `gone` removed.
     Boxes stay tight around what is there, so the search stays exact; only their shape gets worse.
     """
+    # O(LEAF d) a merge and one pass over the inner nodes for the whole round. The union stays in
+    # the leaf of `kept` wherever its mean went: the box grows, which costs time alone
     leaves = tree.blocks.shape[0]
     for i in range(pairs.shape[0]):
         kept, gone = pairs[i]

@@ -79,6 +79,7 @@ def average_linkage(
             than 1e-264 of the largest entry, or heights that float64 cannot hold with all digits.
         MemoryError: not enough memory is available.
     """
+    # a prefix of the sorted merges is already the cut: numbering it as SciPy does is O(N) more
     merges, n, exponent = _lowest_merges(x, metric, n_clusters, progress)
     heights = np.maximum.accumulate(merges[:, 2])  # ties may be out of order in the last digits
     heights = _scaled_back(heights, exponent)
@@ -137,12 +138,15 @@ def _lowest_merges(
     if above_zero <= 0:
         return repeats[:wanted], n, exponent
 
+    # the lowest merges of the rest are exactly those that the full tree would have: every pair that
+    # merges is reciprocal, whatever the order
     hidden = not progress
     if progress is None and n >= LONG:
         hidden = None  # tqdm's word for: shown on a terminal
     with tqdm(total=wanted, desc="average linkage", disable=hidden) as bar:
         bar.update(len(repeats))
         merges = _merge_distinct(clusters, above_zero, not squared, bar.update)
+    # sorted, so the first height is the least: if its square kept all digits, every other did
     if merges[0, 2] < 2.0 ** (2 * CLOSEST if squared else CLOSEST):
         raise ValueError(
             "distinct rows of a codebook must be at least 1e-264 of its largest entry apart, "
@@ -157,6 +161,7 @@ def _scaled_back(heights: np.ndarray, exponent: int) -> np.ndarray:
     Raises:
         ValueError: one of them would overflow, or lose digits near zero.
     """
+    # a power of two changes no digit, unless the result leaves float64's normal numbers
     with np.errstate(over="ignore", under="ignore"):
         out = np.ldexp(heights, exponent)
     smallest = np.finfo(np.float64).tiny
@@ -175,6 +180,8 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
     The distinct rows come scaled by a power of two, with neighbors in space near in memory; what
     is measured on them must be multiplied by 2**scale.
     """
+    # -0.0 and 0.0 are equal numbers of different bytes; the sum with 0.0 makes them one. A row that
+    # occurs again has merged with its first occurrence, whose weight counts it
     _, first, inverse, count = np.unique(
         rows + 0.0, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
@@ -183,6 +190,7 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
     repeats = repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]
     scale = int(np.frexp(np.abs(rows).max())[1]) - LARGEST
     distinct = np.ldexp(rows[first], -scale)  # squares of 1e-200 and of 1e200 now have room
+    # neighbors in space side by side: a leaf of the tree then reads memory in order
     order = np.arange(len(first))
     _space_tree.sort_in_space(distinct, order, _space_tree.levels_for(len(order)))
     clusters = singletons(distinct[order], count[order].astype(np.float64), first[order])
@@ -191,6 +199,7 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
 
 def effective_dimension(rows: np.ndarray) -> float:
     """Directions the rows spread over: (sum of variances)^2 / sum of squared variances."""
+    # about a thousand rows tell it as well: O(d^2) each, and only the speed depends on it
     some = rows[:: max(1, len(rows) // 1024)]
     covariance = np.cov(some / np.abs(some).max(), rowvar=False)
     return float(np.trace(covariance) ** 2 / (covariance**2).sum())
@@ -209,6 +218,8 @@ def has_heavy_tails(rows: np.ndarray) -> bool:
 
 def _matrix_side(clusters: Clusters) -> int:
     """Clusters left at which the matrix takes over from the search."""
+    # the search costs little while clusters are many and small; the matrix costs M^2 numbers and
+    # N^2 d / 2 operations whatever the data. Both are exact, so this only chooses the faster
     count = len(clusters.rows)
     # far-out rows lengthen the search among the last thousands, which the matrix does not mind
     share = 4 if has_heavy_tails(clusters.rows) else 8
@@ -227,6 +238,7 @@ def _merge_distinct(
     side = _matrix_side(clusters)
     if side < min(count, count - wanted + 1):
         side = 1  # the cut lies below: the rounds find it alone
+    # the matrix with its spare columns, the arrays of Clusters and of the tree, a block of products
     needed = 8 * (side * width_for(side) + count * (6 * d + 24) + BLOCK * side)
     check_memory(needed, f"average linkage of {count} rows")
     merges = merge_in_rounds(clusters, side, wanted, euclidean, advance)
@@ -238,6 +250,8 @@ def _merge_distinct(
 
 def _sorted(merges: np.ndarray) -> np.ndarray:
     """Merges (M, 3) in the order of their heights, ties in the order of their members."""
+    # ties are groups of heights, or rounding would decide their order: first all by height, so that
+    # groups are runs, then by members inside a group
     merges = merges[np.argsort(merges[:, 2])]
     heights = merges[:, 2]
     tie_group = np.cumsum(np.diff(heights, prepend=heights[0]) > TIE * heights)
@@ -248,6 +262,7 @@ def _merge_by_matrix(
     clusters: Clusters, euclidean: bool, advance: Callable[[int], object]
 ) -> np.ndarray:
     """All merges of the clusters that are left: (merges, 3) smallest members and height."""
+    # in the order of smallest members, by which the chain breaks ties; rows become members after
     slots = np.flatnonzero(clusters.active)
     slots = slots[np.argsort(clusters.first[slots])]
     matrix = distance_matrix(clusters, slots, euclidean)

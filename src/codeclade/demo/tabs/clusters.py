@@ -60,11 +60,15 @@ class Clusters:
             One picture a cluster, a line about the page, per card the cluster, its size and its
             first codes, and the page.
         """
+        # What the client sent, checked; a page past the end is the last one, since another cut may
+        # have fewer pages than the one that was shown.
         cut = self.backend.cut(clusters)
         order = one_of("order", order, list(ORDERS))
         pages = math.ceil(cut.num_clusters / PAGE)
         page = min(page, pages) if isinstance(page, (int, float)) else page
         page = number("page", page, 1, pages, integer=True)
+        # The order must be the same at each call, or a card could be on two pages: hence a stable
+        # sort.
         sizes = cut.sizes
         if order == ORDERS[2]:
             ranked = torch.arange(cut.num_clusters)
@@ -73,6 +77,7 @@ class Clusters:
         chosen = ranked[(page - 1) * PAGE : page * PAGE].tolist()
         members = [cut.members(cluster)[:CARD].tolist() for cluster in chosen]
         self.backend.patches([code for codes in members for code in codes])  # in one batch
+        # The same page three times: pictures to look at, data for clients, and a line for both.
         cards, table = [], []
         for cluster, codes in zip(chosen, members, strict=True):
             size = int(sizes[cluster])
@@ -82,6 +87,7 @@ class Clusters:
             f"{cut.num_clusters} clusters of {cut.codebook_size} codes, the largest has "
             f"{int(sizes.max())}; {int((sizes == 1).sum())} have one. Page {page} of {pages}."
         )
+        # A click on a card names its index alone; what stood there must be remembered.
         if session is not None:
             session.shown = {"clusters": cut.num_clusters, "cards": chosen}
         return cards, note, table, page
@@ -125,6 +131,7 @@ class Clusters:
         code = int(found.flat[0])  # the semantic one of a pair
         cluster = int(cut.mapping[code])
         codes = cut.members(cluster).tolist()
+        # Marked on the cropped picture, which is the one that was tokenized.
         cells = np.zeros((backend.grid, backend.grid), bool)
         cells[row, column] = True
         place = marked(square(picture, backend.side), cells, shade=False)
@@ -263,11 +270,13 @@ class Clusters:
 
     def _clicked(self, image, event: gr.SelectData) -> tuple[int, int]:
         """Token grid place of a click on a picture."""
+        # A click comes in pixels of the whole picture, while the grid covers its centered square.
         size = upright_size(cached(image.get("path") if isinstance(image, dict) else None), FORMATS)
         left, top, side = square_box(size)
         index = getattr(event, "index", None)
         if not isinstance(index, (list, tuple)) or len(index) != 2:
             raise ValueError("a place must be two numbers.")
         x, y = (number("place", at, -(10**6), 10**6) for at in index)
+        # Outside of the square, the nearest token is meant.
         places = [int((at - low) / side * self.backend.grid) for at, low in ((y, top), (x, left))]
         return tuple(min(max(at, 0), self.backend.grid - 1) for at in places)

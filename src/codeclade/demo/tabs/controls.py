@@ -113,6 +113,7 @@ def take_button(
     example = on_gpu(backend.example)
 
     def take(session):
+        # Only a session that has generated nothing yet waits for an example to be sampled.
         session.made = session.made or example()
         image = enlarge(chosen_image(session.made))
         return (image, backend.choice(session.made["label"])) if menu is not None else image
@@ -126,6 +127,7 @@ def shown_first(tab: gr.Tab, function: Callable, inputs: list, outputs: list) ->
     """Fill `outputs` when a session opens `tab` for the first time."""
 
     def first(shown, *values):
+        # Remembered for each session: a tab that nobody opens costs no run of the model.
         if shown:
             return (gr.skip(),) * (len(outputs) + 1)
         return *function(*values), True
@@ -155,6 +157,7 @@ def chosen_image(made: dict) -> Image.Image:
 
 def cluster_slider(backend: Backend, **settings) -> gr.Slider:
     """Number of clusters to cut the tree into; hidden where there is nothing to choose."""
+    # A slider needs two ends that differ, even where it is hidden since there is nothing to choose.
     low, high = backend.cluster_bounds
     return gr.Slider(
         low,

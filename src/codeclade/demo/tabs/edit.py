@@ -95,6 +95,7 @@ class Edit:
         Returns:
             The picture, the tokens that may change, the result; and how many tokens changed.
         """
+        # Checked in this process, before a place on the GPU is asked for.
         backend = self.backend
         label, strength = backend.label(name), number("strength", strength, 0, 1)
         scale = number("guidance scale", guidance_scale, 0, 20)
@@ -102,6 +103,8 @@ class Edit:
         picture, mask = self._painted(image)
         if mask is None and strength == 1:
             raise ValueError("paint over what should change, or set the strength below 1.")
+        # Tokens are whole cells: one touched pixel frees all of its cell. Without paint all are
+        # free, and the strength alone bounds the change.
         cells = np.ones((backend.grid, backend.grid), bool)
         if mask is not None:
             cells = token_mask(torch.from_numpy(mask), backend.grid)[0].numpy()
@@ -129,6 +132,7 @@ class Edit:
         shown = marked(before, cells)
         gallery = [(before, "before"), (shown, "tokens that may change")]
 
+        # Cells and not pixels are the mask, so that exactly what is shown as marked is sampled.
         def run(**callback):
             return backend.pipe(
                 label,
@@ -153,6 +157,8 @@ class Edit:
 
     def _painted(self, value) -> tuple[Image.Image, np.ndarray | None]:
         """Background and mask (H, W), cropped alike; the page sends bytes, clients send files."""
+        # From the page the drawing was sent ahead and is fetched by its id, once; other clients
+        # send paths.
         try:
             data = EditorData.model_validate(value)
         except ValueError:
@@ -166,6 +172,7 @@ class Edit:
             io.BytesIO(file) if isinstance(file, bytes) else cached(file.path) for file in files
         ]
         background, *layers = [read_image(source) for source in sources]
+        # Paint is cropped as the tokenizer crops the picture, or the mask would be shifted.
         left, top, side = square_box(background.size)
         paint = np.zeros((side, side), bool)
         for layer in layers:

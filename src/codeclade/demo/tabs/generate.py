@@ -76,10 +76,13 @@ class Generate:
             The images as PNG files, and a line that says what they are.
         """
         backend = self.backend
+        # All settings are checked before the first token: an error after half of the rows would be
+        # late.
         label, count = backend.label(name), backend.count(count)
         settings = backend.settings(guidance_scale, guidance_schedule, temperature, top_k, top_p)
         seed = backend.generator(seed).initial_seed()
         name = backend.name_of(label)
+        # Unfinished images have no ids to remember: those of earlier ones go with the first row.
         for images, row, made in self._rows(label, count, seed, settings):
             if session is not None:  # stopped early, no older images are taken for those shown
                 session.made = made
@@ -90,6 +93,8 @@ class Generate:
 
         Closing it stops the sampling.
         """
+        # Gradio closes this generator when a client stops; `closing` hands that on to the thread of
+        # the run, which would go on for nobody.
         grid = self.backend.grid
         with contextlib.closing(self._sampled(label, count, seed, settings)) as results:
             for known, images, ids in results:
@@ -100,6 +105,8 @@ class Generate:
         """The example images, which the first page that is opened samples for all others."""
         run = self._rows(0, EXAMPLES, EXAMPLE_SEED, {})
         caption = f"An example: {self.backend.name_of(0)}, seed {EXAMPLE_SEED}"
+        # Sampled for the first visitor, not at start, so that a Space asks for its GPU only when
+        # somebody is there.
         if self._first is None:
             with contextlib.closing(run):
                 for images, row, made in run:

@@ -101,6 +101,7 @@ class Reconstruct:
                 f" Replaced: {scores[1]:.1f} dB to the original, {distance}; "
                 f"{share:.0%} of the codes changed."
             )
+        # Original first, so that each picture stands beside the one it is compared with.
         gallery = [(square(picture, backend.side), "original")]
         pictures = backend.pipe.image_processor.postprocess(shown, output_type="pil")
         for (caption, _), score, one in zip(versions, scores, pictures, strict=True):

@@ -82,11 +82,14 @@ class Redraw:
         backend = self.backend
         if not self.able:
             raise ValueError(NO_CLUSTERS)
+        # Everything that came from the client is checked before the model runs.
         count, generator = backend.count(count), backend.generator(seed)
         picture, made = uploaded(image), last_made(session)
         if picture is None and not made:
             raise ValueError("generate an image first, or upload one.")
         picture = chosen_image(made) if picture is None else picture
+        # Only a second stage is conditioned on a class; members of a map are drawn without one. The
+        # lock keeps a run in another thread from changing the pipeline's guidance scale.
         ids = backend.ids_of(picture, made)
         labels = {"class_labels": backend.label(name)} if self.two_stages else {}
         with backend.lock:
@@ -97,6 +100,8 @@ class Redraw:
                 output_type="ids",
                 **labels,
             ).images.cpu()
+        # A pair of codes is one token, changed if either is. All is decoded in one batch, so that
+        # pictures differ by their tokens alone.
         changed = (new != ids.cpu()).reshape(count, backend.steps, -1).any(-1).float().mean(1)
         shown = backend.decode(torch.cat([ids.cpu(), new]))
         captions = ["as tokens"] + [f"{share:.0%} of tokens changed" for share in changed.tolist()]
