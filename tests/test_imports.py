@@ -27,14 +27,11 @@ FORBIDDEN = {
     "metrics": all_but("metrics"),
     "data": all_but("data", "components"),
     "training": all_but("training", "data", "metrics", "clustering", "components"),
-    "evaluation": all_but(
-        "evaluation", "data", "metrics", "checkpoints", "components",
-        "clustering",  # the methods that a comparison sets side by side
-    ),
+    "evaluation": all_but("evaluation", "data", "metrics", "checkpoints", "components"),
     "checkpoints": all_but("checkpoints", "data", "clustering", "components"),
     "hub": all_but("hub", "data", "checkpoints", "components"),
     "demo": ("cli",),
-}  # fmt: skip
+}
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
 COMPONENT_LIBRARIES |= {"PIL", "numpy"}  # diffusers itself needs them

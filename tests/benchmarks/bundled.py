@@ -7,12 +7,17 @@ What `codeclade evaluate` measures, at several guidance scales; with `--codes` a
 
 import argparse
 import platform
+import tempfile
+from pathlib import Path
 
 import torch
 
 from codeclade import CodecladePipeline, bundled
 from codeclade.data.codes import Codes
-from codeclade.evaluation.generation import Protocol, evaluate
+from codeclade.evaluation.feature_sets import open_network
+from codeclade.evaluation.measure import measure_pipeline
+from codeclade.evaluation.reference import open_photographs
+from codeclade.evaluation.sampling import SampleParts, Sampling, image_side
 from codeclade.training.generator import baselines, validation_loss
 
 
@@ -31,10 +36,16 @@ def main() -> None:
         loss = validation_loss(pipe.transformer, Codes(f"{arguments.codes}/validation"), mapping)
         found = {"validation_loss": loss, **baselines(Codes(f"{arguments.codes}/train"), mapping)}
         print("generator:", found)
+    own = [pipe.config.id2label[str(i)] for i in range(pipe.transformer.config.num_classes)]
+    photographs = open_photographs(arguments.data, image_side(pipe), own=own)
+    network = open_network("lite0")
     for scale in arguments.scales:
-        protocol = Protocol(arguments.data, arguments.images, guidance_scale=scale)
-        for result in evaluate(pipe, protocol):
-            print(f"{result['metric']}: {result['value']}{result['unit']} ({result['protocol']})")
+        with tempfile.TemporaryDirectory() as folder:
+            sampling = Sampling(arguments.images, guidance_scale=scale)
+            parts = SampleParts(Path(folder), pipe, sampling)
+            parts.make(32)
+            for one in measure_pipeline(pipe, photographs, parts, network).records:
+                print(f"{one.metric}: {one.value}{one.unit} ({one.protocol})")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ FLAGS = {
     "encode": "--tokenizer --recipe --size --out",
     "train-generator": "--tokenizer --cluster-map --codes --recipe --size --out",
     "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --size --out",
-    "evaluate": "--data --images --seed --guidance-scale --batch-size --out --npz --device",
+    "evaluate": "--data --split --features --images --classes --seed --guidance-scale "
+    "--guidance-schedule --temperature --top-k --top-p --size --batch-size --out --npz "
+    "--samples-only --likelihood --fetch-lpips --device",
+    "compare": "--allow",
     "convert": "",
     "push": "--private --create-pr --space --license --message --no-samples --dry-run",
     "demo": "--pipeline --host --port",

@@ -1,34 +1,14 @@
 """Likelihood: every scheme on one axis, by the definition."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from builders import SCHEMES, build_scheme
-from codeclade.data.codes import Codes
 from codeclade.evaluation.likelihood import likelihood, log_probabilities, tree_partitions
 
 
-def write_codes(folder, vq_model, pairs: bool, images: int = 7) -> Codes:
-    draw = torch.Generator().manual_seed(0)
-    shape = (images, 2, 16, 2) if pairs else (images, 2, 16)
-    ids = torch.randint(24, shape, generator=draw).to(torch.uint16)
-    labels = torch.randint(5, (images,), generator=draw).int()
-    folder.mkdir()
-    save_file({"ids": ids, "labels": labels}, folder / "codes-00000.safetensors")
-    header = {
-        "codebook_size": vq_model.codebook_size,
-        "detail_codebook_size": vq_model.detail_codebook_size,
-        "shards": ["codes-00000.safetensors"],
-    }
-    (folder / "codes.json").write_text(json.dumps(header))
-    return Codes(folder)
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_nats_are_those_of_the_definition(scheme, tmp_path):
+def test_nats_are_those_of_the_definition(scheme, tmp_path, write_codes):
     pipe = build_scheme(scheme)
     model, cluster_map = pipe.transformer, pipe.cluster_map
     codes = write_codes(tmp_path / "codes", pipe.vq_model, scheme == "semantic_detail")
@@ -57,7 +37,7 @@ def test_nats_are_those_of_the_definition(scheme, tmp_path):
     assert found.standard_errors["ids"] == pytest.approx(spread, rel=1e-4)
 
 
-def test_a_member_draw_costs_the_log_of_the_cluster_size(tmp_path):
+def test_a_member_draw_costs_the_log_of_the_cluster_size(tmp_path, write_codes):
     pipe = build_scheme("cluster")
     codes = write_codes(tmp_path / "codes", pipe.vq_model, False)
     cuts = {"own": pipe.cluster_map.mapping}
@@ -70,7 +50,7 @@ def test_a_member_draw_costs_the_log_of_the_cluster_size(tmp_path):
     assert found.nats["ids"] == pytest.approx(loss + draw, abs=1e-5)
 
 
-def test_a_limit_takes_the_first_images(tmp_path):
+def test_a_limit_takes_the_first_images(tmp_path, write_codes):
     pipe = build_scheme("token")
     codes = write_codes(tmp_path / "codes", pipe.vq_model, False)
     assert likelihood(pipe.transformer, codes, batch_size=2, limit=3).images == 3

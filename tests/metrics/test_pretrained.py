@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from codeclade.metrics import pretrained
-from codeclade.metrics.features import Features
+from codeclade.metrics.features import EfficientNetFeatures
 from codeclade.metrics.lpips import Lpips
 from codeclade.metrics.networks import resized, state_fingerprint, to_8bit
 from codeclade.metrics.pretrained import Dinov2, EfficientNetLite, Vgg16
@@ -25,7 +25,10 @@ def pixels(size: int = 48, count: int = 2) -> torch.Tensor:
 def test_lite0_returns_the_features_of_earlier_cards():
     network, images = EfficientNetLite(0), pixels()
     output = network(images)
-    pooled, logits = Features()(images)
+    net = EfficientNetFeatures().net
+    enlarged = nn.functional.interpolate(images, size=224, mode="bicubic").clamp(-1, 1)
+    pooled = net.extract_features(enlarged).mean((2, 3))
+    logits = net._fc(pooled)
     assert torch.equal(output.features, pooled) and torch.equal(output.logits, logits)
     assert output.spatial is None
     assert network.distance_name == "FD-EfficientNet-Lite0" and network.input_size == 224

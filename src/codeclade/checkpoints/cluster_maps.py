@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import __version__
-from ..clustering import METHODS, make
+from ..clustering import METHODS, cut, make
 from ..clustering.codebook import as_codebook, choose, normalized
 from ..components.cluster_map import ClusterMap
 from ..components.weight_files import read_json
@@ -48,15 +48,9 @@ def make_cluster_map(
     if np.abs(rows).max() > LARGEST:
         raise ValueError(f"codebook rows must be within float32's range, up to {LARGEST:.3g}")
     rows = normalized(rows) if normalize else rows
-    # A seed goes to the methods that draw numbers; the others have no such setting, and a seed that
-    # changes nothing would promise something.
-    kind = METHODS[choose("method", method, METHODS)]
-    seeded = "random_state" in {field.name for field in fields(kind)}
-    random = {"random_state": seed} if seeded else {}
-    found = make(method, n_clusters=clusters, **random, **(options or {}))
-    found.fit(rows)
     # The map carries a fingerprint of the codebook, which a tokenizer is later compared with: so it
     # is made of the stored rows, not of those of unit length. Only trees have merges.
+    found = cluster_rows(rows, method, clusters, seed, options)
     cluster_map = ClusterMap.from_labels(
         found.labels_,
         codebook,
@@ -65,6 +59,26 @@ def make_cluster_map(
         method=f"{method}-normalized" if normalize else method,
     )
     return cluster_map, rows
+
+
+def cluster_rows(
+    rows: np.ndarray,
+    method: str,
+    clusters: int,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+) -> Any:
+    """A fitted clusterer of rows (N, d), with `labels_` and, where it makes a tree, `children_`
+    and `distances_`; arguments and errors as of `make_cluster_map`."""
+    kind = METHODS[choose("method", method, METHODS)]
+    seeded = "random_state" in {field.name for field in fields(kind)}
+    random = {"random_state": seed} if seeded else {}
+    return make(method, n_clusters=clusters, **random, **(options or {})).fit(rows)
+
+
+def cut_tree(children: np.ndarray, clusters: int) -> np.ndarray:
+    """Labels (N,) of a tree (N - 1, 2) cut into clusters."""
+    return cut(children, clusters)
 
 
 def check_out(out: str | Path) -> None:

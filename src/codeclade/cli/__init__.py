@@ -7,6 +7,7 @@ import sys
 from .. import __version__
 from .arguments import VerbParser
 from .cluster import add_cluster
+from .compare import add_compare
 from .convert import add_convert
 from .demo import add_demo
 from .evaluate import add_evaluate
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   codeclade train-generator --recipe tiny-imagenet --tokenizer runs/tokenizer \\
       --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
   codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
+  codeclade compare a/evaluation.json b/evaluation.json
   codeclade convert llamagen --vq vq_ds16_c2i.pt --gpt c2i_L_384.pt --image-size 384 \\
       --out llamagen-l-384
   codeclade push llamagen-l-384 user/llamagen-l-384 --dry-run
@@ -71,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train_generator(verbs)
     add_train_refiner(verbs)
     add_evaluate(verbs)
+    add_compare(verbs)
     add_convert(verbs)
     add_push(verbs)
     add_demo(verbs)

@@ -1,15 +1,21 @@
-"""`codeclade evaluate`: numbers of a pipeline, each with its protocol."""
+"""`codeclade evaluate`: numbers of a tokenizer or a pipeline, each with its protocol."""
 
 import argparse
 from pathlib import Path
 
-from ..data.atomic import write_json
-from .arguments import add_verb, check_positive, check_source
+from ..data.atomic import new_file, write_json
+from .arguments import add_verb, check_device, check_on_hub, check_positive, check_source, load_part
 from .generate import load_pipeline
 
 EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
-  codeclade evaluate user/my-pipeline --data photos/ --images 50 --out evaluation.json
-  codeclade evaluate llamagen-l --data ILSVRC/imagenet-1k --images 50 --npz samples.npz"""
+  codeclade evaluate runs/tokenizer --data photos/ --features lite2 --fetch-lpips
+  codeclade evaluate user/my-pipeline --likelihood runs/codes/validation
+  accelerate launch -m codeclade evaluate llamagen-l --images 50 --size 256 \\
+      --samples-only --npz samples.npz
+  codeclade evaluate runs/generator/pipeline --data photos/ \\
+      --search guidance_scale=1.0:4.0:0.25 temperature=0.9,1.0"""
+ONLY_SAMPLING = ("images", "classes", "guidance_scale", "guidance_schedule", "temperature",
+                 "top_k", "top_p", "npz")  # fmt: skip
 
 
 def add_evaluate(verbs) -> None:
@@ -21,45 +27,283 @@ def add_evaluate(verbs) -> None:
         "measure reconstructions and generated images against photographs",
         EXAMPLES,
     )
-    parser.add_argument("pipeline", help="folder or Hub id; a folder gets evaluation.json")
-    parser.add_argument("--data", required=True, help="image or parquet folder, or Hub dataset")
-    parser.add_argument("--images", type=int, default=16, metavar="N", help="a class; default 16")
+    parser.add_argument("source", help="pipeline or tokenizer, a folder or Hub id")
+    parser.add_argument("--data", help="image or parquet folder, or Hub dataset")
+    parser.add_argument(
+        "--split", help='of the data, or "all"; default: validation or test, else all of it'
+    )
+    parser.add_argument(
+        "--features",
+        default="lite0",
+        metavar="NETWORK",
+        help="lite0, lite2, vgg16, dinov2 or inception=FILE; default lite0",
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="a class; default 16")
+    parser.add_argument("--classes", help="balanced or random; default balanced")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="default: the pipeline's")
+    parser.add_argument(
+        "--guidance-scale", metavar="S", help="a number, or two with a comma; default: pipeline's"
+    )
+    parser.add_argument(
+        "--guidance-schedule",
+        metavar="NAME",
+        help="as in cosine_power:power=2.75; default: the pipeline's",
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="default: the pipeline's")
+    parser.add_argument("--top-k", type=int, metavar="K", help="default: the pipeline's")
+    parser.add_argument("--top-p", type=float, metavar="P", help="default: the pipeline's")
+    parser.add_argument("--size", type=int, metavar="S", help="pixels a side at which to measure")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
     parser.add_argument("--out", metavar="FILE", help="default: evaluation.json in the folder")
     parser.add_argument("--npz", metavar="FILE", help="also keep the images for ADM's evaluator")
+    parser.add_argument(
+        "--samples-only", action="store_true", help="write --npz and measure nothing"
+    )
+    parser.add_argument(
+        "--likelihood", metavar="CODES", help="measure nats per position of these code shards alone"
+    )
+    parser.add_argument(
+        "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"
+    )
     parser.add_argument("--device", help="default: cuda where available, else cpu")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from ..evaluation.generation import Protocol, evaluate
-
     # All that can be wrong with the arguments is said before the weights are loaded.
-    check_positive(images=arguments.images, batch_size=arguments.batch_size)
-    check_source(arguments.pipeline)
-    folder = Path(arguments.pipeline)
+    check_positive(images=arguments.images, batch_size=arguments.batch_size, size=arguments.size)
+    tokenizer = is_tokenizer(arguments.source)
+    if not tokenizer:
+        check_source(arguments.source)
+    _check_modes(arguments, tokenizer)
+    out, npz = _places(arguments)
+    if arguments.fetch_lpips:
+        from ..metrics.lpips_weights import fetch_lpips_weights
+
+        fetch_lpips_weights()
+    if tokenizer:
+        measured = _tokenizer(arguments)
+    elif arguments.likelihood:
+        measured = _likelihood(arguments)
+    else:
+        measured = _pipeline(arguments, out.parent, npz)
+    if measured is not None:  # not of samples alone, nor on processes that only helped to sample
+        save(measured, out)
+
+
+def is_tokenizer(source: str) -> bool:
+    """Whether this is a tokenizer: a folder or, on the Hub, a repository that is no pipeline.
+
+    Raises:
+        ValueError: neither a folder here nor a Hub id.
+    """
+    from ..components.weight_files import read_json
+
+    folder = Path(source)
+    if folder.is_dir():
+        config = folder / "config.json"
+        return config.is_file() and read_json(config).get("_class_name") == "VQModel"
+    check_on_hub(source)
+    from ..components.vq_model import VQModel
+
+    try:
+        return VQModel.load_config(source).get("_class_name") == "VQModel"
+    except OSError:  # of a pipeline, which has no config.json; or not there at all
+        return False
+
+
+def _check_modes(arguments: argparse.Namespace, tokenizer: bool) -> None:
+    """Raise a ValueError for flags that are missing or do nothing together."""
+    from ..evaluation.feature_sets import check_network
+
+    given = [name for name in ONLY_SAMPLING if getattr(arguments, name) is not None]
+    alone = tokenizer or arguments.likelihood
+    if alone and (given or arguments.samples_only):
+        flag = (given or ["samples_only"])[0].replace("_", "-")
+        what = "a tokenizer" if tokenizer else "--likelihood"
+        raise ValueError(f"--{flag} is of generated images, but {what} generates none.")
+    if tokenizer and arguments.likelihood:
+        raise ValueError(f"--likelihood needs a pipeline; {arguments.source} is a tokenizer.")
+    if arguments.samples_only and not arguments.npz:
+        raise ValueError("--samples-only needs --npz FILE to write to.")
+    if not (arguments.likelihood or arguments.samples_only):
+        if not arguments.data:
+            raise ValueError("--data is needed: photographs to measure against.")
+        check_network(arguments.features)
+
+
+def _places(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Where numbers and images go.
+
+    Raises:
+        ValueError: a folder that is not there.
+    """
+    folder = Path(arguments.source)
     out = Path(arguments.out or (folder if folder.is_dir() else Path()) / "evaluation.json")
     npz = Path(arguments.npz) if arguments.npz else None
     for path in filter(None, (out, npz)):
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {path.parent} for {path.name}; give --out FILE.")
+    return out, npz
 
-    pipe = load_pipeline(arguments.pipeline, arguments.device)
-    pipe.set_progress_bar_config(disable=True)
-    protocol = Protocol(
-        arguments.data,
-        arguments.images,
-        arguments.seed,
-        arguments.guidance_scale,
-        arguments.batch_size,
+
+def _lpips():
+    """LPIPS with cached weights, or None and a line that says how to get them."""
+    from ..metrics.lpips_weights import find_lpips_weights, load_lpips
+
+    if find_lpips_weights("vgg") is None:
+        print("LPIPS: not measured, as its weights are not here; --fetch-lpips downloads them")
+        return None
+    return load_lpips("vgg")
+
+
+def _tokenizer(arguments: argparse.Namespace):
+    from ..components.vq_model import VQModel
+    from ..evaluation.feature_sets import open_network
+    from ..evaluation.measure import measure_tokenizer
+    from ..evaluation.reference import open_photographs
+
+    device = check_device(arguments.device)
+    vq_model = load_part(VQModel, arguments.source, "vq_model").to(device).eval()
+    photographs = open_photographs(arguments.data, vq_model.config.sample_size, arguments.split)
+    print(photographs)
+    network, lpips = open_network(arguments.features, device), _lpips()
+    lpips = lpips and lpips.to(device)
+    return measure_tokenizer(
+        vq_model, photographs, network, lpips, arguments.size, arguments.batch_size
     )
-    results = evaluate(pipe, protocol, npz)
 
-    # Every number is said with its protocol, and what is missing is said too.
-    for result in results:
-        print(f"{result['metric']}: {result['value']}{result['unit']} ({result['protocol']})")
-    if not any(result["metric"] == "Class accuracy" for result in results):
-        print("Class accuracy: not measured, as some classes are none of ImageNet's")
-    write_json(out, results)
-    print(f"saved {out}" + (f" and {npz}" if npz else ""))
+
+def _likelihood(arguments: argparse.Namespace):
+    from ..data.codes import Codes, codes_folder
+    from ..evaluation.measure import dataset_name, measure_likelihood
+
+    codes = Codes(codes_folder(arguments.likelihood))
+    pipe = load_pipeline(arguments.source, arguments.device)
+    name = dataset_name(codes.source)
+    return measure_likelihood(pipe, codes, name, batch_size=arguments.batch_size)
+
+
+def _pipeline(arguments: argparse.Namespace, folder: Path, npz: Path | None):
+    """Sample on all processes; measure on the first one, so that no number depends on how many."""
+    from accelerate import PartialState
+
+    from ..evaluation.feature_sets import open_network
+    from ..evaluation.measure import measure_pipeline
+    from ..evaluation.sampling import SampleParts, check_settings
+
+    state, photographs = PartialState(), None
+    device = str(state.device) if state.num_processes > 1 else arguments.device
+    sampling = sampling_of(arguments)
+    pipe = load_pipeline(arguments.source, device)
+    pipe.set_progress_bar_config(disable=True)
+    check_settings(pipe, sampling)
+    if not arguments.samples_only and state.is_main_process:
+        photographs = photographs_of(arguments, pipe)
+        network, lpips = open_network(arguments.features, pipe.device), _lpips()
+    parts = SampleParts(npz.parent if npz else folder, pipe, sampling)
+    parts.make(arguments.batch_size, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    if npz:
+        parts.write_npz(npz)
+        print(f"saved {npz} ({len(parts):,} images)")
+    measured = None
+    if photographs is not None:
+        lpips = lpips and lpips.to(pipe.device)
+        measured = measure_pipeline(pipe, photographs, parts, network, lpips, arguments.batch_size)
+    parts.delete()
+    return measured
+
+
+def photographs_of(arguments: argparse.Namespace, pipe):
+    """The photographs of a pipeline's classes, announced.
+
+    Raises:
+        ValueError: a pipeline without class names, or data without these classes.
+    """
+    from ..evaluation.reference import open_photographs
+    from ..evaluation.sampling import image_side
+
+    if not pipe.config.id2label:
+        raise ValueError("this pipeline has no class names (id2label) to find in the data.")
+    own = [pipe.config.id2label[str(i)] for i in range(pipe.transformer.config.num_classes)]
+    found = open_photographs(arguments.data, image_side(pipe), arguments.split, own)
+    print(found)
+    return found
+
+
+def sampling_of(arguments: argparse.Namespace):
+    """How images are sampled.
+
+    Raises:
+        ValueError: a flag with a value it cannot have.
+    """
+    from ..evaluation.sampling import Sampling
+
+    return Sampling(
+        count=arguments.images or 16,
+        seed=arguments.seed,
+        classes=arguments.classes or "balanced",
+        size=arguments.size,
+        guidance_scale=parse_scale(arguments.guidance_scale),
+        guidance_schedule=parse_schedule(arguments.guidance_schedule),
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+    )
+
+
+def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
+    """ "2.5" as a number, "2.5,4" as a pair, one for each stage.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 2):
+        raise ValueError(f"--guidance-scale {text} must be a number, or two with a comma.")
+    return numbers if len(numbers) == 2 else numbers[0]
+
+
+def parse_schedule(text: str | None) -> str | dict | None:
+    """ "name" or "name:key=number,key=number" as the pipeline takes a schedule.
+
+    Raises:
+        ValueError: a parameter that is no number.
+    """
+    if text is None or ":" not in text:
+        return text
+    name, _, rest = text.partition(":")
+    found: dict = {"name": name}
+    for pair in rest.split(","):
+        key, _, value = pair.partition("=")
+        try:
+            found[key.strip()] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"--guidance-schedule {text}: {pair!r} must be key=number, "
+                "as in interval:last_step=9."
+            ) from None
+    return found
+
+
+def save(measured, out: Path) -> None:
+    """Print every number with its protocol; write records, and single images' values beside."""
+    import numpy as np
+
+    for record in measured.records:
+        error = f" ± {record.standard_error:.2g}" if record.standard_error is not None else ""
+        print(f"{record.metric}: {record.value:.5g}{error}{record.unit} ({record.protocol})")
+    write_json(out, [record.to_json() for record in measured.records])
+    beside = out.with_name(f"{out.stem}-images.npz")
+    if measured.per_image:
+        arrays = {name: values.numpy() for name, values in measured.per_image.items()}
+        with new_file(beside) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+    print(f"saved {out}" + (f" and {beside}" if measured.per_image else ""))

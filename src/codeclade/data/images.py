@@ -68,6 +68,7 @@ def load_images(
     image_size: int,
     classes: Sequence[str] | dict[str, str] | None = None,
     crop: float = 1.0,
+    whole: bool = False,
 ) -> LabeledImages:
     """Photographs from an image folder, a folder of parquet files or a Hub dataset.
 
@@ -79,16 +80,23 @@ def load_images(
         classes: names to keep, in the order of their new labels; None keeps all. A dict gives
             the source's own name first (a WordNet id, say) and then the name to use.
         crop: largest resize factor before a random crop (1.0 crops nothing off square images).
+        whole: take a split by the source's own name with nothing held out of it; "all" takes all.
 
     Raises:
-        ValueError: a source without images, or a class name it does not have.
+        ValueError: a source without images, or a split or class name it does not have.
     """
-    from datasets import load_dataset
+    from datasets import concatenate_datasets, load_dataset
 
     # The split: as the source has it, else a share that depends on the source alone.
     parts = load_dataset(str(source))
     validation = next((name for name in ("validation", "valid", "val") if name in parts), None)
-    if validation:
+    if whole and split == "all":
+        rows = concatenate_datasets(list(parts.values()))
+    elif whole:
+        if split not in parts:
+            raise ValueError(f"{source} has no split {split!r}; it has {', '.join(parts)}, all.")
+        rows = parts[split]
+    elif validation:
         rows = parts["train" if split == "train" else validation]
     else:
         halves = parts["train"].train_test_split(test_size=HELD_OUT, seed=0)

@@ -127,7 +127,10 @@ class EvaluationRecord(Record):
     dataset: str
     dataset_id: str | None = None
     split: str | None = None
-    protocol: str  # everything needed to measure it again
+    protocol: str  # in words
+    conditions: dict | None = None  # fields of evaluation.protocol.Protocol; older files lack it
+    standard_error: float | None = None  # of the value
+    floor: float | None = None  # the same number of photographs against other photographs
 
 
 @dataclass(kw_only=True)

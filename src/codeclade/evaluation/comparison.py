@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..clustering import cut, make
+from ..checkpoints.cluster_maps import cluster_rows, cut_tree
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
@@ -103,7 +103,7 @@ def compare(
     # One tree serves all cuts; a map without one (k-means, say) gets that of average linkage.
     children, heights = cluster_map.merges.numpy(), cluster_map.heights.double().numpy()
     if len(children) < len(rows) - 1:
-        found = make("masc", n_clusters=1).fit(rows)
+        found = cluster_rows(rows, "masc", 1)
         children, heights = found.children_, found.distances_
     result = Comparison(settings, cluster_map.num_clusters, rows, (children, heights))
     if any(_makes_pairs(part) for part in (vq_model, shards)):
@@ -167,7 +167,7 @@ def _partitions(result: Comparison, labels: np.ndarray, count: int) -> list[Part
         if name == result.settings.method and count == result.clusters:
             found = labels
         elif name in TREES:
-            found = cut(result.tree[0], count)
+            found = cut_tree(result.tree[0], count)
         elif name in ("kmeans", "balanced") and len(result.rows) * count > ENOUGH:
             result.notes.append(f"{name} was left out at K = {count:,}: it would take hours.")
             continue
@@ -176,8 +176,7 @@ def _partitions(result: Comparison, labels: np.ndarray, count: int) -> list[Part
             continue
         else:
             options = {"n_init": 1} if name == "kmeans" else {}
-            found = make(name, n_clusters=count, random_state=result.settings.seed, **options)
-            found = found.fit(result.rows).labels_
+            found = cluster_rows(result.rows, name, count, result.settings.seed, options).labels_
         parts.append(Partition(name, count, np.asarray(found)))
     return parts
 

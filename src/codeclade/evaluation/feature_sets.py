@@ -1,0 +1,220 @@
+"""Sets of images as a feature network sees them, and how far two sets are from each other.
+
+A set is built batch by batch in bounded memory: exact sums for the Fréchet distance, however many
+images there are, and the features themselves of at most 50,000 images for what needs neighbors.
+
+Shapes: B images, n images kept, D features, C classes of the network.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..metrics.distances import kernel_distance, kernel_distance_subsets
+from ..metrics.inception import Inception
+from ..metrics.inception_score import inception_score
+from ..metrics.networks import FeatureNetwork
+from ..metrics.precision_recall import NEIGHBORS, precision_recall
+from ..metrics.pretrained import Dinov2, EfficientNetLite, Vgg16
+from ..metrics.statistics import FeatureStatistics, gaussian_distance
+
+NETWORKS = {
+    "lite0": lambda: EfficientNetLite(0),
+    "lite2": lambda: EfficientNetLite(2),
+    "vgg16": Vgg16,
+    "dinov2": Dinov2,
+}
+ALLOWED = f"{', '.join(NETWORKS)} or inception=FILE"
+KEPT = 50_000  # images whose features are kept: 410 MB of Inception's
+SUBSETS, SUBSET = 100, 1000  # of KID as published, where there are images enough
+GROUPS = 10  # of images, left out in turn for KID's standard error
+SCORE_SPLITS = 10  # parts of the Inception Score
+
+
+def check_network(name: str) -> None:
+    """Raise a ValueError unless `open_network` knows the name; a file must be there."""
+    kind, equals, file = name.partition("=")
+    if name not in NETWORKS and (kind != "inception" or not equals):
+        raise ValueError(f"--features {name} is unknown; use {ALLOWED}.")
+    if equals and not Path(file).is_file():
+        raise ValueError(f"--features {name}: there is no file {file}.")
+
+
+def open_network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """The feature network "lite0", "lite2", "vgg16", "dinov2" or "inception=FILE" on a device.
+
+    Raises:
+        ValueError: another name, or a file that does not hold the weights.
+        ImportError, FileNotFoundError: packages or weights that are not here.
+    """
+    check_network(name)
+    file = name.partition("=")[2]
+    network = Inception.from_file(file) if file else NETWORKS[name]()
+    return network.to(device)
+
+
+class FeatureSet:
+    """Images of one set, seen by one network.
+
+    Args:
+        network: makes the features; on the device where it shall run.
+        classes: of the network, in the order of the labels; with them the share of images is
+            counted whose label has the largest logit among them.
+
+    Attributes:
+        count: images so far.
+    """
+
+    def __init__(self, network: FeatureNetwork, classes: list[int] | None = None):
+        self.network, self.classes = network, classes
+        self.count = self.correct = 0
+        self.statistics: FeatureStatistics | None = None
+        self.spatial: FeatureStatistics | None = None
+        self.rows: list[Tensor] = []  # n x (D,)
+        self.logits: list[Tensor] = []  # n x (C,)
+        self.draws = torch.Generator().manual_seed(0)
+
+    @torch.no_grad()
+    def add(self, pixels: Tensor, labels: Tensor) -> None:
+        """Add images: pixels (B, 3, S, S) in [-1, 1] and labels (B,)."""
+        output = self.network(pixels.to(next(self.network.parameters()).device))
+        features = output.features.float().cpu()
+        if self.statistics is None:
+            self.statistics = FeatureStatistics(features.shape[1], self.network.fingerprint)
+            if output.spatial is not None:
+                spatial = output.spatial.shape[1]
+                self.spatial = FeatureStatistics(spatial, self.network.fingerprint)
+        self.statistics.update(features)
+        if self.spatial is not None:
+            self.spatial.update(output.spatial)
+        logits = None if output.logits is None else output.logits.float().cpu()
+        if self.classes is not None:
+            chosen = logits[:, self.classes].argmax(1)
+            self.correct += int((chosen == labels).sum())
+
+        # Once KEPT are held, image i takes a place with probability KEPT / i: a uniform sample.
+        for index, row in enumerate(features):
+            self.count += 1
+            place = len(self.rows)
+            if place == KEPT:
+                place = int(torch.randint(self.count, (), generator=self.draws))
+                if place >= KEPT:
+                    continue
+            self.rows[place : place + 1] = [row.clone()]  # not a view, which would hold its batch
+            if logits is not None:
+                self.logits[place : place + 1] = [logits[index].clone()]
+
+    @property
+    def features(self) -> Tensor:
+        """Features (n, D) that were kept."""
+        return torch.stack(self.rows)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose label has the largest logit."""
+        return self.correct / self.count
+
+    def joined(self, other: "FeatureSet") -> "FeatureSet":
+        """Both sets as one, images in turn; equal to adding all to one set, up to KEPT images."""
+        both = FeatureSet(self.network, self.classes)
+        both.count, both.correct = self.count + other.count, self.correct + other.correct
+        for name in ("statistics", "spatial"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None:
+                total = FeatureStatistics(mine.sums.shape[1], mine.network)
+                total.merge(mine)
+                if theirs is not None:
+                    total.merge(theirs)
+                setattr(both, name, total)
+        both.rows = _in_turn(self.rows, other.rows)[:KEPT]
+        both.logits = _in_turn(self.logits, other.logits)[:KEPT]
+        return both
+
+
+def _in_turn(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """a[0], b[0], a[1], ...; what is left of the longer one at the end."""
+    pairs = [row for pair in zip(a, b, strict=False) for row in pair]
+    shorter = min(len(a), len(b))
+    return pairs + a[shorter:] + b[shorter:]
+
+
+@dataclass
+class Distance:
+    """One number on two sets of images.
+
+    Args:
+        name: of the metric.
+        value: the number.
+        standard_error: of the value; None where none is known.
+        estimator: the formula, in words.
+    """
+
+    name: str
+    value: float
+    standard_error: float | None = None
+    estimator: str = ""
+
+
+def set_distances(samples: FeatureSet, reference: FeatureSet) -> list[Distance]:
+    """Everything that compares two sets, of at least two images each.
+
+    Fréchet distance (of Inception also sFID), KID, precision, recall, density and coverage; the
+    last four only where both sets have more images than neighbors are asked for.
+    """
+    network = samples.network
+    published = network.distance_name == "FID"
+    kept = f"{len(samples.rows):,} of {samples.count:,} and {len(reference.rows):,} of "
+    kept = f"of {kept}{reference.count:,} images"
+    gap = gaussian_distance(samples.statistics.gaussian(), reference.statistics.gaussian())
+    found = [Distance(network.distance_name, gap, None, "Fréchet distance, biased by the counts")]
+    if samples.spatial is not None:
+        name = "sFID" if published else f"spatial {network.distance_name}"
+        gap = gaussian_distance(samples.spatial.gaussian(), reference.spatial.gaussian())
+        found.append(Distance(name, gap, None, "Fréchet distance, biased by the counts"))
+    kid = _kernel_distance(samples.features, reference.features)
+    found.append(Distance("KID" if published else f"KID-{network.name}", *kid))
+    if min(len(samples.rows), len(reference.rows)) > NEIGHBORS:
+        values = precision_recall(reference.features, samples.features)
+        sizes = {"recall": len(reference.rows), "coverage": len(reference.rows)}
+        for name, value in values.items():
+            count = sizes.get(name, len(samples.rows))
+            error = None if name == "density" else share_error(value, count)
+            words = f"k = {NEIGHBORS}, {kept}"
+            found.append(Distance(f"{name.capitalize()}-{network.name}", value, error, words))
+    return found
+
+
+def scores(samples: FeatureSet) -> list[Distance]:
+    """Inception Score, where the network has a classifier and there are images enough."""
+    if len(samples.logits) < SCORE_SPLITS:
+        return []
+    shuffle = torch.randperm(len(samples.logits), generator=torch.Generator().manual_seed(0))
+    value, spread = inception_score(torch.stack(samples.logits)[shuffle], SCORE_SPLITS)
+    published = samples.network.distance_name == "FID"
+    name = "Inception Score" if published else f"Inception Score-{samples.network.name}"
+    words = f"mean over {SCORE_SPLITS} parts of {len(shuffle):,} shuffled images"
+    return [Distance(name, value, spread / SCORE_SPLITS**0.5, words)]
+
+
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` independent images."""
+    return (share * (1 - share) / count) ** 0.5
+
+
+def _kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float | None, str]:
+    """KID, its standard error and how it was estimated."""
+    if min(len(a), len(b)) >= 2 * SUBSET:
+        value, spread = kernel_distance_subsets(a, b, SUBSETS, SUBSET)
+        error = spread * (SUBSET / min(len(a), len(b))) ** 0.5
+        return value, error, f"mean over {SUBSETS} subsets of {SUBSET} images"
+    value, error = kernel_distance(a, b), None
+    if min(len(a), len(b)) >= 2 * GROUPS:
+        # Jackknife: the number without each tenth of both sets in turn.
+        kept = [
+            [x[torch.arange(len(x)) % GROUPS != group] for x in (a, b)] for group in range(GROUPS)
+        ]
+        without = torch.tensor([kernel_distance(*pair) for pair in kept], dtype=torch.float64)
+        error = float((GROUPS - 1) ** 0.5 * without.std(correction=0))
+    return value, error, "unbiased, all pairs of images"

@@ -1,0 +1,300 @@
+"""Numbers of a tokenizer, of a pipeline's images and of a generator's likelihood, as records.
+
+Every record has its protocol, its standard error where one is known, and for distances the floor:
+the same number of one half of the photographs against the other. What is measured of single images
+is kept beside the records, so that two measurements can be compared image by image.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ..checkpoints.cluster_maps import make_cluster_map
+from ..components.cluster_map import ClusterMap
+from ..components.pipeline import CodecladePipeline
+from ..components.vq_model import VQModel
+from ..data.codes import Codes
+from ..data.pixels import to_pixels
+from ..data.records import EvaluationRecord
+from ..metrics.lpips import Lpips
+from ..metrics.networks import FeatureNetwork
+from .feature_sets import FeatureSet, scores, set_distances, share_error
+from .likelihood import likelihood, tree_partitions
+from .protocol import Protocol, machine_name, type_name
+from .reconstruction import Reconstruction, reconstruct, resize_words
+from .reference import Photographs, imagenet_indices
+from .sampling import SampleParts, image_side
+
+UNITS = {"PSNR of reconstructions": " dB"}
+
+
+@dataclass
+class Measurement:
+    """Records of one run, and the values of single images by name of the metric."""
+
+    records: list[EvaluationRecord] = field(default_factory=list)
+    per_image: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(
+        self,
+        name: str,
+        value: float,
+        protocol: Protocol,
+        words: str,
+        unit: str = "",
+        error: float | None = None,
+        floor: float | None = None,
+    ) -> None:
+        """Add one number; `words` is its protocol for readers."""
+        if floor is not None:
+            words += f"; floor of photographs against photographs {floor:.3g}"
+        torch_version = protocol.versions["torch"]
+        self.records.append(
+            EvaluationRecord(
+                metric=name,
+                value=float(f"{value:.6g}"),
+                unit=unit,
+                dataset=protocol.data,
+                split=protocol.split,
+                protocol=f"{words}; torch {torch_version}, {protocol.machine}, {protocol.dtype}",
+                conditions=protocol.to_json(),
+                standard_error=None if error is None else float(f"{error:.3g}"),
+                floor=None if floor is None else float(f"{floor:.4g}"),
+            )
+        )
+
+    def add_images(self, name: str, values: Tensor, protocol: Protocol, words: str) -> None:
+        """Add the mean of values (n,), one an image."""
+        self.per_image[name] = values
+        error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
+        mean = float(values.mean())
+        self.add(name, mean, protocol, words, UNITS.get(name, ""), error)
+
+
+def measure_tokenizer(
+    vq_model: VQModel,
+    photographs: Photographs,
+    network: FeatureNetwork | None,
+    lpips: Lpips | None = None,
+    size: int | None = None,
+    batch_size: int = 32,
+) -> Measurement:
+    """Reconstructions, their distance to the photographs, and the use of the codebook.
+
+    Args:
+        size: side at which images are compared; None: that of the photographs.
+    """
+    side = photographs.images.image_size
+    found = reconstruct(vq_model, photographs, size or side, batch_size, network, lpips)
+    measured = Measurement()
+    _add_reconstruction(measured, found, photographs, vq_model, size or side)
+    return measured
+
+
+def measure_pipeline(
+    pipe: CodecladePipeline,
+    photographs: Photographs,
+    parts: SampleParts,
+    network: FeatureNetwork,
+    lpips: Lpips | None = None,
+    batch_size: int = 32,
+) -> Measurement:
+    """Reconstructions of the pipeline's tokenizer, and its generated images against photographs.
+
+    Args:
+        parts: generated images, all of them there.
+    """
+    # Classes whose names are ImageNet's can be told by a classifier of ImageNet.
+    own = [pipe.config.id2label[str(i)] for i in range(pipe.transformer.config.num_classes)]
+    classifies = getattr(network, "name", "").startswith("EfficientNet")
+    classes = imagenet_indices(own) if classifies else None
+    side = image_side(pipe)
+    size = parts.sampling.size or side
+    found = reconstruct(pipe.vq_model, photographs, size, batch_size, network, lpips, classes)
+    measured = Measurement()
+    protocol = _add_reconstruction(measured, found, photographs, pipe.vq_model, size)
+
+    # The generated images, a part at a time.
+    samples = FeatureSet(network, classes)
+    for images, labels in parts.batches():
+        for some, theirs in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            samples.add(to_pixels(some), theirs)
+    sampling = parts.sampling
+    protocol = protocol.using(
+        images=samples.count,
+        classes=sampling.classes,
+        seeds=sampling.seeds,
+        dtype=type_name(pipe.transformer.dtype),
+        machine=machine_name(pipe.device),
+        **sampling.settings(pipe),
+    )
+    words = _sampling_words(protocol, sampling.seed)
+    _add_distances(measured, samples, found.halves, protocol, words, "")
+    for one in scores(samples):
+        measured.add(one.name, one.value, protocol.using(estimator=one.estimator),
+                     f"{one.estimator}, {words}", error=one.standard_error)  # fmt: skip
+
+    # Class accuracy beside that of reconstructions and photographs.
+    if classes is not None:
+        photos = found.halves[0].joined(found.halves[1])
+        others = f"reconstructions {100 * found.rebuilt.accuracy:.1f} %, photographs "
+        others += f"{100 * photos.accuracy:.1f} %, chance {100 / len(own):.1f} %"
+        error = 100 * share_error(samples.accuracy, samples.count)
+        measured.add(
+            "Class accuracy", 100 * samples.accuracy, protocol,
+            f"{network.name} among {len(own)} classes, {words}; {others}", " %", error,
+        )  # fmt: skip
+    return measured
+
+
+def measure_likelihood(
+    pipe: CodecladePipeline, codes: Codes, name: str, limit: int | None = None, batch_size: int = 16
+) -> Measurement:
+    """Nats per position of held-out codes, for ids and for clusters of several sizes.
+
+    Args:
+        name: of the code shards, as records give it.
+        limit: images at most.
+    """
+    codes.check_tokenizer(pipe.vq_model)
+    # Clusters to score: cuts of the map's own tree, or of the codebook's where there is none.
+    cluster_map: ClusterMap | None = pipe.cluster_map
+    cuts, method = {}, None
+    if not pipe.transformer.scheme.detail_codes:
+        tree = cluster_map
+        if tree is None or len(tree.merges) < tree.codebook_size - 1:
+            codebook = pipe.vq_model.codebook.detach().float().cpu()
+            tree, _ = make_cluster_map(codebook, "masc", max(1, len(codebook) // 2))
+        cuts, method = tree_partitions(tree), tree.config.method
+    found = likelihood(pipe.transformer, codes, cluster_map, cuts, batch_size, limit)
+    device = pipe.transformer.device
+    protocol = Protocol(
+        data=name,
+        split=codes.header.get("split"),
+        data_fingerprint=_codes_fingerprint(codes, found.images),
+        images=found.images,
+        left_out=len(codes) - found.images,
+        estimator="negative log-likelihood of the first view, mean over positions",
+        dtype=type_name(pipe.transformer.dtype),
+        machine=machine_name(device),
+    )
+    measured = Measurement()
+    for part, values in found.per_image.items():
+        words = f"nats per position of {found.images:,} images of codes, teacher forcing"
+        own = protocol
+        if part in cuts:
+            words += f", cut of the {method} tree"
+            own = protocol.using(estimator=f"{protocol.estimator}, cut of the {method} tree")
+        measured.add_images(f"Nats per {_unit_of(part)}", values, own, words)
+    return measured
+
+
+def _codes_fingerprint(codes: Codes, images: int) -> str:
+    """sha256 over the ids and labels of the first views of the images that were scored."""
+    digest, seen = hashlib.sha256(), 0
+    for ids, labels in codes.first_views(256):
+        digest.update(ids[: images - seen].numpy().tobytes())
+        digest.update(labels[: images - seen].numpy().tobytes())
+        seen += len(ids)
+        if seen >= images:
+            break
+    return digest.hexdigest()[:16]
+
+
+def _unit_of(part: str) -> str:
+    """What one position of a likelihood is, in the singular."""
+    if part.startswith("N/"):
+        return f"cluster, K = {part}"
+    return {"ids": "id", "pairs": "pair"}.get(part, f"{part} code")
+
+
+def _add_reconstruction(
+    measured: Measurement,
+    found: Reconstruction,
+    photographs: Photographs,
+    vq_model: VQModel,
+    size: int,
+) -> Protocol:
+    """Add what `reconstruct` found; the protocol of it."""
+    count, side = len(photographs.images), photographs.images.image_size
+    protocol = Protocol(
+        data=photographs.data,
+        split=photographs.split,
+        data_fingerprint=found.fingerprint,
+        reference_images=count,
+        left_out=photographs.left_out,
+        images=count,
+        sampled_size=side,
+        evaluated_size=size,
+        resize=resize_words(side, size),
+        dtype=type_name(vq_model.dtype),
+        machine=machine_name(vq_model.device),
+    )
+    words = f"8-bit, mean over {count:,} {photographs.split} photographs of {size} pixels"
+    for name, values in found.per_image.items():
+        measured.add_images(name, values, protocol, words)
+    words = f"{count:,} {photographs.split} photographs, center crops"
+    uses = {"Codebook": found.use, "Detail codebook": found.detail_use}
+    for name, use in uses.items():
+        if use is not None:
+            measured.add(f"{name} usage", 100 * use.usage, protocol, words, " %")
+            measured.add(f"{name} perplexity", use.perplexity, protocol, words)
+    if found.rebuilt is not None:
+        words = f"reconstructions of {count:,} {photographs.split} photographs"
+        _add_distances(measured, found.rebuilt, found.halves, protocol, words, "r")
+    return protocol
+
+
+def _add_distances(
+    measured: Measurement,
+    samples: FeatureSet,
+    halves: list[FeatureSet],
+    protocol: Protocol,
+    words: str,
+    prefix: str,
+) -> None:
+    """Add all distances of a set to the photographs, each beside its floor.
+
+    Args:
+        prefix: of the names: "r" for reconstructions, as in rFID; of these the Fréchet distances
+            alone are given.
+    """
+    # Two photographs a half are the fewest that have a covariance.
+    if min(samples.count, *(half.count for half in halves)) < 2:
+        return
+    network, reference = samples.network, halves[0].joined(halves[1])
+    floors = {one.name: one.value for one in set_distances(halves[1], halves[0])}
+    for one in set_distances(samples, reference):
+        if prefix and "Fréchet" not in one.estimator:
+            continue
+        own = protocol.using(
+            network=network.name,
+            network_fingerprint=network.fingerprint,
+            estimator=one.estimator,
+        )
+        said = f"{network.name} features, {words}; {reference.count:,} {protocol.split} "
+        said += f"photographs; {one.estimator}"
+        said += "" if network.distance_name == "FID" else "; not FID"
+        measured.add(prefix + one.name, one.value, own, said, "", one.standard_error,
+                     floors.get(one.name))  # fmt: skip
+
+
+def _sampling_words(protocol: Protocol, seed: int) -> str:
+    """How images were generated, for readers."""
+    scale = protocol.guidance_scale
+    scale = ", ".join(f"{x:g}" for x in scale) if isinstance(scale, (list, tuple)) else f"{scale:g}"
+    words = f"{protocol.images:,} generated images, guidance {scale}, seed {seed}"
+    if protocol.guidance_schedule:
+        words += f", schedule {protocol.guidance_schedule}"
+    words += f", temperature {protocol.temperature:g}, top-k {protocol.top_k}"
+    words += f", top-p {protocol.top_p:g}, {protocol.classes} classes"
+    if protocol.resize:
+        words += f", {protocol.sampled_size} to {protocol.evaluated_size} pixels {protocol.resize}"
+    return words
+
+
+def dataset_name(source: str) -> str:
+    """A source's name without its place on this machine."""
+    return Path(source).name if Path(source).exists() else source

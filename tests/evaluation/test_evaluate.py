@@ -1,0 +1,165 @@
+"""`codeclade evaluate`: numbers with their protocol, in the file and in the card."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from builders import build_scheme, build_vq
+from codeclade.cli import main
+from codeclade.cli.evaluate import parse_scale, parse_schedule
+from codeclade.data.records import EvaluationRecord
+from codeclade.hub.card import render_card
+from codeclade.hub.repository import read_repository
+from codeclade.metrics.lpips import Lpips
+
+
+def records(path) -> dict[str, dict]:
+    return {row["metric"]: row for row in json.loads(path.read_text())}
+
+
+def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path, capsys):
+    samples = tmp_path / "samples.npz"
+    arguments = ["evaluate", str(saved), "--data", str(photos), "--images", "2"]
+    assert main([*arguments, "--npz", str(samples)]) == 0
+    results = records(saved / "evaluation.json")
+    lite0 = "EfficientNet-Lite0"
+    assert set(results) == {
+        "PSNR of reconstructions",
+        "SSIM of reconstructions",
+        "SSIM of reconstructions, LlamaGen's",
+        "Codebook usage",
+        "Codebook perplexity",
+        f"rFD-{lite0}",
+        f"FD-{lite0}",
+        f"KID-{lite0}",
+        *(f"{name}-{lite0}" for name in ("Precision", "Recall", "Density", "Coverage")),
+        f"Inception Score-{lite0}",
+        "Class accuracy",
+    }
+    assert 3 < results["PSNR of reconstructions"]["value"] < 20
+    distance = results[f"FD-{lite0}"]
+    assert "20 validation photographs" in distance["protocol"] and "not FID" in distance["protocol"]
+    assert distance["floor"] > 0 and distance["dataset"] == "photos"
+    conditions = distance["conditions"]
+    assert conditions["left_out"] == 5 and conditions["reference_images"] == 20
+    assert (
+        conditions["images"] == 10
+        and conditions["seeds"] == "image i (from 0): seed 0 * 1000003 + i"
+    )
+    assert conditions["guidance_scale"] == 2 and len(conditions["network_fingerprint"]) == 64
+    assert conditions["versions"]["torch"] == torch.__version__
+    assert results[f"KID-{lite0}"]["floor"] is not None
+    accuracy = results["Class accuracy"]["protocol"]
+    assert "10 generated images, guidance 2, seed 0" in accuracy and "chance 20.0 %" in accuracy
+    with np.load(samples) as file:
+        assert file["arr_0"].shape == (10, 16, 16, 3) and file["arr_0"].dtype == np.uint8
+    with np.load(saved / "evaluation-images.npz") as file:
+        quality = file["PSNR of reconstructions"]
+        assert quality.shape == (20,)
+        assert quality.mean() == pytest.approx(results["PSNR of reconstructions"]["value"], 1e-4)
+    printed = capsys.readouterr().out
+    assert "photos: 20 photographs (validation), 5 left out" in printed
+    assert "LPIPS: not measured" in printed and "--fetch-lpips" in printed
+    card = render_card(read_repository(saved), "user/tiny")
+    for row in results.values():
+        assert row["protocol"] in printed and row["protocol"] in card
+    assert str(tmp_path) not in card
+    assert not list(saved.glob(".samples-*")) and not list(tmp_path.glob(".samples-*"))
+
+
+def test_a_tokenizer_alone_is_measured(photos, tmp_path, capsys, monkeypatch):
+    build_vq().save_pretrained(tmp_path / "vq")
+    torch.manual_seed(0)
+    monkeypatch.setenv("CODECLADE_LPIPS", str(tmp_path))
+    save_file(Lpips("vgg").weights(), tmp_path / "vgg.safetensors")
+    command = ["evaluate", str(tmp_path / "vq"), "--data", str(photos), "--split", "all"]
+    assert main(command) == 0
+    assert "photos: 25 photographs (all), 0 left out" in capsys.readouterr().out
+    results = records(tmp_path / "vq" / "evaluation.json")
+    assert results["PSNR of reconstructions"]["conditions"]["images"] == 25
+    assert "LPIPS-vgg of reconstructions" in results and "rFD-EfficientNet-Lite0" in results
+    assert 1 < results["Codebook perplexity"]["value"] <= 32
+    assert not any(name.startswith(("FD", "KID")) for name in results)
+
+
+@pytest.mark.parametrize("scheme", ["token", "cluster", "cluster_token", "semantic_detail"])
+def test_likelihoods_of_every_scheme_are_on_one_axis(scheme, tmp_path, write_codes):
+    pipe = build_scheme(scheme)
+    pipe.save_pretrained(tmp_path / "pipe")
+    codes = write_codes(tmp_path / "codes", pipe.vq_model, scheme == "semantic_detail")
+    command = ["evaluate", str(tmp_path / "pipe"), "--likelihood", str(codes.folder)]
+    assert main(command) == 0
+    results = records(tmp_path / "pipe" / "evaluation.json")
+    names = [f"Nats per cluster, K = N/{size}" for size in (2, 4, 8, 16)]
+    if scheme == "semantic_detail":
+        assert set(results) == {"Nats per pair", "Nats per semantic code", "Nats per detail code"}
+        return
+    assert set(results) == {"Nats per id", *names}
+    values = [results[name]["value"] for name in ("Nats per id", *names)]
+    assert values == sorted(values, reverse=True)
+    assert all(results[name]["standard_error"] > 0 for name in results)
+    assert "cut of the masc tree" in results[names[0]]["conditions"]["estimator"]
+
+
+def test_samples_alone_need_no_photographs(saved, tmp_path, capsys):
+    out = tmp_path / "s.npz"
+    command = ["evaluate", str(saved), "--images", "2", "--size", "8", "--classes", "random"]
+    assert main([*command, "--samples-only", "--npz", str(out)]) == 0
+    with np.load(out) as file:
+        assert file["arr_0"].shape == (10, 8, 8, 3)
+    assert not (saved / "evaluation.json").exists()
+
+
+def test_old_records_are_read():
+    old = {"metric": "KID", "value": 0.1, "dataset": "d", "protocol": "p"}
+    record = EvaluationRecord.from_json(old, "e.json")
+    assert record.conditions is None and record.standard_error is None
+    wrong = old | {"conditions": "p"}
+    with pytest.raises(ValueError, match="conditions must be an object"):
+        EvaluationRecord.from_json(wrong, "e.json")
+
+
+def test_scales_and_schedules_are_read_from_text():
+    assert (
+        parse_scale("2.5") == 2.5 and parse_scale("1,3") == (1.0, 3.0) and parse_scale(None) is None
+    )
+    assert parse_schedule("linear") == "linear"
+    found = parse_schedule("attention:start=1.75,weight=0.1")
+    assert found == {"name": "attention", "start": 1.75, "weight": 0.1}
+    with pytest.raises(ValueError, match="must be key=number"):
+        parse_schedule("interval:last_step")
+    with pytest.raises(ValueError, match="--guidance-scale a must be a number"):
+        parse_scale("a")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--images", "0"], "--images 0 must be 1 or more"),
+        (["--out", "no/where.json"], "there is no folder no for where.json"),
+        (["--data", "no/such/data"], "no/such/data"),
+        (["--split", "dev"], "has no split 'dev'; it has train, validation, all"),
+        (["--features", "lite1"], "--features lite1 is unknown; use lite0, lite2"),
+        (["--features", "inception=no.pth"], "there is no file no.pth"),
+        (["--classes", "all"], "--classes all must be one of balanced, random"),
+        (["--samples-only"], "--samples-only needs --npz"),
+        (["--temperature", "-1"], "temperature=-1.0 must be 0"),
+        (["--guidance-schedule", "wavy"], "guidance_schedule 'wavy' is unknown"),
+        (["--likelihood", "x", "--images", "3"], "--images is of generated images"),
+    ],
+)
+def test_bad_input_is_one_sentence(saved, photos, capsys, change, words):
+    assert main(["evaluate", str(saved), "--data", str(photos), *change]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("codeclade evaluate: ") and words in error
+    assert not (saved / "evaluation.json").exists()
+
+
+def test_data_of_other_classes_is_refused(saved, photos, capsys):
+    (photos / "validation" / "lion").rename(photos / "validation" / "liger")
+    (photos / "train" / "lion").rename(photos / "train" / "liger")
+    assert main(["evaluate", str(saved), "--data", str(photos)]) == 2
+    assert "the data has no class 'lion'" in capsys.readouterr().err
