@@ -16,6 +16,8 @@ sizes with codes shuffled, "random_codebook" random vectors of the same width.
 Shapes: N codes (or clusters), d code width, D model width, L cuts.
 """
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from ..clustering import average_linkage, cut
 from ..components.cluster_map import ClusterMap
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
+from .losses import tree_loss_weights
 
 PRIORS = ("none", "tree", "codebook", "both", "random_tree", "random_codebook")
 CUTS = (2, 8, 32, 128)  # codes a cluster, on average, in the cuts of the tree
@@ -110,17 +113,44 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
-def tree_cuts(rows: np.ndarray) -> Tensor:
+def tree_cuts(rows: np.ndarray, counts: list[int] | None = None) -> Tensor:
     """Clusters (L, N) of rows (N, d) in cuts of their average-linkage tree, finest first.
 
-    Cuts of which two clusters or fewer would be left are left out.
+    Args:
+        rows: what the tree joins.
+        counts: clusters of every cut; None: `cut_counts`.
     """
-    count = len(rows)
-    wanted = [count // size for size in CUTS if count // size > 2]
-    if not wanted:
-        return torch.empty(0, count, dtype=torch.int64)
-    tree = average_linkage(rows)
-    return torch.stack([torch.from_numpy(cut(tree, clusters)) for clusters in wanted])
+    counts = cut_counts(len(rows)) if counts is None else counts
+    if not counts:
+        return torch.empty(0, len(rows), dtype=torch.int64)
+    tree = _tree(rows.tobytes(), rows.dtype.str, rows.shape)
+    return torch.stack([torch.from_numpy(cut(tree, clusters)) for clusters in counts])
+
+
+def weighted_cuts(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """`tree_cuts` (L, N) and their weights (L,) in the tree loss.
+
+    Raises:
+        ValueError: rows too few to be cut.
+    """
+    counts = cut_counts(len(rows))
+    if not counts:
+        raise ValueError(
+            f"tree_loss_weight needs {3 * CUTS[0]} codes or clusters at least, not {len(rows)}."
+        )
+    heights = _tree(rows.tobytes(), rows.dtype.str, rows.shape)[:, 2].copy()
+    return tree_cuts(rows), tree_loss_weights(torch.from_numpy(heights), counts)
+
+
+def cut_counts(size: int) -> list[int]:
+    """Clusters of the cuts of a tree over `size` rows, three at least."""
+    return [size // members for members in CUTS if size // members > 2]
+
+
+@functools.lru_cache(maxsize=4)
+def _tree(content: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Linkage (N-1, 4) of rows; priors, noise and loss of one run ask for the same tree."""
+    return average_linkage(np.frombuffer(content, dtype).reshape(shape))
 
 
 def unit_vectors(rows: np.ndarray) -> Tensor:
@@ -130,28 +160,36 @@ def unit_vectors(rows: np.ndarray) -> Tensor:
     return (vectors / lengths * vectors.shape[1] ** 0.5).float()
 
 
+def token_vectors(
+    scheme: str, vq_model: VQModel, cluster_map: ClusterMap | None
+) -> list[np.ndarray]:
+    """Vectors (V, d) of what a token of a scheme holds: one table, two of a pair."""
+    codes = vq_model.codebook.detach().double().cpu().numpy()
+    if scheme == "cluster":
+        return [cluster_centers(codes, cluster_map)]
+    if scheme == "semantic_detail":
+        return [codes, vq_model.quantize.detail.detach().double().cpu().numpy()]
+    return [codes]
+
+
 def _tables(
     model: CodecladeTransformer, vq_model: VQModel, cluster_map: ClusterMap | None
 ) -> list[tuple[np.ndarray, list[str]]]:
     """Vectors of every vocabulary of the model, and the modules whose rows stand for them."""
-    codes = vq_model.codebook.detach().double().cpu().numpy()
-    centers = None if cluster_map is None else cluster_centers(codes, cluster_map)
-    details = None
-    if vq_model.detail_codebook_size is not None:
-        details = vq_model.quantize.detail.detach().double().cpu().numpy()
-    by_scheme = {
-        "token": [(codes, ["token_embedding", "head"])],
-        "cluster": [(centers, ["token_embedding", "head"])],
-        "cluster_token": [
-            (codes, ["token_embedding.token", "head.tokens"]),
+    scheme = model.config.scheme
+    vectors = token_vectors(scheme, vq_model, cluster_map)
+    if scheme == "semantic_detail":
+        return [
+            (vectors[0], ["token_embedding.semantic", "head.semantic.2"]),
+            (vectors[1], ["token_embedding.detail", "head.detail.2"]),
+        ]
+    if scheme == "cluster_token":
+        centers = cluster_centers(vectors[0], cluster_map)
+        return [
+            (vectors[0], ["token_embedding.token", "head.tokens"]),
             (centers, ["token_embedding.cluster", "head.clusters"]),
-        ],
-        "semantic_detail": [
-            (codes, ["token_embedding.semantic", "head.semantic.2"]),
-            (details, ["token_embedding.detail", "head.detail.2"]),
-        ],
-    }
-    return by_scheme[model.config.scheme]
+        ]
+    return [(vectors[0], ["token_embedding", "head"])]
 
 
 def cluster_centers(codes: np.ndarray, cluster_map: ClusterMap) -> np.ndarray:
