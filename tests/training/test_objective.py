@@ -115,7 +115,13 @@ def test_every_setting_trains_a_pipeline(tmp_path, narrow, scheme, name, setting
         assert torch.equal(value, loaded.state_dict()[key]), key
 
 
-@pytest.mark.parametrize(("scheme", "name", "settings"), CASES, ids=IDS)
+BY_HEART = [  # the plain losses take a second each
+    pytest.param(*case, marks=() if case[1] == "plain" else pytest.mark.slow, id=name)
+    for case, name in zip(CASES, IDS, strict=True)
+]
+
+
+@pytest.mark.parametrize(("scheme", "name", "settings"), BY_HEART)
 def test_thirty_two_images_are_learned_by_heart(narrow, scheme, name, settings):
     """Every scheme and loss ends below 0.1 nats a token, without what training adds."""
     torch.manual_seed(0)

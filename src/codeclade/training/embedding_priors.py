@@ -64,13 +64,15 @@ def add_embedding_priors(
     vq_model: VQModel,
     cluster_map: ClusterMap | None,
     seed: int = 0,
+    fresh: bool = True,
 ) -> None:
-    """Make every table of a fresh model over codes or clusters a sum, in place.
+    """Make every table of a model over codes or clusters a sum, in place.
 
     Args:
         kind: one of PRIORS; "none" changes nothing.
         cluster_map: of the schemes that have clusters.
         seed: of the random controls.
+        fresh: weights were just drawn; False: the sum starts as the function that the model is.
 
     Raises:
         ValueError: an unknown kind.
@@ -98,10 +100,10 @@ def add_embedding_priors(
             width = module.weight.shape[1]
             is_input = float(module.weight.detach().abs().max()) > 0  # output layers start at zero
             # All summands alike, and together as large as the table alone would be.
-            share = (1 + len(cuts)) ** -0.5
+            share = (1 + len(cuts)) ** -0.5 if fresh else 1.0
             with torch.no_grad():
                 module.weight.mul_(share)
-            prior = EmbeddingPrior(cuts, vectors, width, std * share if is_input else 0.0)
+            prior = EmbeddingPrior(cuts, vectors, width, std * share if fresh and is_input else 0)
             parametrize.register_parametrization(module, "weight", prior.to(module.weight.device))
 
 

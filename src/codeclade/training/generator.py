@@ -7,72 +7,36 @@ those of IAR (arXiv 2501.00880), of reAR (arXiv 2510.04450) and of the merge tre
 """
 
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import parametrize
 
 from ..components.cluster_map import ClusterMap
 from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
-from ..components.transformer import CodecladeConfig, CodecladeTransformer
+from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from ..data.codes import Codes, codes_folder
-from .context_noise import KINDS, noise_rate
+from ..data.sheets import contact_sheet
+from .context_noise import noise_rate
 from .drop_path import add_drop_path
-from .embedding_priors import PRIORS, add_embedding_priors, folded, token_vectors
+from .embedding_priors import add_embedding_priors, folded, token_vectors
+from .generator_recipe import GeneratorRecipe, generator_config
+from .initialization import initialize, load_source
 from .objective import GeneratorObjective, TokenNoise
 from .optimization import build_optimizer
 from .processes import share, summed
-from .recipe import RunRecipe
 from .run import Run
 from .sparse_head import SparseClusterToken
+from .throughput import decoder_flops
 
-
-@dataclass(kw_only=True)
-class GeneratorRecipe(RunRecipe):
-    """Settings of `codeclade train-generator`."""
-
-    scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
-    embedding_prior: str = (
-        "none"  # none, tree, codebook, both; controls random_tree, random_codebook
-    )
-    cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
-    tree_loss_weight: float = 0.0  # of the cross-entropies in cuts of the codes' merge tree
-    alignment_weight: float = 0.0  # reAR: of cosines between hidden states and code vectors
-    context_noise: str = "none"  # input tokens replaced at first: none, uniform (reAR), cluster
-    context_noise_clusters: int = 1024  # clusters of the tree that "cluster" noise stays within
-    sparse_head: bool = False  # cluster_token: loss from the right cluster's members, less memory
-    hidden_size: int = 768  # width D
-    num_hidden_layers: int = 12  # blocks
-    num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
-    intermediate_size: int = 2048  # width inside the feed-forward layers
-    dropout: float = 0.1  # of embedded tokens, residual branches and feed-forward layers
-    token_dropout: float | None = None  # null: that of dropout
-    residual_dropout: float | None = None  # null: that of dropout
-    feed_forward_dropout: float | None = None  # null: that of dropout
-    drop_path: float = 0.0  # chance of leaving the last block's branches out, less in earlier ones
-    class_dropout: float = 0.1  # share of classes replaced by the null class, for guidance
-    guidance_scale: float = 2.0  # saved with the finished pipeline as its default
-    temperature: float = 1.0  # saved default; 0 is arg-max
-    top_k: int = 0  # saved default; 0 keeps all
-    top_p: float = 1.0  # saved default; 1 keeps all
-    guidance_schedule: str | dict | None = None  # saved default: a name, or name and parameters
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, allowed in (("embedding_prior", PRIORS), ("context_noise", KINDS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}."
-                )
-        for name in ("cluster_loss_weight", "tree_loss_weight", "alignment_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}; it must be 0 or more and below 1.")
+SHEET_CLASSES, SHEET_IMAGES = 8, 4  # rows and columns of a sample sheet
 
 
 def train_generator(
@@ -105,88 +69,67 @@ def train_generator(
     if recipe.context_noise != "none":
         noise = TokenNoise(recipe.context_noise, vectors, recipe.context_noise_clusters)
     mapping = cluster_map.mapping if config.scheme == "cluster" else None
+    names = train.header["class_names"]
+    source = load_source(recipe.init_from, config) if recipe.init_from else None
     run = Run(recipe, out)
 
+    # The model with its losses; the sharded one of a finished run is made anew in the same way.
+    def build() -> GeneratorObjective:
+        model = CodecladeTransformer(config)
+        if config.scheme == "cluster_token":
+            model.use_clusters(cluster_map.mapping)
+        if source is not None:
+            for line in initialize(model, source, names, vq_model, cluster_map):
+                if run.accelerator.is_main_process:
+                    print(f"init_from: {line}", file=sys.stderr)
+        prior, fresh = recipe.embedding_prior, source is None
+        add_embedding_priors(model, prior, vq_model, cluster_map, recipe.seed, fresh)
+        add_drop_path(model, recipe.drop_path)
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if recipe.compile:
+            for layer in model.layers:
+                layer.compile()
+        return build_objective(recipe, model, vq_model, cluster_map)
+
     # Training, from the newest checkpoint on.
-    model = CodecladeTransformer(config)
-    if config.scheme == "cluster_token":
-        model.use_clusters(cluster_map.mapping)
-    add_embedding_priors(model, recipe.embedding_prior, vq_model, cluster_map, recipe.seed)
-    add_drop_path(model, recipe.drop_path)
-    objective = build_objective(recipe, model, vq_model, cluster_map)
+    objective = build()
+    length = config.prefix_length + config.num_tokens - 1
     run.start(objective, build_optimizer(objective, recipe))
+    run.describe(
+        train.source,
+        len(train),
+        len(names),
+        config.num_tokens,
+        decoder_flops(objective.model, config.num_hidden_layers, config.hidden_size, length),
+    )
     if run.accelerator.is_main_process:
         run.log(run.first, baselines(train, mapping))
-    _train(run, train, held_out, mapping, noise)
+
+    def pipeline_of(model: CodecladeTransformer) -> CodecladePipeline:
+        return CodecladePipeline(
+            vq_model,
+            model,
+            cluster_map,
+            id2label=dict(enumerate(names)),
+            guidance_scale=recipe.guidance_scale,
+            temperature=recipe.temperature,
+            top_k=recipe.top_k,
+            top_p=recipe.top_p,
+            guidance_schedule=recipe.guidance_schedule,
+        )
+
+    for done in _train(run, train, held_out, mapping, noise):
+        if recipe.sample_every and done % recipe.sample_every == 0:
+            with run.averaged_weights():
+                save_samples(run, pipeline_of, len(names), done)
 
     # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
-    model = folded(run.finished_model().model)
-    pipeline = CodecladePipeline(
-        vq_model,
-        model,
-        cluster_map,
-        id2label=dict(enumerate(train.header["class_names"])),
-        guidance_scale=recipe.guidance_scale,
-        temperature=recipe.temperature,
-        top_k=recipe.top_k,
-        top_p=recipe.top_p,
-        guidance_schedule=recipe.guidance_schedule,
-    )
+    pipeline = pipeline_of(folded(run.finished_model(build).model))
     if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
-        names, data = train.header["class_names"], train.source
-        run.record(run.out / "pipeline", "generator", data, len(train), len(names))
+        run.record(run.out / "pipeline", "generator", train.source, len(train), len(names))
     return pipeline
-
-
-def generator_config(
-    recipe: GeneratorRecipe, codes: Codes, cluster_map: ClusterMap | None
-) -> CodecladeConfig:
-    """Architecture for the codes of one tokenizer in the recipe's scheme.
-
-    Raises:
-        ValueError: a scheme that the codes or the presence of a map do not fit.
-    """
-    size, details = codes.header["codebook_size"], codes.header["detail_codebook_size"]
-    default = "semantic_detail" if details else "token" if cluster_map is None else "cluster"
-    scheme = recipe.scheme or default
-    if (scheme == "semantic_detail") != bool(details):
-        raise ValueError(
-            f"scheme {scheme!r} does not fit codes with {details or 'no'} detail codes."
-        )
-    wants_map = scheme in ("cluster", "cluster_token") or recipe.cluster_loss_weight > 0
-    if wants_map != (cluster_map is not None):
-        raise ValueError(
-            f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
-            f"{'needs a' if wants_map else 'takes no'} cluster map."
-        )
-    if recipe.sparse_head and scheme != "cluster_token":
-        raise ValueError(f"sparse_head is of scheme 'cluster_token', not {scheme!r}.")
-    if recipe.sparse_head and (recipe.tree_loss_weight or recipe.cluster_loss_weight):
-        raise ValueError("sparse_head has no logits of all ids, which tree and cluster loss need.")
-    clusters = cluster_map.num_clusters if cluster_map is not None else None
-    vocabulary = {"cluster": (clusters, None), "cluster_token": (size, clusters)}
-    vocab_size, coarse = vocabulary.get(scheme, (details, size) if details else (size, None))
-    return CodecladeConfig(
-        vocab_size=vocab_size,
-        coarse_vocab_size=coarse,
-        scheme=scheme,
-        grid_size=codes.header["grid_size"],
-        num_classes=len(codes.header["class_names"]),
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_hidden_layers,
-        num_attention_heads=recipe.num_attention_heads,
-        intermediate_size=recipe.intermediate_size,
-        **dropouts(recipe),
-        class_dropout=recipe.class_dropout,
-    )
-
-
-def dropouts(recipe: GeneratorRecipe) -> dict[str, float]:
-    """The three dropouts of a config: each its own, or else the common one."""
-    names = ("token_dropout", "residual_dropout", "feed_forward_dropout")
-    own = {name: getattr(recipe, name) for name in names}
-    return {name: recipe.dropout if value is None else value for name, value in own.items()}
 
 
 def build_objective(
@@ -209,12 +152,13 @@ def build_objective(
 
 def _train(
     run: Run, train: Codes, held_out: Codes, mapping: Tensor | None, noise: TokenNoise | None
-) -> None:
-    device, steps = run.accelerator.device, run.recipe.steps
+) -> Iterator[int]:
+    """Number of every step that is done, validated where due."""
+    device = run.accelerator.device
     run.model.train()
 
     for done, batch in run.steps(train):
-        rate = noise_rate(done - 1, steps)
+        rate = noise_rate(done - 1, run.total)
 
         def losses(ids: Tensor, labels: Tensor, rate: float = rate) -> dict[str, Tensor]:
             tokens = ids if mapping is None else mapping[ids]
@@ -230,7 +174,44 @@ def _train(
                 loss = validation_loss(
                     objective.model, held_out, mapping, run.accelerator, sparse=objective.sparse
                 )
-            run.log(done, {"validation_loss": loss})
+                run.validated(done, {"validation_loss": loss})
+        yield done
+
+
+@torch.no_grad()
+def save_samples(
+    run: Run,
+    pipeline_of: Callable[[CodecladeTransformer], CodecladePipeline],
+    classes: int,
+    done: int,
+) -> None:
+    """Write samples/step-N.png with the weights in the model: rows are classes, seeds are fixed.
+
+    Draws nothing from the random state that training goes on with.
+    """
+    # A sharded model computes on all processes; otherwise the main one is enough.
+    sharded = any(isinstance(p, DTensor) for p in run.model.parameters())
+    if not (sharded or run.accelerator.is_main_process):
+        return
+    model, device = run.plain_model.model, run.accelerator.device
+    pipeline = pipeline_of(model.eval())
+    vq_device = pipeline.vq_model.device
+    pipeline.vq_model.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        rows = []
+        with parametrize.cached():  # sums of an embedding prior once, not once a position
+            for label in range(min(classes, SHEET_CLASSES)):
+                draws = [torch.Generator().manual_seed(seed) for seed in range(SHEET_IMAGES)]
+                images = pipeline(label, num_images_per_prompt=SHEET_IMAGES, generator=draws).images
+                rows.append((pipeline.config.id2label[label], images))
+    finally:
+        pipeline.vq_model.to(vq_device)
+        model.train()
+    if run.accelerator.is_main_process:
+        folder = run.out / "samples"
+        folder.mkdir(exist_ok=True)
+        contact_sheet(rows).save(folder / f"step-{done:08d}.png")
 
 
 @torch.no_grad()
