@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 SCRIPT = Path(__file__).parent / "processes.py"
@@ -65,3 +66,18 @@ def test_codes_that_any_process_uses_are_alive(two):
     assert first["counts"] == second["counts"] == [3.0] * 8 + [0.0] * 2
     assert first["changed"] == [8, 9] and first["moved"] == 2
     assert first["codebook"] == second["codebook"]
+
+
+def test_averages_survive_sharding(two):
+    """fully_shard on two processes: half the numbers each, the same averages and checkpoints."""
+    for found in two[1]:
+        whole, shards = found["sharded"]["whole"], found["sharded"]["shards"]
+        for key, value in whole["averages"].items():
+            torch.testing.assert_close(
+                torch.tensor(shards["averages"][key]), torch.tensor(value), rtol=0, atol=1e-6
+            )
+        assert whole["restored"] and shards["restored"]
+        assert whole["loaded"] and shards["loaded"]
+    held = [found["sharded"]["shards"]["held"] for found in two[1]]
+    assert sum(held) == two[1][0]["sharded"]["whole"]["held"]
+    assert max(held) < sum(held)

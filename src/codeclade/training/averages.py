@@ -67,8 +67,9 @@ def averaged_weights(model: nn.Module, averages: EMAModel | None) -> Iterator[No
 
 @torch.no_grad()
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """State dict of whole float32 tensors on the CPU; all processes must call it together."""
-    return {
-        name: whole(value).float().cpu() if value.is_floating_point() else whole(value).cpu()
-        for name, value in model.state_dict().items()
-    }
+    """A copy of the state dict, whole float32 tensors on the CPU; all processes call it together."""
+    found = {}
+    for name, value in model.state_dict().items():
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        found[name] = whole(value).to("cpu", dtype, copy=True)
+    return found

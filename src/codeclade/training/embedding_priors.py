@@ -49,10 +49,14 @@ class EmbeddingPrior(nn.Module):
         self.register_buffer("vectors", vectors, persistent=False)
         sizes = [int(row.max()) + 1 for row in cuts]
         self.tables = nn.ParameterList(torch.randn(size, width) * std for size in sizes)
-        self.projection = nn.Parameter(torch.zeros(width, vectors.shape[1]))
+        # None, not an empty matrix: checkpoints take all empty tensors for one.
+        columns = vectors.shape[1]
+        self.projection = nn.Parameter(torch.zeros(width, columns)) if columns else None
 
     def forward(self, table: Tensor) -> Tensor:
-        total = table + self.vectors.to(table) @ self.projection.mT  # (N, D)
+        total = table  # (N, D)
+        if self.projection is not None:
+            total = total + self.vectors.to(table) @ self.projection.mT
         for cluster_of, coarse in zip(self.cuts, self.tables, strict=True):
             total = total + coarse[cluster_of]
         return total

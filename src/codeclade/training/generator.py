@@ -204,7 +204,7 @@ def save_samples(
             for label in range(min(classes, SHEET_CLASSES)):
                 draws = [torch.Generator().manual_seed(seed) for seed in range(SHEET_IMAGES)]
                 images = pipeline(label, num_images_per_prompt=SHEET_IMAGES, generator=draws).images
-                rows.append((pipeline.config.id2label[label], images))
+                rows.append((pipeline.config.id2label[str(label)], images))
     finally:
         pipeline.vq_model.to(vq_device)
         model.train()

@@ -49,9 +49,17 @@ def start_table(
 
 
 def parts(model: nn.Module) -> list[tuple[str, str]]:
-    """Every part with its parameters, how many are trainable, and their type."""
-    found = []
-    for name, part in model.named_children():
+    """Every part with its parameters, how many are trainable, and their type.
+
+    A model that stands beside its losses in one module is shown by its own parts.
+    """
+    found, inside = [], getattr(model, "model", None)
+    children = dict(model.named_children())
+    if isinstance(inside, nn.Module):
+        children = dict(inside.named_children()) | {
+            k: v for k, v in children.items() if k != "model"
+        }
+    for name, part in children.items():
         parameters = list(part.parameters())
         if not parameters:
             continue
