@@ -67,7 +67,7 @@ def averaged_weights(model: nn.Module, averages: EMAModel | None) -> Iterator[No
 
 @torch.no_grad()
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict, whole float32 tensors on the CPU; all processes call it together."""
+    """A copy of the state dict, whole float32 tensors on the CPU; all processes must call it."""
     found = {}
     for name, value in model.state_dict().items():
         dtype = torch.float32 if value.is_floating_point() else value.dtype
