@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from codeclade.training.dead_codes import CodeUsage, revive_dead_codes
 from codeclade.training.optimization import build_optimizer
@@ -155,10 +157,49 @@ def tokenizer(folder: Path) -> dict:
     }
 
 
+def sharded(folder: Path) -> dict:
+    """Averages of a model in shards, against those of the same model in one piece."""
+    from codeclade.training.averages import AveragedWeights, averaged_weights, whole_state
+
+    accelerator, found = Accelerator(), {}
+    for name in ("whole", "shards"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 1))
+        if name == "shards":
+            fully_shard(model, mesh=init_device_mesh("cpu", (accelerator.num_processes,)))
+        averages = AveragedWeights(model.parameters(), decay=0.5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        draw = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            points = torch.randn(8, 4, generator=draw)  # the same on all processes
+            (model(points) - points.sum(1, keepdim=True)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            averages.step(model.parameters())
+        before = whole_state(model)
+        with averaged_weights(model, averages):
+            inside = whole_state(model)
+        after = whole_state(model)
+
+        # A checkpoint of whole tensors comes back as shards.
+        state = averages.state_dict()
+        torch.save(state, folder.parent / f"{name}-{accelerator.process_index}.pt")
+        path = folder.parent / f"{name}-{accelerator.process_index}.pt"
+        again = AveragedWeights(model.parameters(), decay=0.5)
+        again.load_state_dict(torch.load(path, weights_only=True))
+        with averaged_weights(model, again):
+            loaded = whole_state(model)
+        found[name] = {
+            "averages": {key: value.tolist() for key, value in inside.items()},
+            "restored": all(torch.equal(before[key], after[key]) for key in before),
+            "loaded": all(torch.equal(inside[key], loaded[key]) for key in inside),
+            "held": sum(getattr(p, "_local_tensor", p).numel() for p in averages.shadow_params),
+        }
+    return found
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    found = {
-        run.__name__: run(place / run.__name__)
-        for run in (losses, passes, dropout, usage, tokenizer)
-    }
+    RUNS = (losses, passes, dropout, usage, tokenizer, sharded)
+    found = {run.__name__: run(place / run.__name__) for run in RUNS}
     (place / f"rank-{Accelerator().process_index}.json").write_text(json.dumps(found))

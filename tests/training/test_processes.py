@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 SCRIPT = Path(__file__).parent / "processes.py"
@@ -86,3 +87,18 @@ def test_two_processes_train_the_tokenizer_of_one(one, two):
         assert {k: theirs[k] for k in numbers} == pytest.approx(
             {k: ours[k] for k in numbers}, abs=1e-5, rel=1e-5
         )
+
+
+def test_averages_survive_sharding(two):
+    """fully_shard on two processes: half the numbers each, the same averages and checkpoints."""
+    for found in two[1]:
+        whole, shards = found["sharded"]["whole"], found["sharded"]["shards"]
+        for key, value in whole["averages"].items():
+            torch.testing.assert_close(
+                torch.tensor(shards["averages"][key]), torch.tensor(value), rtol=0, atol=1e-6
+            )
+        assert whole["restored"] and shards["restored"]
+        assert whole["loaded"] and shards["loaded"]
+    held = [found["sharded"]["shards"]["held"] for found in two[1]]
+    assert sum(held) == two[1][0]["sharded"]["whole"]["held"]
+    assert max(held) < sum(held)

@@ -10,7 +10,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import Dataset
 
-from codeclade.training.optimization import build_optimizer, ema_weights, learning_rate
+from codeclade.training.averages import averaged_weights
+from codeclade.training.optimization import build_optimizer, learning_rate
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
 
@@ -55,8 +56,8 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine():
 class Training:
     """A small network with dropout: order, weights and random state all matter."""
 
-    def __init__(self, out, recipe: Recipe, keep: int = 2, dropout: float = 0.5):
-        self.run = Run(recipe, out, keep)
+    def __init__(self, out, recipe: Recipe, dropout: float = 0.5):
+        self.run = Run(recipe, out)
         model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
         self.run.start(model, build_optimizer(model, recipe))
         self.first, self.passes = self.run.first, []
@@ -104,7 +105,7 @@ def test_a_resumed_run_is_bit_equal(tmp_path):
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
-    Training(tmp_path, Recipe(steps=12), keep=2).train()
+    Training(tmp_path, Recipe(steps=12, keep=2)).train()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000010", "step-00000012"]
     assert Training(tmp_path, Recipe(steps=12)).first == 12
@@ -187,7 +188,7 @@ def test_averaged_weights_leave_when_validation_fails(tmp_path):
     training = Training(tmp_path, Recipe(steps=3))
     training.train()
     before = training.weights()
-    with pytest.raises(KeyError), ema_weights(training.run.model, training.run.ema):
+    with pytest.raises(KeyError), averaged_weights(training.run.model, training.run.ema):
         assert not all(map(torch.equal, training.weights(), before))
         raise KeyError
     assert all(map(torch.equal, training.weights(), before))

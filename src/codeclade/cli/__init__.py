@@ -46,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"codeclade {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"codeclade {arguments.verb}: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        words = f"stopped; {stopped}" if str(stopped) else "stopped."
+        print(f"codeclade {arguments.verb}: {words}", file=sys.stderr)
         return 130
     return 0
 

@@ -145,8 +145,12 @@ def _codes_argument(parser: VerbParser) -> None:
 
 def _recipe(section: str, arguments: argparse.Namespace, needed: Sequence[str] = ()):
     """The recipe of a section with what the command line says over it."""
-    from ..data.recipes import load_recipe
+    from ..data.recipes import load_recipe, recipe_values
     from .settings import recipe_class
+
+    # A run is as long as `steps` or `epochs` says; one of them must be given.
+    if "epochs" in recipe_values(section, arguments.recipe, arguments.overrides, arguments.size):
+        needed = [name for name in needed if name != "steps"]
 
     recipe = load_recipe(
         recipe_class(section),

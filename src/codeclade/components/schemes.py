@@ -12,7 +12,7 @@ Shapes: B batch, T tokens, S stages of a position, N ids, V vocabulary, K coarse
 (clusters or semantic codes), D width. Fine ids are (B, T), or (B, T, 2) with a detail codebook.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class Scheme:
     detail_codes = False  # ids are pairs of a tokenizer with a detail codebook
     predicts_clusters = False  # tokens are clusters; a member draw or a refiner turns them into ids
     holds_clusters = False  # the generator keeps the cluster of every id (`use_clusters`)
+    # Tables of the generator by what their rows stand for: "ids", "clusters" or "details".
+    tables: ClassVar[dict[str, tuple[str, ...]]] = {"ids": ("token_embedding", "head")}
     reads_earlier_states = False  # the head needs the hidden states of earlier positions too
 
     def __init__(self, config: DecoderConfig):
@@ -159,6 +161,7 @@ class Cluster(Scheme):
     description = "clusters of codebook ids"
     stages = ("clusters",)
     predicts_clusters = True
+    tables: ClassVar = {"clusters": ("token_embedding", "head")}
 
     @classmethod
     def sizes(cls, codes, details, clusters):
@@ -178,6 +181,10 @@ class ClusterToken(Scheme):
     description = "a cluster, then an id of it, in one model"
     stages = ("clusters", "tokens")
     holds_clusters = True
+    tables: ClassVar = {
+        "ids": ("token_embedding.token", "head.tokens"),
+        "clusters": ("token_embedding.cluster", "head.clusters"),
+    }
 
     @classmethod
     def sizes(cls, codes, details, clusters):
@@ -222,6 +229,10 @@ class SemanticDetail(Scheme):
     stages = ("semantic codes", "detail codes")
     token_shape = (2,)
     detail_codes = True
+    tables: ClassVar = {
+        "ids": ("token_embedding.semantic", "head.semantic.2"),
+        "details": ("token_embedding.detail", "head.detail.2"),
+    }
     reads_earlier_states = True
 
     @classmethod

@@ -16,6 +16,8 @@ sizes with codes shuffled, "random_codebook" random vectors of the same width.
 Shapes: N codes (or clusters), d code width, D model width, L cuts.
 """
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,10 @@ from torch.nn.utils import parametrize
 
 from ..clustering import average_linkage, cut
 from ..components.cluster_map import ClusterMap
+from ..components.schemes import scheme_class
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
+from .losses import tree_loss_weights
 
 PRIORS = ("none", "tree", "codebook", "both", "random_tree", "random_codebook")
 CUTS = (2, 8, 32, 128)  # codes a cluster, on average, in the cuts of the tree
@@ -46,10 +50,14 @@ class EmbeddingPrior(nn.Module):
         self.register_buffer("vectors", vectors, persistent=False)
         sizes = [int(row.max()) + 1 for row in cuts]
         self.tables = nn.ParameterList(torch.randn(size, width) * std for size in sizes)
-        self.projection = nn.Parameter(torch.zeros(width, vectors.shape[1]))
+        # None, not an empty matrix: checkpoints take all empty tensors for one.
+        columns = vectors.shape[1]
+        self.projection = nn.Parameter(torch.zeros(width, columns)) if columns else None
 
     def forward(self, table: Tensor) -> Tensor:
-        total = table + self.vectors.to(table) @ self.projection.mT  # (N, D)
+        total = table  # (N, D)
+        if self.projection is not None:
+            total = total + self.vectors.to(table) @ self.projection.mT
         for cluster_of, coarse in zip(self.cuts, self.tables, strict=True):
             total = total + coarse[cluster_of]
         return total
@@ -61,13 +69,15 @@ def add_embedding_priors(
     vq_model: VQModel,
     cluster_map: ClusterMap | None,
     seed: int = 0,
+    fresh: bool = True,
 ) -> None:
-    """Make every table of a fresh model over codes or clusters a sum, in place.
+    """Make every table of a model over codes or clusters a sum, in place.
 
     Args:
         kind: one of PRIORS; "none" changes nothing.
         cluster_map: of the schemes that have clusters.
         seed: of the random controls.
+        fresh: weights were just drawn; False: the sum starts as the function that the model is.
 
     Raises:
         ValueError: an unknown kind.
@@ -95,10 +105,10 @@ def add_embedding_priors(
             width = module.weight.shape[1]
             is_input = float(module.weight.detach().abs().max()) > 0  # output layers start at zero
             # All summands alike, and together as large as the table alone would be.
-            share = (1 + len(cuts)) ** -0.5
+            share = (1 + len(cuts)) ** -0.5 if fresh else 1.0
             with torch.no_grad():
                 module.weight.mul_(share)
-            prior = EmbeddingPrior(cuts, vectors, width, std * share if is_input else 0.0)
+            prior = EmbeddingPrior(cuts, vectors, width, std * share if fresh and is_input else 0)
             parametrize.register_parametrization(module, "weight", prior.to(module.weight.device))
 
 
@@ -110,17 +120,44 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
-def tree_cuts(rows: np.ndarray) -> Tensor:
+def tree_cuts(rows: np.ndarray, counts: list[int] | None = None) -> Tensor:
     """Clusters (L, N) of rows (N, d) in cuts of their average-linkage tree, finest first.
 
-    Cuts of which two clusters or fewer would be left are left out.
+    Args:
+        rows: what the tree joins.
+        counts: clusters of every cut; None: `cut_counts`.
     """
-    count = len(rows)
-    wanted = [count // size for size in CUTS if count // size > 2]
-    if not wanted:
-        return torch.empty(0, count, dtype=torch.int64)
-    tree = average_linkage(rows)
-    return torch.stack([torch.from_numpy(cut(tree, clusters)) for clusters in wanted])
+    counts = cut_counts(len(rows)) if counts is None else counts
+    if not counts:
+        return torch.empty(0, len(rows), dtype=torch.int64)
+    tree = _tree(rows.tobytes(), rows.dtype.str, rows.shape)
+    return torch.stack([torch.from_numpy(cut(tree, clusters)) for clusters in counts])
+
+
+def weighted_cuts(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """`tree_cuts` (L, N) and their weights (L,) in the tree loss.
+
+    Raises:
+        ValueError: rows too few to be cut.
+    """
+    counts = cut_counts(len(rows))
+    if not counts:
+        raise ValueError(
+            f"tree_loss_weight needs {3 * CUTS[0]} codes or clusters at least, not {len(rows)}."
+        )
+    heights = _tree(rows.tobytes(), rows.dtype.str, rows.shape)[:, 2].copy()
+    return tree_cuts(rows), tree_loss_weights(torch.from_numpy(heights), counts)
+
+
+def cut_counts(size: int) -> list[int]:
+    """Clusters of the cuts of a tree over `size` rows, three at least."""
+    return [size // members for members in CUTS if size // members > 2]
+
+
+@functools.lru_cache(maxsize=4)
+def _tree(content: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Linkage (N-1, 4) of rows; priors, noise and loss of one run ask for the same tree."""
+    return average_linkage(np.frombuffer(content, dtype).reshape(shape))
 
 
 def unit_vectors(rows: np.ndarray) -> Tensor:
@@ -130,28 +167,33 @@ def unit_vectors(rows: np.ndarray) -> Tensor:
     return (vectors / lengths * vectors.shape[1] ** 0.5).float()
 
 
+def code_vectors(vq_model: VQModel, cluster_map: ClusterMap | None) -> dict[str, np.ndarray]:
+    """Vectors (n, d) of what rows of a generator's tables can stand for."""
+    codes = vq_model.codebook.detach().double().cpu().numpy()
+    vectors = {"ids": codes}
+    if cluster_map is not None:
+        vectors["clusters"] = cluster_centers(codes, cluster_map)
+    if vq_model.detail_codebook_size is not None:
+        vectors["details"] = vq_model.quantize.detail.detach().double().cpu().numpy()
+    return vectors
+
+
+def token_vectors(
+    scheme: str, vq_model: VQModel, cluster_map: ClusterMap | None
+) -> list[np.ndarray]:
+    """Vectors (V, d) of what a token of a scheme holds: one table, two of a pair."""
+    kind, vectors = scheme_class(scheme), code_vectors(vq_model, cluster_map)
+    if kind.predicts_clusters:
+        return [vectors["clusters"]]
+    return [vectors["ids"], vectors["details"]] if kind.detail_codes else [vectors["ids"]]
+
+
 def _tables(
     model: CodecladeTransformer, vq_model: VQModel, cluster_map: ClusterMap | None
-) -> list[tuple[np.ndarray, list[str]]]:
+) -> list[tuple[np.ndarray, tuple[str, ...]]]:
     """Vectors of every vocabulary of the model, and the modules whose rows stand for them."""
-    codes = vq_model.codebook.detach().double().cpu().numpy()
-    centers = None if cluster_map is None else cluster_centers(codes, cluster_map)
-    details = None
-    if vq_model.detail_codebook_size is not None:
-        details = vq_model.quantize.detail.detach().double().cpu().numpy()
-    by_scheme = {
-        "token": [(codes, ["token_embedding", "head"])],
-        "cluster": [(centers, ["token_embedding", "head"])],
-        "cluster_token": [
-            (codes, ["token_embedding.token", "head.tokens"]),
-            (centers, ["token_embedding.cluster", "head.clusters"]),
-        ],
-        "semantic_detail": [
-            (codes, ["token_embedding.semantic", "head.semantic.2"]),
-            (details, ["token_embedding.detail", "head.detail.2"]),
-        ],
-    }
-    return by_scheme[model.config.scheme]
+    vectors = code_vectors(vq_model, cluster_map)
+    return [(vectors[what], names) for what, names in model.scheme.tables.items()]
 
 
 def cluster_centers(codes: np.ndarray, cluster_map: ClusterMap) -> np.ndarray:

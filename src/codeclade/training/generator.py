@@ -2,49 +2,42 @@
 
 MASC eq. 5 (arXiv 2510.04220): ids become clusters for input and target alike, cross-entropy over K
 classes, everything else as LlamaGen (arXiv 2406.06525): AdamW, class dropout, EMA. `cluster_token`
-and `semantic_detail` (IAR2, arXiv 2510.06928) have their losses in components/heads.py; IAR
-(arXiv 2501.00880) adds a cluster loss to plain ids.
+and `semantic_detail` (IAR2, arXiv 2510.06928) have their losses with the model; objective.py adds
+those of IAR (arXiv 2501.00880), of reAR (arXiv 2510.04450) and of the merge tree (our own).
 """
 
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import parametrize
 
 from ..components.cluster_map import ClusterMap
 from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
 from ..components.schemes import scheme_class
-from ..components.transformer import CodecladeConfig, CodecladeTransformer
+from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from ..data.codes import Codes, codes_folder
-from .losses import cluster_loss
+from ..data.sheets import contact_sheet
+from .context_noise import noise_rate
+from .drop_path import add_drop_path
+from .embedding_priors import add_embedding_priors, folded, token_vectors
+from .generator_recipe import GeneratorRecipe, generator_config
+from .initialization import initialize, load_source
+from .objective import GeneratorObjective, TokenNoise
 from .optimization import build_optimizer
 from .processes import share, summed
-from .recipe import RunRecipe
 from .run import Run
+from .sparse_head import SparseClusterToken
+from .throughput import decoder_flops
 
-
-@dataclass(kw_only=True)
-class GeneratorRecipe(RunRecipe):
-    """Settings of `codeclade train-generator`."""
-
-    scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
-    cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
-    hidden_size: int = 768  # width D
-    num_hidden_layers: int = 12  # blocks
-    num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
-    intermediate_size: int = 2048  # width inside the feed-forward layers
-    dropout: float = 0.1  # token, residual and feed-forward dropout
-    class_dropout: float = 0.1  # share of classes replaced by the null class, for guidance
-    guidance_scale: float = 2.0  # saved with the finished pipeline as its default
-    temperature: float = 1.0  # saved default; 0 is arg-max
-    top_k: int = 0  # saved default; 0 keeps all
-    top_p: float = 1.0  # saved default; 1 keeps all
-    guidance_schedule: str | dict | None = None  # saved default: a name, or name and parameters
+SHEET_CLASSES, SHEET_IMAGES = 8, 4  # rows and columns of a sample sheet
 
 
 def train_generator(
@@ -72,107 +65,155 @@ def train_generator(
     if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
         raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
     config = generator_config(recipe, train, cluster_map)
+    vectors = token_vectors(config.scheme, vq_model, cluster_map)
+    noise = None
+    if recipe.context_noise != "none":
+        noise = TokenNoise(recipe.context_noise, vectors, recipe.context_noise_clusters)
     scheme = scheme_class(config.scheme)
     mapping = cluster_map.mapping if scheme.predicts_clusters else None
+    names = train.header["class_names"]
+    source = load_source(recipe.init_from, config) if recipe.init_from else None
     run = Run(recipe, out)
 
-    # Training, from the newest checkpoint on.
-    model = CodecladeTransformer(config)
-    if scheme.holds_clusters:
-        model.use_clusters(cluster_map.mapping)
-    run.start(model, build_optimizer(model, recipe))
-    if run.accelerator.is_main_process:
-        run.log(run.first, baselines(train, mapping))
-    clusters = cluster_map.mapping if recipe.cluster_loss_weight else None
-    _train(run, recipe, train, held_out, mapping, clusters)
+    # The model with its losses; the sharded one of a finished run is made anew in the same way.
+    def build() -> GeneratorObjective:
+        model = CodecladeTransformer(config)
+        if scheme.holds_clusters:
+            model.use_clusters(cluster_map.mapping)
+        if source is not None:
+            for line in initialize(model, source, names, vq_model, cluster_map):
+                if run.accelerator.is_main_process:
+                    print(f"init_from: {line}", file=sys.stderr)
+        prior, fresh = recipe.embedding_prior, source is None
+        add_embedding_priors(model, prior, vq_model, cluster_map, recipe.seed, fresh)
+        add_drop_path(model, recipe.drop_path)
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if recipe.compile:
+            for layer in model.layers:
+                layer.compile()
+        return build_objective(recipe, model, vq_model, cluster_map)
 
-    # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
-    model = run.finished_model()
-    pipeline = CodecladePipeline(
-        vq_model,
-        model,
-        cluster_map,
-        id2label=dict(enumerate(train.header["class_names"])),
-        guidance_scale=recipe.guidance_scale,
-        temperature=recipe.temperature,
-        top_k=recipe.top_k,
-        top_p=recipe.top_p,
-        guidance_schedule=recipe.guidance_schedule,
+    # Training, from the newest checkpoint on.
+    objective = build()
+    length = config.prefix_length + config.num_tokens - 1
+    run.start(objective, build_optimizer(objective, recipe))
+    run.describe(
+        train.source,
+        len(train),
+        len(names),
+        config.num_tokens,
+        decoder_flops(objective.model, config.num_hidden_layers, config.hidden_size, length),
     )
     if run.accelerator.is_main_process:
+        run.log(run.first, baselines(train, mapping))
+
+    def pipeline_of(model: CodecladeTransformer) -> CodecladePipeline:
+        return CodecladePipeline(
+            vq_model,
+            model,
+            cluster_map,
+            id2label=dict(enumerate(names)),
+            guidance_scale=recipe.guidance_scale,
+            temperature=recipe.temperature,
+            top_k=recipe.top_k,
+            top_p=recipe.top_p,
+            guidance_schedule=recipe.guidance_schedule,
+        )
+
+    for done in _train(run, train, held_out, mapping, noise):
+        if recipe.sample_every and done % recipe.sample_every == 0:
+            with run.averaged_weights():
+                save_samples(run, pipeline_of, len(names), done)
+
+    # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
+    pipeline = pipeline_of(folded(run.finished_model(build).model))
+    if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
-        names, data = train.header["class_names"], train.source
-        run.record(run.out / "pipeline", "generator", data, len(train), len(names))
+        run.record(run.out / "pipeline", "generator", train.source, len(train), len(names))
     return pipeline
 
 
-def generator_config(
-    recipe: GeneratorRecipe, codes: Codes, cluster_map: ClusterMap | None
-) -> CodecladeConfig:
-    """Architecture for the codes of one tokenizer in the recipe's scheme.
-
-    Raises:
-        ValueError: a scheme that the codes or the presence of a map do not fit.
-    """
-    size, details = codes.header["codebook_size"], codes.header["detail_codebook_size"]
-    default = "semantic_detail" if details else "token" if cluster_map is None else "cluster"
-    scheme = recipe.scheme or default
-    kind = scheme_class(scheme)
-    if kind.detail_codes != bool(details):
-        raise ValueError(
-            f"scheme {scheme!r} does not fit codes with {details or 'no'} detail codes."
-        )
-    needs_map = kind.predicts_clusters or kind.holds_clusters
-    wants_map = needs_map or recipe.cluster_loss_weight > 0
-    if wants_map != (cluster_map is not None):
-        raise ValueError(
-            f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
-            f"{'needs a' if wants_map else 'takes no'} cluster map."
-        )
-    clusters = cluster_map.num_clusters if cluster_map is not None else None
-    *coarse, vocab_size = kind.sizes(size, details, clusters)
-    return CodecladeConfig(
-        vocab_size=vocab_size,
-        coarse_vocab_size=coarse[0] if coarse else None,
-        scheme=scheme,
-        grid_size=codes.header["grid_size"],
-        num_classes=len(codes.header["class_names"]),
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_hidden_layers,
-        num_attention_heads=recipe.num_attention_heads,
-        intermediate_size=recipe.intermediate_size,
-        token_dropout=recipe.dropout,
-        residual_dropout=recipe.dropout,
-        feed_forward_dropout=recipe.dropout,
-        class_dropout=recipe.class_dropout,
+def build_objective(
+    recipe: GeneratorRecipe,
+    model: CodecladeTransformer,
+    vq_model: VQModel,
+    cluster_map: ClusterMap | None,
+) -> GeneratorObjective:
+    """The model with the losses of a recipe."""
+    return GeneratorObjective(
+        model,
+        vq_model,
+        cluster_map,
+        cluster_loss_weight=recipe.cluster_loss_weight,
+        tree_loss_weight=recipe.tree_loss_weight,
+        alignment_weight=recipe.alignment_weight,
+        sparse_head=recipe.sparse_head,
     )
 
 
 def _train(
-    run: Run,
-    recipe: GeneratorRecipe,
-    train: Codes,
-    held_out: Codes,
-    mapping: Tensor | None,
-    clusters: Tensor | None,
-) -> None:
+    run: Run, train: Codes, held_out: Codes, mapping: Tensor | None, noise: TokenNoise | None
+) -> Iterator[int]:
+    """Number of every step that is done, validated where due."""
     device = run.accelerator.device
     run.model.train()
 
-    def losses(ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        tokens = (ids if mapping is None else mapping[ids]).to(device)
-        output = run.model(tokens[:, :-1], labels.to(device), labels=tokens)
-        if clusters is None:
-            return {"loss": output.loss}
-        extra = cluster_loss(output.logits, tokens, clusters.to(device))
-        return {"loss": output.loss + recipe.cluster_loss_weight * extra}
-
     for done, batch in run.steps(train):
+        rate = noise_rate(done - 1, run.total)
+
+        def losses(ids: Tensor, labels: Tensor, rate: float = rate) -> dict[str, Tensor]:
+            tokens = ids if mapping is None else mapping[ids]
+            given = [tokens, labels]
+            if noise is not None:
+                given += noise(tokens, rate)
+            return run.model(*(tensor.to(device) for tensor in given))
+
         run.log_losses(done, run.optimize(batch, losses))
         if run.evaluates(done):
             with run.averaged_weights():
-                loss = validation_loss(run.plain_model, held_out, mapping, run.accelerator)
-            run.log(done, {"validation_loss": loss})
+                objective = run.plain_model
+                loss = validation_loss(
+                    objective.model, held_out, mapping, run.accelerator, sparse=objective.sparse
+                )
+                run.validated(done, {"validation_loss": loss})
+        yield done
+
+
+@torch.no_grad()
+def save_samples(
+    run: Run,
+    pipeline_of: Callable[[CodecladeTransformer], CodecladePipeline],
+    classes: int,
+    done: int,
+) -> None:
+    """Write samples/step-N.png with the weights in the model: rows are classes, seeds are fixed.
+
+    Draws nothing from the random state that training goes on with.
+    """
+    # A sharded model computes on all processes; otherwise the main one is enough.
+    sharded = any(isinstance(p, DTensor) for p in run.model.parameters())
+    if not (sharded or run.accelerator.is_main_process):
+        return
+    model, device = run.plain_model.model, run.accelerator.device
+    pipeline = pipeline_of(model.eval())
+    vq_device = pipeline.vq_model.device
+    pipeline.vq_model.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        rows = []
+        with parametrize.cached():  # sums of an embedding prior once, not once a position
+            for label in range(min(classes, SHEET_CLASSES)):
+                draws = [torch.Generator().manual_seed(seed) for seed in range(SHEET_IMAGES)]
+                images = pipeline(label, num_images_per_prompt=SHEET_IMAGES, generator=draws).images
+                rows.append((pipeline.config.id2label[str(label)], images))
+    finally:
+        pipeline.vq_model.to(vq_device)
+        model.train()
+    if run.accelerator.is_main_process:
+        folder = run.out / "samples"
+        folder.mkdir(exist_ok=True)
+        contact_sheet(rows).save(folder / f"step-{done:08d}.png")
 
 
 @torch.no_grad()
@@ -182,18 +223,26 @@ def validation_loss(
     mapping: Tensor | None,
     accelerator: Accelerator | None = None,
     batch_size: int = 250,
+    sparse: SparseClusterToken | None = None,
 ) -> float:
     """Mean cross-entropy per token, in nats, of the first view of every image.
 
     Args:
         accelerator: its processes share the images; None: this process takes all.
+        sparse: computes the loss of a "cluster_token" model in less memory.
     """
     training = model.training
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)  # sum of losses, images
+    first = model.config.prefix_length - 1
     for ids, labels in codes.first_views(batch_size, *share(accelerator)):
         tokens = (ids if mapping is None else mapping[ids]).to(model.device)
-        loss = model(tokens[:, :-1], labels.to(model.device), labels=tokens).loss
+        if sparse is None:
+            loss = model(tokens[:, :-1], labels.to(model.device), labels=tokens).loss
+        else:
+            output = model(tokens[:, :-1], labels.to(model.device), return_logits=False)
+            hidden = output.hidden_states[:, first : first + tokens.shape[1]]
+            loss, _ = sparse(model.head, hidden, tokens)
         total += torch.tensor([loss.item() * len(tokens), len(tokens)])
     model.train(training)
     loss, images = summed(total, accelerator)

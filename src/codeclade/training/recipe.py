@@ -1,7 +1,7 @@
 """What the recipes of all training runs share."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,7 +28,14 @@ class RunRecipe:
         ValueError: a count that is too small, or an unknown precision.
     """
 
+    # What a run that goes on may change: it alters no step that is already done.
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        "steps", "epochs", "workers", "log_every", "evaluate_every", "save_every", "keep",
+        "use_best", "tracker",
+    )  # fmt: skip
+
     steps: int = 100_000  # optimizer steps
+    epochs: float = 0.0  # visits to every training image, instead of steps; 0 = as steps says
     batch_size: int = 256  # images a step, of all processes and passes together
     gradient_accumulation_steps: int = 1  # passes that a process splits its share of a step into
     learning_rate: float = 1e-4  # highest, at the end of the warm-up
@@ -43,7 +50,12 @@ class RunRecipe:
     log_every: int = 20  # steps
     evaluate_every: int = 500  # steps between validations of the averaged weights
     save_every: int = 500  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay
+    use_best: bool = False  # finish with the weights of the lowest validation loss, not the last
+    tracker: str = ""  # tensorboard, wandb, ...; none; empty: tensorboard where it is installed
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "gradient_accumulation_steps")
-        check_settings(self, *counts, "log_every", "evaluate_every", "save_every")
+        check_settings(self, *counts, "log_every", "evaluate_every", "save_every", "keep")
+        if self.epochs < 0:
+            raise ValueError(f"epochs is {self.epochs}; it must be 0 or more.")

@@ -7,6 +7,7 @@ generator except for MASC, whose generator is frozen and lends its hidden states
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +22,14 @@ from .optimization import build_optimizer
 from .processes import share, summed
 from .recipe import RunRecipe
 from .run import Run
+from .throughput import decoder_flops
 
 
 @dataclass(kw_only=True)
 class RefinerRecipe(RunRecipe):
     """Settings of `codeclade train-refiner`; the defaults are DCPE's refine net."""
+
+    HARMLESS: ClassVar[tuple[str, ...]] = (*RunRecipe.HARMLESS, "compile")
 
     hidden_size: int = 768  # width D
     num_hidden_layers: int = 1  # blocks
@@ -40,6 +44,8 @@ class RefinerRecipe(RunRecipe):
     class_dropout: float = 0.0  # above 0: the refiner has a null class and can be guided
     final_learning_rate: float = 1e-4  # at the last step: that of all steps
     warmup: int = 0  # steps of linear increase
+    gradient_checkpointing: bool = False  # blocks are computed again in the backward pass
+    compile: bool = False  # torch.compile of the blocks
 
 
 def train_refiner(
@@ -78,7 +84,16 @@ def train_refiner(
 
     # Training, from the newest checkpoint on.
     model = Refiner(refiner_config(recipe, train, cluster_map, transformer))
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.compile:
+        for layer in model.layers:
+            layer.compile()
     run.start(model, build_optimizer(model, recipe))
+    names, config = train.header["class_names"], model.config
+    tokens = config.grid_size**2
+    flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, tokens)
+    run.describe(train.source, len(train), len(names), tokens, flops)
     device, main = run.accelerator.device, run.accelerator.is_main_process
     if transformer is not None:
         transformer = transformer.to(device).eval().requires_grad_(False)
@@ -87,10 +102,10 @@ def train_refiner(
     _train(run, _Batches(train, held_out, cluster_map.mapping.to(device), transformer))
 
     # The refiner alone: a pipeline takes it as one more component.
-    model = run.finished_model()
+    model = run.finished_model(lambda: Refiner(config))
     if main:
         model.save_pretrained(run.out / "refiner")
-        names, data = train.header["class_names"], train.source
+        data = train.source
         run.record(run.out / "refiner", "refiner", data, len(train), len(names))
     return model
 
@@ -151,14 +166,17 @@ def _train(run: Run, batches: _Batches) -> None:
     run.model.train()
 
     def losses(ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": run.model(**batches.inputs(ids, labels)).loss}
+        given = batches.inputs(ids, labels)
+        output = run.model(**given)
+        right = output.logits.detach().argmax(-1) == given["labels"]
+        return {"loss": output.loss, "accuracy": right.float().mean()}
 
     for done, batch in run.steps(batches.train):
         run.log_losses(done, run.optimize(batch, losses))
         if run.evaluates(done):
             with run.averaged_weights():
                 numbers = validation(run.plain_model, batches, run.accelerator)
-            run.log(done, numbers)
+                run.validated(done, numbers)
 
 
 @torch.no_grad()

@@ -5,27 +5,41 @@ A checkpoint is an accelerate state folder, written under a temporary name and t
 
 import contextlib
 import json
+import math
 import platform
-import shutil
+import shlex
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..data.atomic import write_json
 from ..data.records import TrainingRecord
+from .averages import AveragedWeights, averaged_weights, whole, whole_state
 from .batches import StepSampler, step_loader
-from .optimization import ema_weights, learning_rate
+from .optimization import learning_rate
 from .recipe import RunRecipe
+from .run_folder import RunFolder
+from .start_table import device_name, duration, start_table
+from .throughput import Meter, peak_flops
+from .trackers import tracker_name
+
+WARM_UP = 20  # steps after which a run says how long it will take
+PASSING = (
+    "step", "seconds", "learning_rate", "images_per_second", "tokens_per_second", "seconds_left",
+    "model_flops_utilization",
+)  # fmt: skip
 
 
 class Run:
@@ -34,30 +48,34 @@ class Run:
     Draw the model's weights after this and then call `start`.
 
     Args:
-        recipe: kept in every checkpoint; a resumed run must have the same one.
+        recipe: kept in every checkpoint; a resumed run must have the same one, but for
+            `recipe.HARMLESS`.
         out: folder of the run.
-        keep: checkpoints kept.
 
     Raises:
-        ValueError: a batch that the processes cannot share equally, or a folder with another
-            recipe's run.
+        ValueError: a batch that the processes cannot share equally, a tracker that is not there,
+            or a folder with another recipe's run.
     """
 
     accelerator: Accelerator
     recipe: RunRecipe
     out: Path
-    keep: int
+    total: int  # steps of the whole run; with `epochs` known once `steps` has the data
     model: nn.Module  # as accelerate wraps it
     optimizer: torch.optim.Optimizer
-    ema: EMAModel | None
+    ema: AveragedWeights | None
     first: int  # step that this process started from
 
-    def __init__(self, recipe: RunRecipe, out: str | Path, keep: int = 2):
-        self.recipe, self.out, self.keep = recipe, Path(out), keep
+    def __init__(self, recipe: RunRecipe, out: str | Path):
+        self.recipe, self.out, self.total = recipe, Path(out), recipe.steps
+        self.folder = RunFolder(self.out, recipe.keep)
+        self.tracker = tracker_name(recipe.tracker)
         self.accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
             # ACCELERATE_GRADIENT_ACCUMULATION_STEPS, if set, wins: `accelerate launch` has a flag.
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            log_with=self.tracker,
+            project_dir=str(self.out) if self.tracker else None,
         )
         shares = self.accelerator.num_processes * self.passes
         if recipe.batch_size % shares:
@@ -65,9 +83,9 @@ class Run:
                 f"batch_size is {recipe.batch_size}; it must be a multiple of {shares} "
                 f"({self.accelerator.num_processes} processes, {self.passes} passes each)."
             )
-        self.checkpoints = self.out / "checkpoints"
-        self._check_recipe()
+        self.folder.check_recipe(recipe)
         self.started, self.seconds_before = time.time(), 0.0
+        self.meter = Meter(recipe.batch_size)
         set_seed(recipe.seed)  # all processes draw the same first weights
 
     @property
@@ -80,42 +98,43 @@ class Run:
 
         Args:
             states: more objects with `state_dict` and `load_state_dict`, equal on all processes.
+
+        Raises:
+            ValueError: a folder that another run is using.
         """
-        # What checkpoints hold: model, optimizer, random states, averaged weights, `states`.
+        # One run a folder: two would remove each other's checkpoints.
+        if self.accelerator.is_main_process:
+            self.folder.lock()
+
+        # What checkpoints hold: model, optimizer, random states, averaged weights, `states`. The
+        # average is made of what `prepare` returns, so that it is sharded like the model.
         accelerator, decay = self.accelerator, self.recipe.ema_decay
-        self.ema = EMAModel(model.parameters(), decay=decay) if decay else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema = AveragedWeights(self.model.parameters(), decay=decay) if decay else None
         if self.ema is not None:
-            self.ema.to(accelerator.device)
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(*states)
 
         # From here on every process draws numbers of its own, or all would drop the same units.
         set_seed(self.recipe.seed, device_specific=True)
-        self.first, newest = 0, self._newest()
+        self.first, newest = 0, self.folder.newest()
         if newest is not None:
             accelerator.load_state(str(newest))
             state = json.loads((newest / "run.json").read_text())
             self.first, self.seconds_before = state["step"], state["seconds"]
+        if accelerator.is_main_process:
+            self.folder.forget_after(self.first)
+        accelerator.wait_for_everyone()
 
-        self.out.mkdir(parents=True, exist_ok=True)
+        # No step has been bad so far, a number that needs no wait for the device to keep.
+        self.bad = torch.full((), math.inf, device=accelerator.device)
+        if self.tracker:
+            config = {
+                k: v for k, v in vars(self.recipe).items() if isinstance(v, (int, float, str))
+            }
+            accelerator.init_trackers("tracker", config=config)
         quiet = {} if accelerator.is_main_process else {"disable": True}
-        self.bar = tqdm(total=self.recipe.steps, initial=self.first, unit="step", **quiet)
-
-    def _newest(self) -> Path | None:
-        return max(self.checkpoints.glob("step-*"), default=None)
-
-    def _check_recipe(self) -> None:
-        newest, recipe = self._newest(), asdict(self.recipe)
-        if newest is None:
-            return
-        before = json.loads((newest / "run.json").read_text())["recipe"]
-        changed = [key for key, value in recipe.items() if before.get(key) != value]
-        if changed:
-            raise ValueError(
-                f"{self.out} holds a run with another recipe ({', '.join(changed)} differ); "
-                "use its recipe to go on, or another --out."
-            )
+        self.bar = tqdm(total=self.total, initial=self.first, unit="step", **quiet)
 
     @property
     def plain_model(self) -> nn.Module:
@@ -127,54 +146,139 @@ class Run:
         """Training time so far, resumed parts included."""
         return self.seconds_before + time.time() - self.started
 
+    def describe(
+        self,
+        data: str,
+        images: int,
+        classes: int,
+        tokens: int | None = None,
+        flops: float | None = None,
+    ) -> None:
+        """Print the table a run starts with, and count tokens and FLOPs from here on.
+
+        Args:
+            data, images, classes: the training set.
+            tokens: positions an image.
+            flops: model FLOPs of an image, forward and backward.
+        """
+        self._count_steps(images)
+        accelerator, precision = self.accelerator, self.recipe.mixed_precision
+        processes = accelerator.num_processes
+        peak = peak_flops(accelerator.device, precision, processes)
+        self.meter = Meter(self.recipe.batch_size, tokens, flops, peak)
+        if not accelerator.is_main_process:
+            return
+        sharded = any(isinstance(p, DTensor) for p in self.model.parameters())
+        table = start_table(
+            self.plain_model,
+            data=data,
+            images=images,
+            classes=classes,
+            tokens=tokens,
+            batch_size=self.recipe.batch_size,
+            passes=self.passes,
+            steps=self.total,
+            first=self.first,
+            precision=precision,
+            device=device_name(accelerator.device),
+            processes=processes,
+            averaged=self.ema is not None,
+            shards=processes if sharded else 1,
+        )
+        print(table, file=sys.stderr)
+
+    def _count_steps(self, images: int) -> None:
+        recipe = self.recipe
+        if recipe.epochs:
+            self.total = max(1, math.ceil(recipe.epochs * images / recipe.batch_size))
+            self.bar.total = self.total
+
     def save(self, step: int) -> None:
         """Write a checkpoint that `resume` continues at `step`."""
+        # Weights that are not numbers must not take the place of good ones.
+        self.check_finite()
         # All processes write into one folder, whose last name says that it is complete.
-        target, partial = self.checkpoints / f"step-{step:08d}", self.checkpoints / "partial"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            state = {"step": step, "seconds": self.seconds, "recipe": asdict(self.recipe)}
-            write_json(partial / "run.json", state)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            for old in sorted(self.checkpoints.glob("step-*"))[: -self.keep]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+        main = self.accelerator.is_main_process
+        with self.meter.pause():
+            if main:
+                self.folder.start_partial()
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(self.folder.partial))
+            self.accelerator.wait_for_everyone()
+            if main:
+                self.folder.finish_partial(step, self.seconds, self.recipe)
+            self.accelerator.wait_for_everyone()
 
     def steps(self, dataset: Dataset) -> Iterator[tuple[int, list[Tensor]]]:
         """(steps done with it, this process's share of the batch) for every step that is left.
 
         Sets the step's learning rate before, and writes a checkpoint after the step where due.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C; says how to go on.
         """
         # Batches depend on (seed, step) alone, so a resumed run gets those of the whole one.
         recipe, accelerator = self.recipe, self.accelerator
+        self._count_steps(len(dataset))
         sampler = StepSampler(
             len(dataset),
             recipe.batch_size,
             recipe.seed,
             self.first,
-            recipe.steps,
+            self.total,
             accelerator.process_index,
             accelerator.num_processes,
         )
-        for done, batch in enumerate(step_loader(dataset, sampler, recipe.workers), self.first + 1):
-            rate = learning_rate(
-                done - 1,
-                peak=recipe.learning_rate,
-                final=recipe.final_learning_rate,
-                warmup=recipe.warmup,
-                total=recipe.steps,
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            yield done, batch
-            if done % recipe.save_every == 0 or done == recipe.steps:
-                self.save(done)
-            self.bar.update()
+        self.stepping = time.time()
+        self.meter.read(0)  # time and steps count from here on
+        with self._interruptible() as interrupted:
+            loader = step_loader(dataset, sampler, recipe.workers)
+            for done, batch in enumerate(loader, self.first + 1):
+                self._set_learning_rate(done)
+                yield done, batch
+                self.meter.step()
+                due = done % recipe.save_every == 0 or done == self.total
+                if due or interrupted:
+                    self.save(done)
+                if interrupted and done < self.total:
+                    raise KeyboardInterrupt(f"step {done} is saved; {how_to_go_on()}")
+                self.bar.update()
+
+    def _set_learning_rate(self, done: int) -> None:
+        recipe = self.recipe
+        rate = learning_rate(
+            done - 1,
+            peak=recipe.learning_rate,
+            final=recipe.final_learning_rate,
+            warmup=recipe.warmup,
+            total=self.total,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[list[int]]:
+        """A list that the first Ctrl-C fills; the second one stops at once.
+
+        Several processes could not agree on the step, so theirs stop at the last checkpoint. The
+        folder is free for others afterwards, however the block ends.
+        """
+        received: list[int] = []
+        own = self.accelerator.num_processes == 1
+        own = own and threading.current_thread() is threading.main_thread()
+
+        def note(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, before)
+            received.append(number)
+            self.bar.write("stopping after this step; Ctrl-C again stops at once")
+
+        before = signal.signal(signal.SIGINT, note) if own else None
+        try:
+            yield received
+        finally:
+            if own:
+                signal.signal(signal.SIGINT, before)
+            self.folder.release()
 
     def optimize(
         self, batch: list[Tensor], losses: Callable[..., dict[str, Tensor]]
@@ -186,7 +290,7 @@ class Run:
             losses: maps the tensors of one pass to means over it, by name; "loss" is minimized.
 
         Returns:
-            Means over the share, by name.
+            Means over the share, by name, and "gradient_norm" before clipping.
         """
         # Gradients of all passes add up; `backward` divides by their number, and only the last
         # one exchanges them between processes.
@@ -201,27 +305,89 @@ class Run:
             for name, value in found.items():
                 means[name] = means.get(name, 0) + value.detach() / len(parts)
 
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
+        means["gradient_norm"] = whole(norm.detach())
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.step(self.model.parameters())
+        self._note_bad(means)
         return means
 
+    def _note_bad(self, means: dict[str, Tensor]) -> None:
+        """Keep the first step with a loss or norm that is no number, without waiting for it.
+
+        float16 skips steps of infinite gradients and lowers its scale: there the loss alone counts.
+        """
+        names = ["loss"] if self.recipe.mixed_precision == "fp16" else ["loss", "gradient_norm"]
+        finite = torch.stack([means[name].float().isfinite() for name in names]).all()
+        self.number = getattr(self, "number", self.first) + 1
+        self.bad = torch.where(finite, self.bad, self.bad.clamp_max(self.number))
+
+    def check_finite(self) -> None:
+        """Stop a run whose loss or gradient is no longer a number; all processes call it together.
+
+        Raises:
+            ValueError: naming the step.
+        """
+        bad = self.accelerator.gather(self.bad.reshape(1)).min().item()
+        if bad < math.inf:
+            newest = self.folder.newest()
+            kept = f"{newest} holds the last good one" if newest else "there is no checkpoint yet"
+            raise ValueError(
+                f"the loss or its gradient was no longer a number at step {bad:.0f}; {kept}. "
+                "Lower learning_rate, raise warmup, or use mixed_precision=bf16 or no."
+            )
+
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """The averaged weights in the model for the length of a with block."""
-        return ema_weights(self.model, self.ema)
+        """The averaged weights in the model for the length of a with block; no training time."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(self.meter.pause())
+        stack.enter_context(averaged_weights(self.model, self.ema))
+        return stack
 
     def evaluates(self, done: int) -> bool:
         """Whether the model is to be evaluated after `done` steps."""
-        return done % self.recipe.evaluate_every == 0 or done == self.recipe.steps
+        return done % self.recipe.evaluate_every == 0 or done == self.total
 
-    def finished_model(self) -> nn.Module:
-        """The model with its averaged weights, in float32, ready to be saved."""
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).float().eval()
-        if self.ema is not None:
-            self.ema.copy_to(model.parameters())
-        return model
+    def validated(self, done: int, numbers: dict[str, float]) -> None:
+        """Log a validation, and keep the weights in the model if their loss is the lowest so far.
+
+        Call it inside `averaged_weights`, on all processes, with the same numbers.
+
+        Args:
+            numbers: "validation_loss" among them.
+        """
+        self.check_finite()
+        self.log(done, numbers)
+        loss = numbers["validation_loss"]
+        if loss < self.folder.best_loss():
+            weights = whole_state(self.plain_model)
+            self.accelerator.wait_for_everyone()  # all have read the loss before it changes
+            if self.accelerator.is_main_process:
+                self.folder.save_best(done, loss, weights)
+        self.accelerator.wait_for_everyone()
+
+    def finished_model(self, build: Callable[[], nn.Module] | None = None) -> nn.Module:
+        """The model with its averaged weights, in float32, ready to be saved.
+
+        Args:
+            build: makes the same model anew; only a sharded one needs it, whose whole weights do
+                not fit into its shards' modules.
+        """
+        if any(isinstance(p, DTensor) for p in self.model.parameters()):
+            with averaged_weights(self.model, self.ema):
+                state = whole_state(self.model)
+            model = build()
+            model.load_state_dict(state)
+        else:
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).float()
+            if self.ema is not None:
+                self.ema.copy_to(model.parameters())
+        if self.recipe.use_best:
+            self.accelerator.wait_for_everyone()
+            model.load_state_dict(self.folder.best_state())
+        return model.eval()
 
     def record(self, folder: Path, stage: str, data: str, images: int, classes: int) -> None:
         """Write training.json beside finished weights: recipe, data, time, machine, last numbers.
@@ -231,12 +397,7 @@ class Run:
             stage: "tokenizer", "generator" or "refiner".
             data, images, classes: where the training images came from, and how many they were.
         """
-        # The last value of every number that was logged.
-        logged: dict[str, float] = {}
-        for line in (self.out / "log.jsonl").read_text().splitlines():
-            logged |= json.loads(line)
-        for name in ("step", "seconds", "learning_rate"):
-            logged.pop(name, None)
+        logged = {k: v for k, v in self.folder.logged().items() if k not in PASSING}
         device = self.accelerator.device
         machine = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -246,7 +407,7 @@ class Run:
             data=data,
             images=images,
             classes=classes,
-            steps=self.recipe.steps,
+            steps=self.total,
             seconds=round(self.seconds, 1),
             machine=f"{self.accelerator.num_processes} x {machine} ({device.type}), "
             f"torch {torch.__version__}",
@@ -256,19 +417,34 @@ class Run:
         write_json(folder / TrainingRecord.FILE, record.to_json())
 
     def log_losses(self, done: int, losses: dict[str, Tensor]) -> None:
-        """Log means over all processes, and the learning rate, where due after `done` steps."""
+        """Log means over all processes, learning rate and speed, where due after `done` steps."""
+        warm = min(WARM_UP, self.total)
         if done % self.recipe.log_every == 0:
+            self.check_finite()
             means = self.accelerator.reduce(losses, "mean")
-            rate = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
-            self.log(done, {name: value.item() for name, value in means.items()} | rate)
+            values = {name: value.item() for name, value in means.items()}
+            speed = self.meter.read(self.total - done)
+            self.log(done, values | {"learning_rate": self.optimizer.param_groups[0]["lr"]} | speed)
+        if done == self.first + warm and done < self.total and self.accelerator.is_main_process:
+            spent = time.time() - self.stepping
+            left = spent / warm * (self.total - done)
+            self.bar.write(f"{warm} steps took {spent:.0f} s: about {duration(left)} to go")
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Append a line to log.jsonl and show it beside the progress bar."""
+        """Append a line to log.jsonl, show it beside the progress bar, and tell the tracker."""
         if not self.accelerator.is_main_process:
             return
-        line = {"step": step, "seconds": round(self.seconds, 1)} | {
-            key: round(float(value), 6) for key, value in values.items()
-        }
-        with (self.out / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        numbers = {key: round(float(value), 6) for key, value in values.items()}
+        self.folder.write({"step": step, "seconds": round(self.seconds, 1)} | numbers)
         self.bar.set_postfix({key: f"{value:.4g}" for key, value in values.items()})
+        if self.tracker:
+            self.accelerator.log(numbers, step=step)
+
+
+def how_to_go_on() -> str:
+    """The command that continues a run: the one that started it."""
+    program = Path(sys.argv[0])
+    words = (
+        ["codeclade"] if program.name in ("codeclade", "__main__.py") else ["python", *sys.argv[:1]]
+    )
+    return f"to go on: {shlex.join([*words, *sys.argv[1:]])}"

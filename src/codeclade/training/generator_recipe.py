@@ -1,0 +1,113 @@
+"""Settings of `codeclade train-generator`, and the architecture that they give."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..components.cluster_map import ClusterMap
+from ..components.schemes import scheme_class
+from ..components.transformer import CodecladeConfig
+from ..data.codes import Codes
+from .context_noise import KINDS
+from .embedding_priors import PRIORS
+from .recipe import RunRecipe
+
+
+@dataclass(kw_only=True)
+class GeneratorRecipe(RunRecipe):
+    """Settings of `codeclade train-generator`."""
+
+    HARMLESS: ClassVar[tuple[str, ...]] = (*RunRecipe.HARMLESS, "sample_every", "compile")
+
+    scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
+    embedding_prior: str = "none"  # none, tree, codebook, both, random_tree, random_codebook
+    cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
+    tree_loss_weight: float = 0.0  # of the cross-entropies in cuts of the codes' merge tree
+    alignment_weight: float = 0.0  # reAR: of cosines between hidden states and code vectors
+    context_noise: str = "none"  # input tokens replaced at first: none, uniform (reAR), cluster
+    context_noise_clusters: int = 1024  # clusters of the tree that "cluster" noise stays within
+    sparse_head: bool = False  # cluster_token: loss from the right cluster's members, less memory
+    hidden_size: int = 768  # width D
+    num_hidden_layers: int = 12  # blocks
+    num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
+    intermediate_size: int = 2048  # width inside the feed-forward layers
+    dropout: float = 0.1  # of embedded tokens, residual branches and feed-forward layers
+    token_dropout: float | None = None  # null: that of dropout
+    residual_dropout: float | None = None  # null: that of dropout
+    feed_forward_dropout: float | None = None  # null: that of dropout
+    drop_path: float = 0.0  # chance of leaving the last block's branches out, less in earlier ones
+    class_dropout: float = 0.1  # share of classes replaced by the null class, for guidance
+    init_from: str = ""  # pipeline folder or Hub id to start from: other classes, grid, clusters
+    gradient_checkpointing: bool = False  # blocks are computed again in the backward pass
+    compile: bool = False  # torch.compile of the blocks
+    sample_every: int = 0  # steps between sheets of generated images, with fixed seeds; 0 = none
+    guidance_scale: float = 2.0  # saved with the finished pipeline as its default
+    temperature: float = 1.0  # saved default; 0 is arg-max
+    top_k: int = 0  # saved default; 0 keeps all
+    top_p: float = 1.0  # saved default; 1 keeps all
+    guidance_schedule: str | dict | None = None  # saved default: a name, or name and parameters
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (("embedding_prior", PRIORS), ("context_noise", KINDS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}."
+                )
+        for name in ("cluster_loss_weight", "tree_loss_weight", "alignment_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.sample_every < 0:
+            raise ValueError(f"sample_every is {self.sample_every}; it must be 0 or more.")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}; it must be 0 or more and below 1.")
+
+
+def generator_config(
+    recipe: GeneratorRecipe, codes: Codes, cluster_map: ClusterMap | None
+) -> CodecladeConfig:
+    """Architecture for the codes of one tokenizer in the recipe's scheme.
+
+    Raises:
+        ValueError: a scheme that the codes or the presence of a map do not fit.
+    """
+    size, details = codes.header["codebook_size"], codes.header["detail_codebook_size"]
+    default = "semantic_detail" if details else "token" if cluster_map is None else "cluster"
+    scheme = recipe.scheme or default
+    kind = scheme_class(scheme)
+    if kind.detail_codes != bool(details):
+        raise ValueError(
+            f"scheme {scheme!r} does not fit codes with {details or 'no'} detail codes."
+        )
+    needs_map = kind.predicts_clusters or kind.holds_clusters
+    wants_map = needs_map or recipe.cluster_loss_weight > 0
+    if wants_map != (cluster_map is not None):
+        raise ValueError(
+            f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
+            f"{'needs a' if wants_map else 'takes no'} cluster map."
+        )
+    if recipe.sparse_head and not kind.holds_clusters:
+        raise ValueError(f"sparse_head is of scheme 'cluster_token', not {scheme!r}.")
+    if recipe.sparse_head and (recipe.tree_loss_weight or recipe.cluster_loss_weight):
+        raise ValueError("sparse_head has no logits of all ids, which tree and cluster loss need.")
+    clusters = cluster_map.num_clusters if cluster_map is not None else None
+    *coarse, vocab_size = kind.sizes(size, details, clusters)
+    return CodecladeConfig(
+        vocab_size=vocab_size,
+        coarse_vocab_size=coarse[0] if coarse else None,
+        scheme=scheme,
+        grid_size=codes.header["grid_size"],
+        num_classes=len(codes.header["class_names"]),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        intermediate_size=recipe.intermediate_size,
+        **dropouts(recipe),
+        class_dropout=recipe.class_dropout,
+    )
+
+
+def dropouts(recipe: GeneratorRecipe) -> dict[str, float]:
+    """The three dropouts of a config: each its own, or else the common one."""
+    names = ("token_dropout", "residual_dropout", "feed_forward_dropout")
+    own = {name: getattr(recipe, name) for name in names}
+    return {name: recipe.dropout if value is None else value for name, value in own.items()}

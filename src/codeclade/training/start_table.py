@@ -1,0 +1,108 @@
+"""What a run says before its first step: data, parts, device, memory by arithmetic."""
+
+import torch
+from torch import nn
+
+GIB = 2**30
+
+
+def start_table(
+    model: nn.Module,
+    *,
+    data: str,
+    images: int,
+    classes: int,
+    tokens: int | None,
+    batch_size: int,
+    passes: int,
+    steps: int,
+    first: int,
+    precision: str,
+    device: str,
+    processes: int,
+    averaged: bool,
+    shards: int = 1,
+) -> str:
+    """Lines to print.
+
+    Args:
+        model: its children are the parts.
+        data, images, classes, tokens: of the training set; `tokens` of an image.
+        batch_size, passes, steps, first: of the run; `first` steps are done.
+        precision, device, processes: where it runs.
+        averaged: whether there are averaged weights.
+        shards: processes that share one copy of parameters, gradients and optimizer.
+    """
+    epochs = steps * batch_size / max(1, images)
+    tokens_line = [("tokens", f"{tokens:,} an image, {images * tokens:,}")] if tokens else []
+    rows = [
+        ("data", f"{data}: {images:,} images, {classes:,} classes"),
+        *tokens_line,
+        ("device", f"{processes} x {device}, precision {precision}"),
+        ("steps", f"{first:,} of {steps:,} done, {epochs:,.1f} epochs of batches of {batch_size}"),
+        ("batch", f"{processes} x {passes} passes x {batch_size // (processes * passes)} images"),
+        *((f"  {name}", described) for name, described in parts(model)),
+        ("memory", memory_line(model, averaged, shards)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def parts(model: nn.Module) -> list[tuple[str, str]]:
+    """Every part with its parameters, how many are trainable, and their type.
+
+    A model that stands beside its losses in one module is shown by its own parts.
+    """
+    found, inside = [], getattr(model, "model", None)
+    children = dict(model.named_children())
+    if isinstance(inside, nn.Module):
+        children = dict(inside.named_children()) | {
+            k: v for k, v in children.items() if k != "model"
+        }
+    for name, part in children.items():
+        parameters = list(part.parameters())
+        if not parameters:
+            continue
+        total = sum(p.numel() for p in parameters)
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+        found.append((name, f"{total:,} parameters, {trainable:,} trainable, {'/'.join(kinds)}"))
+    return found
+
+
+def memory_bytes(model: nn.Module, averaged: bool, shards: int = 1) -> dict[str, float]:
+    """Bytes a device holds all the time, by arithmetic: also of a model on the meta device.
+
+    AdamW keeps two numbers a trainable parameter. Activations come on top.
+    """
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    found = {"parameters": size, "gradients": trainable, "optimizer": 2 * trainable}
+    if averaged:
+        found["average"] = size
+    return {name: value / shards for name, value in found.items()}
+
+
+def memory_line(model: nn.Module, averaged: bool, shards: int = 1) -> str:
+    """`memory_bytes` in words."""
+    found = memory_bytes(model, averaged, shards)
+    each = ", ".join(f"{name} {amount(value)}" for name, value in found.items())
+    return f"{amount(sum(found.values()))} a device ({each}), and activations"
+
+
+def amount(size: float) -> str:
+    """Bytes in GiB or MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that gives more than one of it."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its vendor names it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
