@@ -27,7 +27,7 @@ FLAGS = {
     "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --size --out",
     "evaluate": "--data --split --features --images --classes --seed --guidance-scale "
     "--guidance-schedule --temperature --top-k --top-p --size --batch-size --out --npz "
-    "--samples-only --likelihood --fetch-lpips --device",
+    "--samples-only --likelihood --fetch-lpips --search --search-images --write-defaults --device",
     "compare": "--allow",
     "convert": "",
     "push": "--private --create-pr --space --license --message --no-samples --dry-run",

@@ -15,7 +15,7 @@ EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-ima
   codeclade evaluate runs/generator/pipeline --data photos/ \\
       --search guidance_scale=1.0:4.0:0.25 temperature=0.9,1.0"""
 ONLY_SAMPLING = ("images", "classes", "guidance_scale", "guidance_schedule", "temperature",
-                 "top_k", "top_p", "npz")  # fmt: skip
+                 "top_k", "top_p", "npz", "search")  # fmt: skip
 
 
 def add_evaluate(verbs) -> None:
@@ -65,12 +65,30 @@ def add_evaluate(verbs) -> None:
     parser.add_argument(
         "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"
     )
+    parser.add_argument(
+        "--search",
+        nargs="+",
+        metavar="KEY=VALUES",
+        help="find settings first, as in guidance_scale=1:4:0.25 temperature=0.9,1.0; what is "
+        "measured is the nearest, with the next seed",
+    )
+    parser.add_argument(
+        "--search-images", type=int, metavar="N", help="a class, of every point; default 4"
+    )
+    parser.add_argument(
+        "--write-defaults", action="store_true", help="make the settings found the pipeline's own"
+    )
     parser.add_argument("--device", help="default: cuda where available, else cpu")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     # All that can be wrong with the arguments is said before the weights are loaded.
-    check_positive(images=arguments.images, batch_size=arguments.batch_size, size=arguments.size)
+    check_positive(
+        images=arguments.images,
+        batch_size=arguments.batch_size,
+        size=arguments.size,
+        search_images=arguments.search_images,
+    )
     tokenizer = is_tokenizer(arguments.source)
     if not tokenizer:
         check_source(arguments.source)
@@ -123,6 +141,15 @@ def _check_modes(arguments: argparse.Namespace, tokenizer: bool) -> None:
         raise ValueError(f"--{flag} is of generated images, but {what} generates none.")
     if tokenizer and arguments.likelihood:
         raise ValueError(f"--likelihood needs a pipeline; {arguments.source} is a tokenizer.")
+    if (arguments.search_images or arguments.write_defaults) and not arguments.search:
+        raise ValueError("--search-images and --write-defaults need --search KEY=VALUES.")
+    if arguments.search and arguments.samples_only:
+        raise ValueError("--search measures images; it does not go with --samples-only.")
+    if arguments.write_defaults and not Path(arguments.source).is_dir():
+        raise ValueError(f"--write-defaults needs a folder; {arguments.source} is none.")
+    if arguments.write_defaults and isinstance(parse_scale(arguments.guidance_scale), tuple):
+        raise ValueError("--write-defaults takes one --guidance-scale, not a pair.")
+    search_points(arguments.search)
     if arguments.samples_only and not arguments.npz:
         raise ValueError("--samples-only needs --npz FILE to write to.")
     if not (arguments.likelihood or arguments.samples_only):
@@ -185,13 +212,16 @@ def _likelihood(arguments: argparse.Namespace):
 
 def _pipeline(arguments: argparse.Namespace, folder: Path, npz: Path | None):
     """Sample on all processes; measure on the first one, so that no number depends on how many."""
+    import torch
     from accelerate import PartialState
 
     from ..evaluation.feature_sets import open_network
     from ..evaluation.measure import measure_pipeline
     from ..evaluation.sampling import SampleParts, check_settings
 
-    state, photographs = PartialState(), None
+    # Without CUDA accelerate joins processes only where it is told that they run on the CPU.
+    on_cpu = arguments.device == "cpu" or not torch.cuda.is_available()
+    state, photographs, network, lpips = PartialState(cpu=on_cpu), None, None, None
     device = str(state.device) if state.num_processes > 1 else arguments.device
     sampling = sampling_of(arguments)
     pipe = load_pipeline(arguments.source, device)
@@ -200,6 +230,9 @@ def _pipeline(arguments: argparse.Namespace, folder: Path, npz: Path | None):
     if not arguments.samples_only and state.is_main_process:
         photographs = photographs_of(arguments, pipe)
         network, lpips = open_network(arguments.features, pipe.device), _lpips()
+    if arguments.search:
+        found = (photographs, network)
+        sampling = _search(arguments, pipe, sampling, folder, state, found)
     parts = SampleParts(npz.parent if npz else folder, pipe, sampling)
     parts.make(arguments.batch_size, state.process_index, state.num_processes)
     state.wait_for_everyone()
@@ -213,7 +246,56 @@ def _pipeline(arguments: argparse.Namespace, folder: Path, npz: Path | None):
         lpips = lpips and lpips.to(pipe.device)
         measured = measure_pipeline(pipe, photographs, parts, network, lpips, arguments.batch_size)
     parts.delete()
+    if arguments.write_defaults:
+        from ..evaluation.search import write_defaults
+
+        chosen = sampling.settings(pipe)
+        write_defaults(Path(arguments.source), chosen)
+        print(f"wrote these settings into {arguments.source}/model_index.json: {chosen}")
     return measured
+
+
+def _search(arguments: argparse.Namespace, pipe, sampling, folder: Path, state, found):
+    """The sampling with the settings found, and with the next seed, to confirm them."""
+    from dataclasses import replace
+
+    from ..evaluation.search import save_trials, search
+
+    photographs, network = found
+    base = replace(sampling, count=arguments.search_images or 4)
+    points = search_points(arguments.search)
+    trials = search(pipe, base, points, folder, arguments.batch_size, state, photographs, network)
+    best = min(trials, key=lambda trial: trial.distance)
+    if state.is_main_process:
+        path = folder / "search.json"
+        save_trials(trials, network.distance_name, path)
+        for trial in trials:
+            mark = "  nearest" if trial is best else ""
+            print(f"{trial.settings}: {network.distance_name} {trial.distance:.5g}{mark}")
+        print(f"saved {path} and {path.with_suffix('.png')}; now confirming with other seeds")
+    return replace(sampling, seed=sampling.seed + 1, **best.settings)
+
+
+def search_points(words: list[str] | None) -> list[dict]:
+    """Every combination of "key=values" words; a key given again adds values.
+
+    Raises:
+        ValueError: an unknown key, or values that cannot be read.
+    """
+    from ..evaluation.search import NUMBERS, SCHEDULE, grid, number_values
+
+    values: dict[str, list] = {}
+    for word in words or []:
+        name, _, text = word.partition("=")
+        if name == SCHEDULE:
+            found = [parse_schedule(text)]
+        elif name in NUMBERS:
+            found = number_values(name, text)
+        else:
+            known = ", ".join((*NUMBERS, SCHEDULE))
+            raise ValueError(f"--search {word} must be key=values, with a key of {known}.")
+        values.setdefault(name, []).extend(found)
+    return grid(values)
 
 
 def photographs_of(arguments: argparse.Namespace, pipe):

@@ -1,0 +1,99 @@
+"""Sets of images in feature space: what is kept, what is exact, what is named how."""
+
+import pytest
+import torch
+from torch import nn
+
+from codeclade.evaluation import feature_sets
+from codeclade.evaluation.feature_sets import FeatureSet, check_network, scores, set_distances
+from codeclade.metrics.distances import frechet_distance, kernel_distance
+from codeclade.metrics.networks import NetworkOutput
+from codeclade.metrics.precision_recall import precision_recall
+
+
+class Linear(nn.Module):
+    """A random projection as a network: 6 features, 4 logits, 3 spatial features."""
+
+    name, distance_name, fingerprint = "Linear", "FD-Linear", "linear"
+
+    def __init__(self):
+        super().__init__()
+        draws = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3 * 8 * 8, 13, generator=draws))
+
+    def forward(self, pixels):
+        features = pixels.flatten(1) @ self.weight
+        return NetworkOutput(features[:, :6], features[:, 6:10], features[:, 10:])
+
+
+def images(count: int, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 8, 8, generator=draws) * 0.3 + shift
+
+
+@torch.no_grad()
+def filled(pixels: torch.Tensor, batch: int = 7, classes=None) -> FeatureSet:
+    found = FeatureSet(Linear().requires_grad_(False), classes)
+    labels = torch.arange(len(pixels)) % 2
+    for some, theirs in zip(pixels.split(batch), labels.split(batch), strict=True):
+        found.add(some, theirs)
+    return found
+
+
+def test_distances_are_those_of_all_features_at_once():
+    a, b = images(40), images(50, 1, 0.1)
+    found = {one.name: one for one in set_distances(filled(a), filled(b))}
+    network = Linear().requires_grad_(False)
+    x, y = network(a).features, network(b).features
+    assert found["FD-Linear"].value == pytest.approx(frechet_distance(x, y), rel=1e-6)
+    spatial = frechet_distance(network(a).spatial, network(b).spatial)
+    assert found["spatial FD-Linear"].value == pytest.approx(spatial, rel=1e-6)
+    assert found["KID-Linear"].value == pytest.approx(kernel_distance(x, y), rel=1e-9)
+    assert found["KID-Linear"].standard_error > 0
+    for name, value in precision_recall(y, x).items():
+        assert found[f"{name.capitalize()}-Linear"].value == value
+    same = {one.name: one.value for one in set_distances(filled(a), filled(a, batch=13))}
+    assert same["FD-Linear"] == pytest.approx(0, abs=1e-6)
+
+
+def test_two_halves_are_the_whole():
+    pixels = images(21)
+    whole = filled(pixels, classes=[0, 2])
+    halves = filled(pixels[::2], classes=[0, 2]), filled(pixels[1::2], classes=[0, 2])
+    both = halves[0].joined(halves[1])
+    assert both.count == 21 and torch.equal(both.statistics.sums, whole.statistics.sums)
+    assert torch.equal(both.spatial.moments, whole.spatial.moments)
+    assert torch.allclose(both.features, whole.features) and both.rows[20].shape == (6,)
+    assert len(both.logits) == 21
+
+
+def test_accuracy_is_among_the_classes_given():
+    pixels = images(30)
+    found = filled(pixels, classes=[3, 1])
+    chosen = Linear().requires_grad_(False)(pixels).logits[:, [3, 1]].argmax(1)
+    assert found.accuracy == pytest.approx((chosen == torch.arange(30) % 2).float().mean().item())
+
+
+def test_no_more_features_are_kept_than_said(monkeypatch):
+    monkeypatch.setattr(feature_sets, "KEPT", 20)
+    pixels = images(400)
+    found = filled(pixels)
+    assert len(found.rows) == len(found.logits) == 20 and found.count == 400
+    assert found.statistics.count == 400
+    everything = Linear().requires_grad_(False)(pixels).features
+    places = [(everything - row).abs().sum(1).argmin().item() for row in found.rows]
+    assert len(set(places)) == 20
+    assert 100 < sum(places) / 20 < 300  # of all parts of the set, not of its beginning
+    assert found.rows[0].untyped_storage().nbytes() == 6 * 4  # no batch is held by its rows
+
+
+def test_scores_have_the_name_of_their_network():
+    (score,) = scores(filled(images(40)))
+    assert score.name == "Inception Score-Linear" and 1 < score.value < 4
+    assert scores(filled(images(9))) == []
+
+
+def test_networks_are_named():
+    check_network("lite2")
+    with pytest.raises(ValueError, match="--features inception is unknown"):
+        check_network("inception")
