@@ -292,7 +292,7 @@ def test_redraw_of_captions_keeps_the_clusters(scheme):
             for given in ({"prompt_embeds": embeds, "prompt_attention_mask": mask}, text)
         )
         assert torch.equal(by_embeds, by_text)
-        with pytest.raises(ValueError, match="redraw of scheme .* needs a prompt"):
+        with pytest.raises(ValueError, match=r"redraw of scheme .* needs a prompt"):
             pipe.redraw(ids=ids)
     else:
         with pytest.raises(ValueError, match="takes no top_k"):
@@ -325,7 +325,7 @@ def test_redraws_that_make_no_sense_are_refused():
         pipe.redraw(clusters=IDS + 12, class_labels=1)
     with pytest.raises(ValueError, match="output_type='video' must be one of"):
         build_scheme("cluster").redraw(clusters=IDS, output_type="video")
-    with pytest.raises(ValueError, match="refine='refiner' must be one of .* none is loaded"):
+    with pytest.raises(ValueError, match=r"refine='refiner' must be one of .* none is loaded"):
         pipe.redraw(clusters=IDS, class_labels=1, refine="refiner")
     with pytest.raises(ValueError, match="takes no guidance_scale"):
         build_scheme("cluster").redraw(clusters=IDS, guidance_scale=2.0)
