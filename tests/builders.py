@@ -78,7 +78,7 @@ def build_map(codebook: torch.Tensor, clusters: int = 12) -> ClusterMap:
 
 
 def build_transformer(seed: int = 0, **changes) -> CodecladeTransformer:
-    """Random weights everywhere: the zero-initialised head would make every test pass."""
+    """Random weights everywhere: the zero-initialized head would make every test pass."""
     fields = {
         "vocab_size": 32,
         "grid_size": 4,

@@ -40,7 +40,7 @@ def test_map_is_average_linkage_of_its_codebook(pipe):
     assert len(pairs) <= 1.1 * k
 
 
-def test_guided_images_have_the_colours_of_their_class(pipe):
+def test_guided_images_have_the_colors_of_their_class(pipe):
     """Means over 16 images: oranges are warmer than alps, which have a bluer, brighter top."""
     generator = torch.Generator().manual_seed(0)
     images = pipe(
@@ -49,7 +49,7 @@ def test_guided_images_have_the_colours_of_their_class(pipe):
     oranges, alps = images[:16], images[16:]
     warmth = [np.mean(part[..., 0] - part[..., 2]) for part in (oranges, alps)]
     assert warmth[0] > warmth[1] + 0.15
-    assert images.std(axis=(1, 2)).mean() > 0.1  # pictures, not flat colour
+    assert images.std(axis=(1, 2)).mean() > 0.1  # pictures, not flat color
 
 
 def test_reconstruction_is_close_to_a_photograph(pipe):

@@ -231,7 +231,7 @@ def test_parameter_count_of_iar2_b():
 def test_detail_quantizer_is_the_brute_force_search(tiny_vq):
     vq = tiny_vq(detail_codebook_size=DETAILS)
     with torch.no_grad():
-        vq.quantize.detail.mul_(torch.linspace(0.2, 1.5, DETAILS)[:, None])  # not normalised on use
+        vq.quantize.detail.mul_(torch.linspace(0.2, 1.5, DETAILS)[:, None])  # not normalized on use
     latents = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     ids = vq.quantize.search(latents)
     assert ids.shape == (2, 3, 3, 2)

@@ -55,10 +55,10 @@ def naive_tokens(pipe, labels, generator, scale, temperature, top_k, top_p) -> t
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_tokens_equal_a_loop_without_cache(pipe, scale):
-    knobs = {"temperature": 1.3, "top_k": 9, "top_p": 0.95}
+    settings = {"temperature": 1.3, "top_k": 9, "top_p": 0.95}
     kind = "cluster" if pipe.cluster_map is not None else "latent"
-    images = pipe([2, 0, 4], scale, generator=seeded(), output_type=kind, **knobs).images
-    assert torch.equal(images, naive_tokens(pipe, [2, 0, 4], seeded(), scale, **knobs))
+    images = pipe([2, 0, 4], scale, generator=seeded(), output_type=kind, **settings).images
+    assert torch.equal(images, naive_tokens(pipe, [2, 0, 4], seeded(), scale, **settings))
     assert len(images.unique()) > 4
 
 
@@ -324,6 +324,7 @@ def test_the_steps_of_a_call_can_be_taken_one_by_one(pipe):
     assert edit is None
     tokens = pipe.sample_tokens(condition, null_condition, draws, settings, edit)
     ids = pipe.decode(tokens, draws.members, "ids")
+    assert not pipe.decode(tokens, draws.members, "pt").requires_grad
     assert torch.equal(ids, pipe([1, 2], 2.0, output_type="ids", generator=seeded()).images)
 
 

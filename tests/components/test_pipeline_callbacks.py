@@ -64,7 +64,7 @@ def test_tokens_and_latents_are_two_names_of_one_thing(pipe, tokens_of, given, r
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_changed_latents_take_effect(pipe, tokens_of, scale):
     def force(pipe, step, token, kwargs):
-        latents = kwargs["latents"].clone()
+        latents = kwargs["tokens"].clone()
         if step == 4:
             latents[:, 4] = (latents[:, 4] + 1) % 12
         return {"latents": latents}
@@ -137,7 +137,7 @@ def test_preview_shows_known_tokens_as_the_call_will_and_grey_below(scheme):
     pipe, seen = build_scheme(scheme), []
 
     def show(pipe, step, token, kwargs):
-        after_noise = kwargs["latents"].clone()
+        after_noise = kwargs["tokens"].clone()
         after_noise[:, step + 1 :] = 1  # what is not known yet must not matter
         for latents in (kwargs["latents"], after_noise):
             seen.append(pipe.preview(latents, step + 1, torch.Generator().manual_seed(3)))

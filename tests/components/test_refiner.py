@@ -171,7 +171,7 @@ def test_attention_implementations_agree():
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "settings",
     [
         {},
         {"temperature": 0.0},
@@ -181,12 +181,12 @@ def test_attention_implementations_agree():
         {"guidance_scale": 4.0},
     ],
 )
-def test_masked_ids_lie_in_their_cluster(knobs, tiny_vq, tiny_map):
+def test_masked_ids_lie_in_their_cluster(settings, tiny_vq, tiny_map):
     cluster_map = tiny_map(tiny_vq().codebook, CLUSTERS)
     refiner, clusters = build_refiner(**CTF), random_clusters(8)
     labels = torch.arange(8) % CLASSES
     for uniforms in (None, torch.zeros(8, TOKENS), torch.full((8, TOKENS), 1 - 2**-24)):
-        ids = refiner.refine(clusters, labels, cluster_map, uniforms=uniforms, **knobs)
+        ids = refiner.refine(clusters, labels, cluster_map, uniforms=uniforms, **settings)
         assert torch.equal(cluster_map.to_clusters(ids), clusters)
 
 
@@ -357,9 +357,9 @@ def test_the_pipeline_uses_its_refiner_unless_told_otherwise(kind, refining_pipe
 def test_redraw_asks_the_refiner(kind, refining_pipeline):
     pipe = refining_pipeline(**kind)
     clusters = pipe([0, 3], output_type="cluster", generator=seeded()).images
-    knobs = {"refine": "refiner", "output_type": "latent", "generator": seeded()}
+    settings = {"refine": "refiner", "output_type": "latent", "generator": seeded()}
     two = {"class_labels": [0, 3], "num_images_per_prompt": 2}
-    ids = pipe.redraw(clusters=clusters, **two, **knobs).images
+    ids = pipe.redraw(clusters=clusters, **two, **settings).images
     assert ids.shape == (4, 4, 4)
     if pipe.refiner.config.mask_to_members:
         expected = clusters.repeat_interleave(2, dim=0)
@@ -369,7 +369,7 @@ def test_redraw_asks_the_refiner(kind, refining_pipeline):
         from_start = pipe([0, 3], output_type="latent", generator=seeded()).images
         assert torch.equal(ids, from_start.repeat_interleave(2, dim=0))
     with pytest.raises(ValueError, match="class_labels"):
-        pipe.redraw(clusters=clusters, **knobs)
+        pipe.redraw(clusters=clusters, **settings)
     members = pipe.redraw(clusters=clusters, output_type="ids").images
     assert torch.equal(pipe.cluster_map.to_clusters(members), clusters)
 

@@ -114,7 +114,7 @@ def test_draw_never_takes_an_entry_of_probability_zero(uniform, seed):
     assert (probs.gather(1, chosen[:, None]) > 0).all()
 
 
-def test_draw_takes_unnormalised_half_precision_rows():
+def test_draw_takes_unnormalized_half_precision_rows():
     probs = torch.tensor([[2.0, 0.0, 6.0]], dtype=torch.bfloat16).expand(4, -1)
     assert draw(probs, torch.tensor([0.0, 0.249, 0.251, LARGEST])).tolist() == [0, 0, 2, 2]
 

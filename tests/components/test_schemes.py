@@ -284,7 +284,7 @@ def test_callback_changes_pairs():
     pipe, seen = build_scheme("semantic_detail"), []
 
     def zero(_, step, token, kwargs):
-        seen.append(kwargs["latents"].clone())
+        seen.append(kwargs["tokens"].clone())
         return {"latents": torch.zeros_like(kwargs["latents"])}
 
     ids = pipe(1, output_type="latent", generator=seeded(), callback_on_step_end=zero).images

@@ -71,26 +71,26 @@ def test_padding_has_no_influence(text_pipeline):
     pipe = text_pipeline(encoder=False)
     embeds = torch.randn(1, PREFIX, TEXT_DIM, generator=seeded())
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]])
-    knobs = {"prompt_attention_mask": mask, "output_type": "latent"}
-    first = pipe(prompt_embeds=embeds, generator=seeded(), **knobs).images
+    settings = {"prompt_attention_mask": mask, "output_type": "latent"}
+    first = pipe(prompt_embeds=embeds, generator=seeded(), **settings).images
     noisy = torch.where(mask.bool().unsqueeze(-1), embeds, 9.0)
-    assert torch.equal(pipe(prompt_embeds=noisy, generator=seeded(), **knobs).images, first)
+    assert torch.equal(pipe(prompt_embeds=noisy, generator=seeded(), **settings).images, first)
     changed = embeds.clone()
     changed[0, 1] += 3
-    other = pipe(prompt_embeds=changed, generator=seeded(), temperature=0.5, **knobs).images
-    base = pipe(prompt_embeds=embeds, generator=seeded(), temperature=0.5, **knobs).images
+    other = pipe(prompt_embeds=changed, generator=seeded(), temperature=0.5, **settings).images
+    base = pipe(prompt_embeds=embeds, generator=seeded(), temperature=0.5, **settings).images
     assert not torch.equal(other, base)
 
 
 def test_negative_prompts_replace_the_learned_null(text_pipeline):
     pipe = text_pipeline()
-    knobs = {"output_type": "latent", "temperature": 0.0, "guidance_scale": 6.0}
-    plain = pipe("a red dog", **knobs).images
-    away = pipe("a red dog", negative_prompt="blue house", **knobs).images
+    settings = {"output_type": "latent", "temperature": 0.0, "guidance_scale": 6.0}
+    plain = pipe("a red dog", **settings).images
+    away = pipe("a red dog", negative_prompt="blue house", **settings).images
     assert not torch.equal(plain, away)
     # Guidance away from the prompt itself is no guidance at all.
-    same = pipe("a red dog", negative_prompt="a red dog", **knobs).images
-    assert torch.equal(same, pipe("a red dog", **(knobs | {"guidance_scale": 1.0})).images)
+    same = pipe("a red dog", negative_prompt="a red dog", **settings).images
+    assert torch.equal(same, pipe("a red dog", **(settings | {"guidance_scale": 1.0})).images)
 
 
 def test_an_image_depends_on_its_own_prompt_and_seed_alone(text_pipeline):

@@ -210,7 +210,7 @@ def test_saved_and_loaded_model_is_the_same(model, tmp_path, dtype, max_shard_si
     assert torch.equal(logits, model(tokens(), CLASSES).logits)
 
 
-def test_loading_leaves_nothing_on_the_meta_device_or_uninitialised(model, tmp_path):
+def test_loading_leaves_nothing_on_the_meta_device_or_uninitialized(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = CodecladeTransformer.from_pretrained(tmp_path)
     tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())

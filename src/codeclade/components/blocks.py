@@ -257,7 +257,7 @@ class Output(nn.Linear):
 
 
 def init_weights(module: nn.Module, std: float) -> None:
-    """Initialise one module: normal with `std`, heads zero, norms one."""
+    """Initialize one module: normal with `std`, heads zero, norms one."""
     if isinstance(module, Output):
         init.zeros_(module.weight)
     elif isinstance(module, (nn.Linear, nn.Embedding)):

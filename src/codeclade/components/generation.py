@@ -78,6 +78,7 @@ def largest(scale: Number) -> float:
     return max(scale) if isinstance(scale, (tuple, list)) else scale
 
 
+@torch.no_grad()
 def sample_tokens(
     transformer: CodecladeTransformer,
     condition: dict[str, Tensor],

@@ -83,7 +83,7 @@ class ClusterTokenHead(nn.Module):
         p(c | h) = exp(a_c) / sum_k exp(a_k)                                   a = A h, (K,)
         p(i | h, c) = [c(i) = c] exp(l_i) / sum_{j in c} exp(l_j)              l = W h, (V,)
 
-    h is the normalised last hidden state. Loss: -log p(i | h), the joint likelihood; a fresh model
+    h is the normalized last hidden state. Loss: -log p(i | h), the joint likelihood; a fresh model
     has ln K + mean ln|c(i)|. `logits` of a whole forward pass are log p(i | h) of every id i, so
     their softmax is the model's distribution; `cluster_logits` are a.
     """

@@ -37,5 +37,5 @@ def label_id(label: int | str, count: int, names: dict[str, list[int]]) -> int:
     near = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
     near += [name for name in names if wanted and wanted in name and name not in near]
     some = ", ".join(near[:5] or list(names)[:20])
-    hint = f"did you mean {some}?" if near else f"known: {some}."
-    raise ValueError(f"unknown class name {label!r}; {hint}")
+    advice = f"did you mean {some}?" if near else f"known: {some}."
+    raise ValueError(f"unknown class name {label!r}; {advice}")

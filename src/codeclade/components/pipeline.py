@@ -191,34 +191,16 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         Examples:
         """
         ids = truthful("ids", ids, "latents", latents)
-        sampling = self._settings(
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance_schedule=guidance_schedule,
-        )
-        settings = self.check_inputs(
-            **sampling,
-            num_images_per_prompt=num_images_per_prompt,
-            output_type=output_type,
-            refine=refine,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
+        sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
+        tensors = callback_on_step_end_tensor_inputs
+        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
         check_edit(init_image, mask_image, strength, ids, clusters)
         condition, null_condition = self.encode_condition(class_labels, num_images_per_prompt)
         count = len(condition["class_labels"])
         draws = draw_uniforms(count, self.transformer, generator, strength)
         edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
-        tokens = self.sample_tokens(
-            condition,
-            null_condition,
-            draws,
-            settings,
-            edit,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+        callback = callback_on_step_end, tensors
+        tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
         images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
         return self.finish(images, return_dict)
 
@@ -265,10 +247,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             labels = torch.tensor(self.get_label_ids(class_labels), device=device)
             condition = {"class_labels": spread(labels, len(clusters), "labels")}
         if not scheme.two_stages:
-            if settings:
-                names = ", ".join(settings)
-                raise ValueError(f"redraw of scheme {scheme.name!r} takes no {names}.")
-            given = num_images_per_prompt, generator, output_type, refine
+            given = num_images_per_prompt, generator, output_type, refine, settings
             return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
         if not condition:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs class_labels.")

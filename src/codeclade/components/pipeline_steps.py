@@ -90,29 +90,36 @@ class PipelineSteps:
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def _settings(self, **given) -> dict[str, Any]:
-        """The values given, the repository's defaults in place of None."""
-        return {
-            name: self.config[name] if value is None else value for name, value in given.items()
-        }
-
     def check_inputs(
         self,
-        guidance_scale: Number,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        num_images_per_prompt: int,
-        output_type: str,
+        guidance_scale: Number | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_images_per_prompt: int = 1,
+        output_type: str = "pil",
         guidance_schedule: str | dict | None = None,
         refine: str | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
     ) -> SamplingSettings:
-        """What tokens are sampled by, once all arguments have values they can have.
+        """How tokens are sampled, once all arguments have values they can have.
+
+        None stands for the repository's default of the first four and of the schedule.
 
         Raises:
             ValueError: naming the first argument with a value it cannot have.
         """
+        given = {
+            "guidance_scale": guidance_scale,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "guidance_schedule": guidance_schedule,
+        }
+        guidance_scale, temperature, top_k, top_p, guidance_schedule = (
+            self.config[name] if value is None else value for name, value in given.items()
+        )
+        # Every argument alone.
         scheme, stages = self.transformer.scheme, self.transformer.config.num_stages
         scales = guidance_scale if isinstance(guidance_scale, (tuple, list)) else (guidance_scale,)
         fits = len(scales) in (1, stages) and min(scales) >= 0
@@ -136,6 +143,7 @@ class PipelineSteps:
         for name, value, good, allowed in checks:
             if not good:
                 raise ValueError(f"{name}={value!r} must be {allowed}.")
+        # And with the parts that are loaded.
         if kind == "clusters" and scheme.num_clusters(self.cluster_map) is None:
             raise ValueError(
                 f"output_type={output_type!r} needs a cluster_map, which this pipeline lacks."
@@ -149,6 +157,7 @@ class PipelineSteps:
         schedule = Schedule(guidance_schedule)
         return SamplingSettings(temperature, top_k, top_p, guidance_scale, schedule)
 
+    @torch.no_grad()
     def prepare_edit(
         self,
         draws: Draws,
@@ -213,6 +222,7 @@ class PipelineSteps:
                 after_token,
             )
 
+    @torch.no_grad()
     def decode(
         self,
         tokens: Tensor,
@@ -253,12 +263,20 @@ class PipelineSteps:
         generator: torch.Generator | list[torch.Generator] | None,
         output_type: str,
         refine: str,
+        settings: dict[str, Any],
     ):
         """New ids, or images of them, of clusters (B, T): `redraw` without a second stage.
 
         Args:
             condition: rows of labels or text features, one a row of clusters, for a refiner.
+            settings: what else `redraw` was given, which only a second stage could use.
+
+        Raises:
+            ValueError: any settings, or an argument with a value it cannot have.
         """
+        if settings:
+            name = self.transformer.scheme.name
+            raise ValueError(f"redraw of scheme {name!r} takes no {', '.join(settings)}.")
         self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
         check_way(refine, self.refiner)
         clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)

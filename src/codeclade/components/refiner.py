@@ -31,7 +31,7 @@ WAYS = ("refiner", "member")  # how clusters become ids
 class RefinerConfig(DecoderConfig):
     """Architecture of a `Refiner`; the defaults are DCPE's refine net.
 
-    The fields of `DecoderConfig` are fields here too. `num_classes` 0 means no class prefix.
+    The fields of `DecoderConfig` are fields here too.
 
     Raises:
         ValueError: a width the heads do not divide into multiples of 4, or class dropout without a
@@ -44,6 +44,9 @@ class RefinerConfig(DecoderConfig):
         self,
         codebook_size: int = 16384,  # N
         num_clusters: int = 8192,  # K
+        grid_size: int = 16,
+        num_classes: int = 1000,  # 0: no class prefix
+        *,
         null_class: bool = False,  # one more class row, for guidance
         context_dim: int | None = None,  # C: hidden states of the generator are an input (MASC)
         num_hidden_layers: int = 1,
@@ -66,6 +69,8 @@ class RefinerConfig(DecoderConfig):
         self.mask_to_members = mask_to_members
         self.sampling_temperature = sampling_temperature
         super().__init__(
+            grid_size,
+            num_classes,
             num_hidden_layers=num_hidden_layers,
             token_dropout=token_dropout,
             class_dropout=class_dropout,

@@ -1,6 +1,6 @@
 """Sampling: guidance, filters and draws as pure functions of logits and uniform numbers.
 
-No host synchronisation and no hidden state. Draws invert the cumulative distribution, so one
+No host synchronization and no hidden state. Draws invert the cumulative distribution, so one
 uniform number a token decides it: an image depends on its own numbers alone, never on its batch.
 
 Shapes: B batch, V vocabulary, T tokens. Logits are float32 whatever the dtype of the model.

@@ -243,7 +243,7 @@ class SemanticDetail(Scheme):
         return SemanticDetailEmbedding(self.config)
 
     def norm(self):
-        return nn.Identity()  # the head normalises after blocks of its own
+        return nn.Identity()  # the head normalizes after blocks of its own
 
     def head(self):
         return SemanticDetailHead(self.config)

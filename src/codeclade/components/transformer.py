@@ -7,7 +7,7 @@ c2i_*.pt, t2i_*.pt and IAR2-*.pth (see hub/convert.py).
 What a position holds and how its logits come out is the scheme's: see schemes.py and heads.py.
 
 Shapes: B batch, P prefix positions (1 for a class), T tokens, L = P + T, D width, H heads,
-h = D / H, V vocabulary, K coarse vocabulary, G token grid side, S keys seen so far.
+h = D / H, V vocabulary, K coarse vocabulary, G token grid side.
 What is float32 whatever the dtype stands in blocks.py.
 """
 
@@ -31,7 +31,7 @@ __all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransforme
 class CodecladeConfig(DecoderConfig):
     """Architecture of a `CodecladeTransformer`; the defaults are LlamaGen-B over 16384 ids.
 
-    The fields of `DecoderConfig` are fields here too. `num_classes` does not count the null class.
+    The fields of `DecoderConfig` are fields here too.
 
     Raises:
         ValueError: an unknown scheme, a two-stage scheme without coarse_vocab_size (or the other
@@ -45,6 +45,9 @@ class CodecladeConfig(DecoderConfig):
         vocab_size: int = 16384,  # V: number of ids N, of clusters K, or of detail codes
         scheme: str = "token",  # what a position holds; one of SCHEMES
         coarse_vocab_size: int | None = None,  # two stages: K clusters or semantic codes
+        grid_size: int = 16,  # G
+        num_classes: int = 1000,  # class-conditional models; the null class comes on top
+        *,
         text_dim: int | None = None,  # width of text features; makes the model text-conditional
         prefix_length: int = 1,  # P: 1 for a class, 120 for LlamaGen's captions
         positions_per_cell: int = 1,  # 2 in the published IAR2 weights: neighbors share an angle
@@ -63,7 +66,7 @@ class CodecladeConfig(DecoderConfig):
         self.head_layers = head_layers
         self.head_window = head_window
         self.semantic_loss_weight = semantic_loss_weight
-        super().__init__(**kwargs)
+        super().__init__(grid_size, num_classes, **kwargs)
         kind.check_config(self)
 
     @property

@@ -1,7 +1,7 @@
 """VQModel: the image tokenizer, pixels to a grid of codebook ids and back.
 
 The encoder and decoder are diffusers' autoencoder blocks; the quantizers are ours, because LlamaGen
-(arXiv 2406.06525) normalises the latents and the codebook rows on every use, and IAR2 adds a second
+(arXiv 2406.06525) normalizes the latents and the codebook rows on every use, and IAR2 adds a second
 codebook for what the first leaves. Must stay numerically equal to LlamaGen's vq_ds16_c2i.pt and
 vq_ds8_c2i.pt and to IAR2's 0485000.pt (see hub/convert.py).
 
@@ -36,7 +36,7 @@ def check_range(values: Tensor, size: int, what: str) -> None:
 
 
 class CosineQuantizer(nn.Module):
-    """Nearest codebook row by cosine; both sides are normalised on use (LlamaGen's quantizer).
+    """Nearest codebook row by cosine; both sides are normalized on use (LlamaGen's quantizer).
 
     All arithmetic is float32 whatever the dtype of the weights: a bfloat16 search picks other ids.
     """
@@ -65,7 +65,7 @@ class CosineQuantizer(nn.Module):
 
 class DetailQuantizer(CosineQuantizer):
     """IAR2's two codebooks: the nearest semantic row by cosine, then the nearest detail row to what
-    is left of the unit latent. Codes are their sum; the detail rows are not normalised on use.
+    is left of the unit latent. Codes are their sum; the detail rows are not normalized on use.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int, detail_codebook_size: int):
@@ -152,7 +152,7 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
 
     @property
     def codebook(self) -> Tensor:
-        """The stored codebook (N, d), not normalised: what clustering works on."""
+        """The stored codebook (N, d), not normalized: what clustering works on."""
         return self.quantize.embedding.weight
 
     @property
