@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import nn
 
 from codeclade import VQModel
+from codeclade.metrics.features import feature_network
+from codeclade.metrics.lpips import Lpips
 from codeclade.training.codebook_training import CodebookTraining, RunningMeans
 from codeclade.training.dead_codes import CodeUsage, revive_dead_codes, usage_statistics
 from codeclade.training.discriminator import (
@@ -65,6 +68,27 @@ def test_missing_weights_of_lpips_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CODECLADE_LPIPS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="fetch_lpips_weights"):
         ImageLosses(recipe(perceptual="vgg"))
+
+
+def test_the_file_of_lpips_that_a_recipe_names_is_used(tmp_path):
+    torch.manual_seed(0)
+    lpips = Lpips("alex")
+    save_file({k: v.contiguous() for k, v in lpips.weights().items()}, tmp_path / "own.safetensors")
+    named = {"perceptual": "alex", "perceptual_weights": str(tmp_path / "own.safetensors")}
+    losses = ImageLosses(recipe(image_size=32, **named))
+    a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(losses(a, b)["perceptual"], lpips(a, b).mean())
+    with pytest.raises(ValueError, match="conv.0.weight must be"):
+        ImageLosses(recipe(perceptual="vgg", perceptual_weights=named["perceptual_weights"]))
+
+
+def test_lite0_compares_features_of_efficientnet():
+    if feature_network() is None:
+        pytest.skip("needs the extra eval")
+    losses = ImageLosses(recipe(perceptual="lite0", image_size=32))
+    a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    assert losses(a, a)["perceptual"] == 0 < losses(a, b)["perceptual"]
+    assert ImageLosses(recipe(perceptual="lite0", perceptual_weight=0.0)).network is None
 
 
 def test_pixel_losses_are_means_of_errors():
