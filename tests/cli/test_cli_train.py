@@ -1,6 +1,11 @@
 """From photographs to a pipeline and a refiner by the commands alone, of one recipe with sizes."""
 
 import json
+import os
+import re
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -127,3 +132,38 @@ def test_what_would_fail_at_the_end_is_refused_before_the_start(runs, capsys, ch
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def generator_words(runs, out) -> list[str]:
+    words = ["train-generator", "--tokenizer", f"{runs}/tokenizer", "--codes", f"{runs}/codes"]
+    words += ["--cluster-map", f"{runs}/map", "--out", str(out), "hidden_size=32", "batch_size=8"]
+    return [*words, "num_hidden_layers=1", "num_attention_heads=2", "mixed_precision=no"]
+
+
+def test_epochs_stand_for_steps(runs, tmp_path, capsys):
+    words = generator_words(runs, tmp_path / "run")
+    assert main(words) == 2
+    assert "generator needs steps" in capsys.readouterr().err
+    assert main([*words, "epochs=0.5", "intermediate_size=32"]) == 0
+    record = json.loads((tmp_path / "run" / "pipeline" / "training.json").read_text())
+    assert record["steps"] == 3  # half of 38 images, in batches of 8
+    printed = capsys.readouterr().err
+    assert "38 images, 2 classes" in printed and "0 of 3 done, 0.6 epochs" in printed
+
+
+def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(runs, tmp_path, capsys):
+    out = tmp_path / "run"
+    log = out / "log.jsonl"
+
+    def press() -> None:
+        while not log.exists() or "loss" not in log.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    words = [*generator_words(runs, out), "log_every=1", "save_every=1000000"]
+    assert main([*words, "steps=1000000"]) == 130
+    found = re.search(r"stopped; step (\d+) is saved; to go on: ", capsys.readouterr().err)
+    step = int(found[1])
+    assert main([*words, f"steps={step + 1}"]) == 0
+    assert f"{step} of {step + 1} done" in capsys.readouterr().err

@@ -450,7 +450,7 @@ def test_training_with_the_generators_states(tiny_vq, tiny_map, tiny_transformer
     transformer = tiny_transformer(vocab_size=CLUSTERS, scheme="cluster")
     before = transformer.head.weight.clone()
     refiner = train_refiner(
-        tiny_recipe(class_prefix=False, steps=2),
+        tiny_recipe(class_prefix=False, steps=2, gradient_checkpointing=True, use_best=True),
         tmp_path / "codes",
         vq_model,
         cluster_map,
@@ -468,3 +468,17 @@ def test_training_with_the_generators_states(tiny_vq, tiny_map, tiny_transformer
             tmp_path / "other",
             tiny_transformer(vocab_size=7, scheme="cluster"),
         )
+
+
+@pytest.mark.slow
+def test_compiled_blocks_have_the_same_losses(tiny_vq, tiny_map, tmp_path):
+    vq_model = tiny_vq()
+    cluster_map = tiny_map(vq_model.codebook, CLUSTERS)
+    write_codes(tmp_path / "codes", vq_model, cluster_map)
+    losses = []
+    for compiled in (False, True):
+        recipe, out = tiny_recipe(steps=2, compile=compiled), tmp_path / str(compiled)
+        train_refiner(recipe, tmp_path / "codes", vq_model, cluster_map, out)
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        losses.append(log[-1]["validation_loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)

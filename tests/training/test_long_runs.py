@@ -138,11 +138,11 @@ def test_the_best_weights_stay_and_can_end_the_run(tmp_path):
         seen[done] = run.plain_model.weight.detach().clone()
         return {4: 0.5}.get(done, 1.0)
 
-    run = started(tmp_path, Recipe(use_best=True))
+    run = started(tmp_path, Recipe())
     train(run, validation)
     best = json.loads((tmp_path / "best" / "best.json").read_text())
     assert best == {"step": 4, "validation_loss": 0.5}
-    assert torch.equal(run.finished_model().weight, seen[4])
+    assert torch.equal(run.finished_model(best=True).weight, seen[4])
     assert not torch.equal(seen[4], seen[8])
 
 

@@ -127,7 +127,7 @@ def train_generator(
                 save_samples(run, pipeline_of, len(names), done)
 
     # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
-    pipeline = pipeline_of(folded(run.finished_model(build).model))
+    pipeline = pipeline_of(folded(run.finished_model(build, recipe.use_best).model))
     if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
         run.record(run.out / "pipeline", "generator", train.source, len(train), len(names))

@@ -16,7 +16,9 @@ from .recipe import RunRecipe
 class GeneratorRecipe(RunRecipe):
     """Settings of `codeclade train-generator`."""
 
-    HARMLESS: ClassVar[tuple[str, ...]] = (*RunRecipe.HARMLESS, "sample_every", "compile")
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        *RunRecipe.HARMLESS, "sample_every", "compile", "use_best",
+    )  # fmt: skip
 
     scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
     embedding_prior: str = "none"  # none, tree, codebook, both, random_tree, random_codebook
@@ -39,6 +41,7 @@ class GeneratorRecipe(RunRecipe):
     init_from: str = ""  # pipeline folder or Hub id to start from: other classes, grid, clusters
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass
     compile: bool = False  # torch.compile of the blocks
+    use_best: bool = False  # finish with the weights of the lowest validation loss, not the last
     sample_every: int = 0  # steps between sheets of generated images, with fixed seeds; 0 = none
     guidance_scale: float = 2.0  # saved with the finished pipeline as its default
     temperature: float = 1.0  # saved default; 0 is arg-max

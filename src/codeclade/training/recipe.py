@@ -31,7 +31,7 @@ class RunRecipe:
     # What a run that goes on may change: it alters no step that is already done.
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "steps", "epochs", "workers", "log_every", "evaluate_every", "save_every", "keep",
-        "use_best", "tracker",
+        "tracker",
     )  # fmt: skip
 
     steps: int = 100_000  # optimizer steps
@@ -51,7 +51,6 @@ class RunRecipe:
     evaluate_every: int = 500  # steps between validations of the averaged weights
     save_every: int = 500  # steps between checkpoints
     keep: int = 2  # newest checkpoints that stay
-    use_best: bool = False  # finish with the weights of the lowest validation loss, not the last
     tracker: str = ""  # tensorboard, wandb, ...; none; empty: tensorboard where it is installed
 
     def __post_init__(self):

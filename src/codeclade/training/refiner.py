@@ -29,7 +29,7 @@ from .throughput import decoder_flops
 class RefinerRecipe(RunRecipe):
     """Settings of `codeclade train-refiner`; the defaults are DCPE's refine net."""
 
-    HARMLESS: ClassVar[tuple[str, ...]] = (*RunRecipe.HARMLESS, "compile")
+    HARMLESS: ClassVar[tuple[str, ...]] = (*RunRecipe.HARMLESS, "compile", "use_best")
 
     hidden_size: int = 768  # width D
     num_hidden_layers: int = 1  # blocks
@@ -44,6 +44,7 @@ class RefinerRecipe(RunRecipe):
     class_dropout: float = 0.0  # above 0: the refiner has a null class and can be guided
     final_learning_rate: float = 1e-4  # at the last step: that of all steps
     warmup: int = 0  # steps of linear increase
+    use_best: bool = False  # finish with the weights of the lowest validation loss, not the last
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass
     compile: bool = False  # torch.compile of the blocks
 
@@ -102,7 +103,7 @@ def train_refiner(
     _train(run, _Batches(train, held_out, cluster_map.mapping.to(device), transformer))
 
     # The refiner alone: a pipeline takes it as one more component.
-    model = run.finished_model(lambda: Refiner(config))
+    model = run.finished_model(lambda: Refiner(config), recipe.use_best)
     if main:
         model.save_pretrained(run.out / "refiner")
         data = train.source

@@ -368,12 +368,15 @@ class Run:
                 self.folder.save_best(done, loss, weights)
         self.accelerator.wait_for_everyone()
 
-    def finished_model(self, build: Callable[[], nn.Module] | None = None) -> nn.Module:
+    def finished_model(
+        self, build: Callable[[], nn.Module] | None = None, best: bool = False
+    ) -> nn.Module:
         """The model with its averaged weights, in float32, ready to be saved.
 
         Args:
             build: makes the same model anew; only a sharded one needs it, whose whole weights do
                 not fit into its shards' modules.
+            best: the averaged weights with the lowest loss that `validated` got, not the last.
         """
         if any(isinstance(p, DTensor) for p in self.model.parameters()):
             with averaged_weights(self.model, self.ema):
@@ -384,7 +387,7 @@ class Run:
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).float()
             if self.ema is not None:
                 self.ema.copy_to(model.parameters())
-        if self.recipe.use_best:
+        if best:
             self.accelerator.wait_for_everyone()
             model.load_state_dict(self.folder.best_state())
         return model.eval()
