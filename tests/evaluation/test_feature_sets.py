@@ -22,7 +22,9 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(3 * 8 * 8, 13, generator=draws))
 
     def forward(self, pixels):
-        features = pixels.flatten(1) @ self.weight
+        # float64, so that the features of an image do not depend on its batch
+        features = pixels.flatten(1).double() @ self.weight.double()
+        features = features.float()
         return NetworkOutput(features[:, :6], features[:, 6:10], features[:, 10:])
 
 
