@@ -128,10 +128,16 @@ def _extra(family: Family, size: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _fields(kind: type) -> list[str]:
-    """Names of the constructor's own parameters."""
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return [name for name in named if name != "self"]
+    """Names of what a constructor takes, those it hands on to our own base classes included."""
+    own = [base for base in kind.__mro__ if base.__module__.startswith("codeclade.")]
+    parameters = [
+        parameter
+        for base in own
+        if "__init__" in vars(base)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+    ]
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [name for name in dict.fromkeys(named) if name != "self"]
 
 
 def _chosen(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
