@@ -93,6 +93,11 @@ class Run:
         """Forward and backward passes a step and process."""
         return self.accelerator.gradient_accumulation_steps
 
+    @property
+    def images_a_pass(self) -> int:
+        """Images of one forward and backward pass of a process."""
+        return self.recipe.batch_size // (self.passes * self.accelerator.num_processes)
+
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer, *states: Any) -> None:
         """Prepare for the devices and load the newest checkpoint, if any.
 
@@ -153,6 +158,7 @@ class Run:
         classes: int,
         tokens: int | None = None,
         flops: float | None = None,
+        activations: float | None = None,
     ) -> None:
         """Print the table a run starts with, and count tokens and FLOPs from here on.
 
@@ -160,6 +166,7 @@ class Run:
             data, images, classes: the training set.
             tokens: positions an image.
             flops: model FLOPs of an image, forward and backward.
+            activations: bytes that an image keeps for the backward pass.
         """
         self._count_steps(images)
         accelerator, precision = self.accelerator, self.recipe.mixed_precision
@@ -184,6 +191,7 @@ class Run:
             processes=processes,
             averaged=self.ema is not None,
             shards=processes if sharded else 1,
+            activations=None if activations is None else activations * self.images_a_pass,
         )
         print(table, file=sys.stderr)
 
