@@ -193,7 +193,7 @@ class Run:
             shards=processes if sharded else 1,
             activations=None if activations is None else activations * self.images_a_pass,
         )
-        print(table, file=sys.stderr)
+        self.bar.write(table, file=sys.stderr)
 
     def _count_steps(self, images: int) -> None:
         recipe = self.recipe
@@ -244,7 +244,6 @@ class Run:
             for done, batch in enumerate(loader, self.first + 1):
                 self._set_learning_rate(done)
                 yield done, batch
-                self.meter.step()
                 due = done % recipe.save_every == 0 or done == self.total
                 if due or interrupted:
                     self.save(done)
@@ -320,6 +319,7 @@ class Run:
         if self.ema is not None:
             self.ema.step(self.model.parameters())
         self._note_bad(means)
+        self.meter.step()
         return means
 
     def _note_bad(self, means: dict[str, Tensor]) -> None:
