@@ -15,9 +15,10 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from codeclade import CodecladeConfig, CodecladeTransformer
+from codeclade.training.interruption import how_to_go_on
 from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
-from codeclade.training.run import Run, how_to_go_on
+from codeclade.training.run import Run
 from codeclade.training.start_table import (
     activation_bytes,
     duration,
