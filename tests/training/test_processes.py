@@ -34,7 +34,7 @@ def one(tmp_path):
     processes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(processes)
     AcceleratorState._reset_state(reset_partial_state=True)
-    yield tmp_path, processes.losses(tmp_path)
+    yield tmp_path, processes.losses(tmp_path) | processes.generator(tmp_path / "generator")
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -81,3 +81,16 @@ def test_averages_survive_sharding(two):
     held = [found["sharded"]["shards"]["held"] for found in two[1]]
     assert sum(held) == two[1][0]["sharded"]["whole"]["held"]
     assert max(held) < sum(held)
+
+
+def test_a_generator_trains_alike_on_one_and_two_processes(one, two):
+    """Global means of everything that is logged, with accumulation, validation and samples."""
+    alone, together = one[1]["log"], two[1][0]["generator"]["log"]
+    assert len(alone) == len(together) > 7
+    for a, b in zip(alone, together, strict=True):
+        assert {k: v for k, v in b.items() if v is None} == {
+            k: v for k, v in a.items() if v is None
+        }
+        for name, value in a.items():
+            if value is not None:
+                assert b[name] == pytest.approx(value, abs=1e-5)
