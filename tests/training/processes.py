@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -198,8 +199,29 @@ def sharded(folder: Path) -> dict:
     return found
 
 
+def generator(folder: Path) -> dict:
+    """Losses of a generator with priors and added losses, two passes a step, without dropout."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from builders import build_vq
+    from codeclade.training.generator import train_generator
+    from generator_runs import RECIPE, write_codes
+
+    vq_model, accelerator = build_vq(), Accelerator()
+    if accelerator.is_main_process:
+        write_codes(folder / "codes", vq_model)
+    accelerator.wait_for_everyone()
+    recipe = replace(
+        RECIPE, dropout=0.0, class_dropout=0.0, embedding_prior="both", tree_loss_weight=0.3,
+        steps=6, batch_size=8, gradient_accumulation_steps=2, sample_every=3, use_best=True,
+    )  # fmt: skip
+    train_generator(recipe, folder / "codes", vq_model, None, folder / "run")
+    lines = (folder / "run" / "log.jsonl").read_text().splitlines()
+    names = ("loss", "validation_loss", "gradient_norm", "accuracy")
+    return {"log": [{n: json.loads(line).get(n) for n in names} for line in lines]}
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    RUNS = (losses, passes, dropout, usage, tokenizer, sharded)
+    RUNS = (losses, passes, dropout, usage, tokenizer, sharded, generator)
     found = {run.__name__: run(place / run.__name__) for run in RUNS}
     (place / f"rank-{Accelerator().process_index}.json").write_text(json.dumps(found))

@@ -14,10 +14,17 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from codeclade import CodecladeConfig, CodecladeTransformer
+from codeclade.training.interruption import how_to_go_on
 from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
-from codeclade.training.run import Run, how_to_go_on
-from codeclade.training.start_table import duration, memory_bytes, start_table
+from codeclade.training.run import Run
+from codeclade.training.start_table import (
+    activation_bytes,
+    duration,
+    memory_bytes,
+    start_table,
+)
 from codeclade.training.throughput import Meter, decoder_flops, device_peak
 from codeclade.training.trackers import tracker_name
 
@@ -88,12 +95,13 @@ def log(out) -> list[dict]:
 
 
 def test_every_log_line_says_how_fast_and_how_long(tmp_path):
-    run = started(tmp_path, Recipe())
+    run = started(tmp_path, Recipe(log_every=1))
     run.describe("photos", images=50, classes=5, tokens=16, flops=100.0)
     train(run)
     lines = [line for line in log(tmp_path) if "loss" in line]
-    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
     for line in lines:
+        assert line["images_per_second"] > 0
         assert line["gradient_norm"] > 0 and line["learning_rate"] > 0
         ratio = line["tokens_per_second"] / line["images_per_second"]
         assert ratio == pytest.approx(16, rel=1e-4)
@@ -248,6 +256,45 @@ def test_the_start_table_is_arithmetic():
         "2.0 h",
         "10.0 days",
     ]
+
+
+def test_the_3b_model_fits_eight_sharded_devices():
+    with torch.device("meta"):
+        config = CodecladeConfig(
+            hidden_size=3200, num_hidden_layers=24, num_attention_heads=32,
+            intermediate_size=8704, grid_size=24,
+        )  # fmt: skip
+        model = CodecladeTransformer(config)
+    kept = sum(memory_bytes(model, averaged=True, shards=8).values())
+    shape = {"layers": 24, "width": 3200, "inner": 8704, "vocabulary": 16384, "bytes_each": 2}
+    pass_of_8 = activation_bytes(positions=8 * 576, checkpointing=True, **shape)
+    assert kept == pytest.approx(20 * 3_096_659_200 / 8)  # 7.2 GiB
+    assert kept + pass_of_8 < 12e9 < 80e9
+
+
+@pytest.mark.parametrize(("layers", "inner"), [(4, 176), (8, 352)])
+def test_activations_are_about_what_autograd_keeps(layers, inner):
+    shape = {"grid_size": 8, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 64}
+    config = CodecladeConfig(num_hidden_layers=layers, intermediate_size=inner, **shape)
+    model = CodecladeTransformer(config).train()
+    weights = {p.data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.randint(64, (4, 64))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(tokens[:, :-1], torch.zeros(4, dtype=torch.int64), labels=tokens)
+    expected = activation_bytes(
+        positions=4 * 64, layers=layers, width=64, inner=inner, vocabulary=64, bytes_each=4,
+        checkpointing=False,
+    )  # fmt: skip
+    assert output.loss.isfinite()
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.2)
 
 
 def test_the_table_and_the_time_are_printed(tmp_path, capfd, monkeypatch):

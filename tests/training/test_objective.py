@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -232,3 +233,29 @@ def test_separate_dropouts_reach_the_model(tmp_path):
     assert found == (0.0, 0.2, 0.3)
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[1])
     assert first["loss"] == pytest.approx(math.log(32), abs=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["token", "semantic_detail"])
+def test_a_stopped_run_with_every_setting_ends_with_the_same_weights(tmp_path, narrow, scheme):
+    """Noise, dropped branches and alignment draw what they would have drawn in one go."""
+    vq_model, _ = parts(scheme, {})
+    codes = write_codes(tmp_path / "codes", vq_model, pairs=scheme == "semantic_detail")
+    recipe = replace(
+        RECIPE,
+        steps=4,
+        save_every=2,
+        embedding_prior="both",
+        tree_loss_weight=0.5,
+        alignment_weight=0.1,
+        context_noise="cluster",
+        context_noise_clusters=8,
+        drop_path=0.2,
+    )
+    whole = train_generator(recipe, codes, vq_model, None, tmp_path / "whole")
+    train_generator(recipe, codes, vq_model, None, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000004")
+    again = train_generator(recipe, codes, vq_model, None, tmp_path / "parts")
+    lines = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"loss"' in line] == [1, 2, 3, 4]
+    for name, value in whole.transformer.state_dict().items():
+        assert torch.equal(value, again.transformer.state_dict()[name]), name

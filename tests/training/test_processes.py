@@ -102,3 +102,18 @@ def test_averages_survive_sharding(two):
     held = [found["sharded"]["shards"]["held"] for found in two[1]]
     assert sum(held) == two[1][0]["sharded"]["whole"]["held"]
     assert max(held) < sum(held)
+
+
+def test_a_generator_trains_alike_on_one_and_two_processes(one, two):
+    """Global means of everything that is logged, with accumulation, validation and samples."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    alone = one[2].generator(one[0] / "generator")["log"]
+    together = two[1][0]["generator"]["log"]
+    assert len(alone) == len(together) > 7
+    for a, b in zip(alone, together, strict=True):
+        assert {k: v for k, v in b.items() if v is None} == {
+            k: v for k, v in a.items() if v is None
+        }
+        for name, value in a.items():
+            if value is not None:
+                assert b[name] == pytest.approx(value, abs=1e-5)

@@ -35,6 +35,7 @@ from .optimization import build_optimizer
 from .processes import share, summed
 from .run import Run
 from .sparse_head import SparseClusterToken
+from .start_table import activation_bytes
 from .throughput import decoder_flops
 
 SHEET_CLASSES, SHEET_IMAGES = 8, 4  # rows and columns of a sample sheet
@@ -72,8 +73,10 @@ def train_generator(
     scheme = scheme_class(config.scheme)
     mapping = cluster_map.mapping if scheme.predicts_clusters else None
     names = train.header["class_names"]
-    source = load_source(recipe.init_from, config) if recipe.init_from else None
     run = Run(recipe, out)
+    source = None
+    if recipe.init_from and run.folder.newest() is None:  # a run that goes on has its own weights
+        source = load_source(recipe.init_from, config)
 
     # The model with its losses; the sharded one of a finished run is made anew in the same way.
     def build() -> GeneratorObjective:
@@ -96,15 +99,9 @@ def train_generator(
 
     # Training, from the newest checkpoint on.
     objective = build()
-    length = config.prefix_length + config.num_tokens - 1
+    flops, activations = image_costs(recipe, objective.model)
     run.start(objective, build_optimizer(objective, recipe))
-    run.describe(
-        train.source,
-        len(train),
-        len(names),
-        config.num_tokens,
-        decoder_flops(objective.model, config.num_hidden_layers, config.hidden_size, length),
-    )
+    run.describe(train.source, len(train), len(names), config.num_tokens, flops, activations)
     if run.accelerator.is_main_process:
         run.log(run.first, baselines(train, mapping))
 
@@ -150,6 +147,25 @@ def build_objective(
         alignment_weight=recipe.alignment_weight,
         sparse_head=recipe.sparse_head,
     )
+
+
+def image_costs(recipe: GeneratorRecipe, model: CodecladeTransformer) -> tuple[float, float]:
+    """FLOPs of an image, forward and backward, and bytes it keeps for the backward pass, about."""
+    config = model.config
+    length = config.prefix_length + config.num_tokens - 1
+    flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, length)
+    coarse = config.coarse_vocab_size or 0
+    bytes_kept = activation_bytes(
+        positions=length,
+        # Blocks of a head see three tokens a position.
+        layers=len(model.layers) + 3 * len(getattr(model.head, "blocks", ())),
+        width=config.hidden_size,
+        inner=config.intermediate_size,
+        vocabulary=coarse if recipe.sparse_head else config.vocab_size + coarse,
+        bytes_each=4 if recipe.mixed_precision == "no" else 2,
+        checkpointing=recipe.gradient_checkpointing,
+    )
+    return flops, bytes_kept
 
 
 def _train(

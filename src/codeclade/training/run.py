@@ -7,10 +7,7 @@ import contextlib
 import json
 import math
 import platform
-import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +25,8 @@ from ..data.atomic import write_json
 from ..data.records import TrainingRecord
 from .averages import AveragedWeights, averaged_weights, whole, whole_state
 from .batches import StepSampler, step_loader
+from .interruption import how_to_go_on, interruptible
+from .number_watch import NumberWatch
 from .optimization import learning_rate
 from .recipe import RunRecipe
 from .run_folder import RunFolder
@@ -93,6 +92,11 @@ class Run:
         """Forward and backward passes a step and process."""
         return self.accelerator.gradient_accumulation_steps
 
+    @property
+    def images_a_pass(self) -> int:
+        """Images of one forward and backward pass of a process."""
+        return self.recipe.batch_size // (self.passes * self.accelerator.num_processes)
+
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer, *states: Any) -> None:
         """Prepare for the devices and load the newest checkpoint, if any.
 
@@ -126,8 +130,9 @@ class Run:
             self.folder.forget_after(self.first)
         accelerator.wait_for_everyone()
 
-        # No step has been bad so far, a number that needs no wait for the device to keep.
-        self.bad = torch.full((), math.inf, device=accelerator.device)
+        # float16 skips steps of infinite gradients and lowers its scale: there the loss counts.
+        watched = ["loss"] if self.recipe.mixed_precision == "fp16" else ["loss", "gradient_norm"]
+        self.watch = NumberWatch(watched, self.first, accelerator.device)
         if self.tracker:
             config = {
                 k: v for k, v in vars(self.recipe).items() if isinstance(v, (int, float, str))
@@ -153,6 +158,7 @@ class Run:
         classes: int,
         tokens: int | None = None,
         flops: float | None = None,
+        activations: float | None = None,
     ) -> None:
         """Print the table a run starts with, and count tokens and FLOPs from here on.
 
@@ -160,6 +166,7 @@ class Run:
             data, images, classes: the training set.
             tokens: positions an image.
             flops: model FLOPs of an image, forward and backward.
+            activations: bytes that an image keeps for the backward pass.
         """
         self._count_steps(images)
         accelerator, precision = self.accelerator, self.recipe.mixed_precision
@@ -184,8 +191,9 @@ class Run:
             processes=processes,
             averaged=self.ema is not None,
             shards=processes if sharded else 1,
+            activations=None if activations is None else activations * self.images_a_pass,
         )
-        print(table, file=sys.stderr)
+        self.bar.write(table, file=sys.stderr)
 
     def _count_steps(self, images: int) -> None:
         recipe = self.recipe
@@ -231,12 +239,15 @@ class Run:
         )
         self.stepping = time.time()
         self.meter.read(0)  # time and steps count from here on
-        with self._interruptible() as interrupted:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.folder.release)  # free for others, however the run ends
+            # Several processes could not agree on the step, so theirs stop at the last checkpoint.
+            alone = accelerator.num_processes == 1
+            interrupted = stack.enter_context(interruptible(self.bar.write)) if alone else []
             loader = step_loader(dataset, sampler, recipe.workers)
             for done, batch in enumerate(loader, self.first + 1):
                 self._set_learning_rate(done)
                 yield done, batch
-                self.meter.step()
                 due = done % recipe.save_every == 0 or done == self.total
                 if due or interrupted:
                     self.save(done)
@@ -255,30 +266,6 @@ class Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[list[int]]:
-        """A list that the first Ctrl-C fills; the second one stops at once.
-
-        Several processes could not agree on the step, so theirs stop at the last checkpoint. The
-        folder is free for others afterwards, however the block ends.
-        """
-        received: list[int] = []
-        own = self.accelerator.num_processes == 1
-        own = own and threading.current_thread() is threading.main_thread()
-
-        def note(number: int, frame: Any) -> None:
-            signal.signal(signal.SIGINT, before)
-            received.append(number)
-            self.bar.write("stopping after this step; Ctrl-C again stops at once")
-
-        before = signal.signal(signal.SIGINT, note) if own else None
-        try:
-            yield received
-        finally:
-            if own:
-                signal.signal(signal.SIGINT, before)
-            self.folder.release()
 
     def optimize(
         self, batch: list[Tensor], losses: Callable[..., dict[str, Tensor]]
@@ -311,18 +298,9 @@ class Run:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.step(self.model.parameters())
-        self._note_bad(means)
+        self.watch.add(means)
+        self.meter.step()
         return means
-
-    def _note_bad(self, means: dict[str, Tensor]) -> None:
-        """Keep the first step with a loss or norm that is no number, without waiting for it.
-
-        float16 skips steps of infinite gradients and lowers its scale: there the loss alone counts.
-        """
-        names = ["loss"] if self.recipe.mixed_precision == "fp16" else ["loss", "gradient_norm"]
-        finite = torch.stack([means[name].float().isfinite() for name in names]).all()
-        self.number = getattr(self, "number", self.first) + 1
-        self.bad = torch.where(finite, self.bad, self.bad.clamp_max(self.number))
 
     def check_finite(self) -> None:
         """Stop a run whose loss or gradient is no longer a number; all processes call it together.
@@ -330,7 +308,7 @@ class Run:
         Raises:
             ValueError: naming the step.
         """
-        bad = self.accelerator.gather(self.bad.reshape(1)).min().item()
+        bad = self.accelerator.gather(self.watch.first_bad.reshape(1)).min().item()
         if bad < math.inf:
             newest = self.folder.newest()
             kept = f"{newest} holds the last good one" if newest else "there is no checkpoint yet"
@@ -442,12 +420,3 @@ class Run:
         self.bar.set_postfix({key: f"{value:.4g}" for key, value in values.items()})
         if self.tracker:
             self.accelerator.log(numbers, step=step)
-
-
-def how_to_go_on() -> str:
-    """The command that continues a run: the one that started it."""
-    program = Path(sys.argv[0])
-    words = (
-        ["codeclade"] if program.name in ("codeclade", "__main__.py") else ["python", *sys.argv[:1]]
-    )
-    return f"to go on: {shlex.join([*words, *sys.argv[1:]])}"

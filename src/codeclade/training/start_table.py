@@ -22,6 +22,7 @@ def start_table(
     processes: int,
     averaged: bool,
     shards: int = 1,
+    activations: float | None = None,
 ) -> str:
     """Lines to print.
 
@@ -32,6 +33,7 @@ def start_table(
         precision, device, processes: where it runs.
         averaged: whether there are averaged weights.
         shards: processes that share one copy of parameters, gradients and optimizer.
+        activations: bytes of one pass on a device; None: not known.
     """
     epochs = steps * batch_size / max(1, images)
     tokens_line = [("tokens", f"{tokens:,} an image, {images * tokens:,}")] if tokens else []
@@ -42,7 +44,7 @@ def start_table(
         ("steps", f"{first:,} of {steps:,} done, {epochs:,.1f} epochs of batches of {batch_size}"),
         ("batch", f"{processes} x {passes} passes x {batch_size // (processes * passes)} images"),
         *((f"  {name}", described) for name, described in parts(model)),
-        ("memory", memory_line(model, averaged, shards)),
+        ("memory", memory_line(model, averaged, shards, activations)),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
@@ -83,11 +85,36 @@ def memory_bytes(model: nn.Module, averaged: bool, shards: int = 1) -> dict[str,
     return {name: value / shards for name, value in found.items()}
 
 
-def memory_line(model: nn.Module, averaged: bool, shards: int = 1) -> str:
+def activation_bytes(
+    *, positions: int, layers: int, width: int, inner: int, vocabulary: int, bytes_each: int,
+    checkpointing: bool,
+) -> float:  # fmt: skip
+    """Bytes that one pass keeps for its backward pass, about.
+
+    A block keeps 15 D + 4 F numbers a position (counted with fused attention and dropout), or with
+    checkpointing its input alone, and one block at a time everything; logits are three float32
+    copies: themselves, their softmax and its gradient.
+
+    Args:
+        positions: of all sequences of a pass.
+        layers, width, inner, vocabulary: blocks, D, F, and entries of all output layers.
+        bytes_each: of a number: 2 in mixed precision, else 4.
+    """
+    block = (15 * width + 4 * inner) * bytes_each
+    blocks = layers * width * bytes_each + block if checkpointing else layers * block
+    return float(positions * (blocks + 12 * vocabulary))
+
+
+def memory_line(
+    model: nn.Module, averaged: bool, shards: int = 1, activations: float | None = None
+) -> str:
     """`memory_bytes` in words."""
     found = memory_bytes(model, averaged, shards)
+    if activations is not None:
+        found["activations about"] = activations
     each = ", ".join(f"{name} {amount(value)}" for name, value in found.items())
-    return f"{amount(sum(found.values()))} a device ({each}), and activations"
+    more = "" if activations is not None else ", and activations"
+    return f"{amount(sum(found.values()))} a device ({each}){more}"
 
 
 def amount(size: float) -> str:
