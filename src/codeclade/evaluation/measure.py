@@ -68,6 +68,14 @@ class Measurement:
     def add_images(self, name: str, values: Tensor, protocol: Protocol, words: str) -> None:
         """Add the mean of values (n,), one an image."""
         self.per_image[name] = values
+        # An exact reconstruction has an infinite PSNR, which no mean survives.
+        exact = int(values.isinf().sum())
+        values = values[values.isfinite()]
+        if exact:
+            words += f", {exact:,} exact ones left out"
+            if not len(values):
+                return
+            protocol = protocol.using(estimator="mean over the images that are not exact")
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
         mean = float(values.mean())
         self.add(name, mean, protocol, words, UNITS.get(name, ""), error)
