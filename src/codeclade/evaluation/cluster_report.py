@@ -162,9 +162,9 @@ def _image_protocol(result: Comparison) -> str:
     return (
         f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, center "
         f"crops; {DRAWS} random draws of members (first seed {result.settings.seed}); means over "
-        f"draws and images. PSNR against {result.settings.method}: mean difference over the same images "
-        "± its standard error; below two of them the methods cannot be told apart here. PSNR "
-        "in dB over [-1, 1]; SSIM with the Gaussian window of 11; "
+        f"draws and images. PSNR against {result.settings.method}: mean difference over the same "
+        "images ± its standard error; below two of them the methods cannot be told apart here. "
+        "PSNR in dB over [-1, 1]; SSIM with the Gaussian window of 11; "
         "features: mean squared distance of normalized EfficientNet-Lite0 features "
         "(strides 2 to 16). First against the photographs, then against the tokenizer's own "
         "reconstruction of them, which K = N would reach."

@@ -139,6 +139,7 @@ def measure_pipeline(
         **sampling.settings(pipe),
     )
     words = _sampling_words(protocol, sampling.seed)
+    protocol = protocol.using(network=network.name, network_fingerprint=network.fingerprint)
     _add_distances(measured, samples, found.halves, protocol, words, "")
     for one in scores(samples):
         measured.add(one.name, one.value, protocol.using(estimator=one.estimator),
@@ -284,7 +285,7 @@ def _add_distances(
         )
         said = f"{network.name} features, {words}; {reference.count:,} {protocol.split} "
         said += f"photographs; {one.estimator}"
-        said += "" if network.distance_name == "FID" else "; not FID"
+        said += "; not FID" if "Fréchet" in one.estimator and network.distance_name != "FID" else ""
         measured.add(prefix + one.name, one.value, own, said, "", one.standard_error,
                      floors.get(one.name))  # fmt: skip
 
