@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from codeclade.components.cluster_map import ClusterMap
 from codeclade.data.images import photographs
 from codeclade.evaluation import comparison, replacement
 from codeclade.evaluation.cluster_report import write_report
@@ -83,12 +84,24 @@ def test_comparison_measures_every_method_at_every_k(compared):
 
 
 def test_replacement_numbers_are_those_of_the_images(compared):
-    result, _ = compared
-    for part in result.at(16):  # all four images are on the sheet
-        wanted = psnr(part.images, result.photographs).mean().item()
+    result, vq_model = compared
+    ids = replacement.encode_all(vq_model, result.photographs)  # all four are on the sheet
+    by_image = []
+    for part in result.at(16):
+        cluster_map = ClusterMap.from_labels(part.labels, vq_model.codebook.detach())
+        images = [
+            replacement.decode_all(vq_model, replacement.replace_codes(ids, cluster_map, seed))
+            for seed in range(comparison.DRAWS)
+        ]
+        assert torch.equal(images[0], part.images) and not torch.equal(images[0], images[1])
+        by_image.append(torch.stack([psnr(one, result.photographs) for one in images]).mean(0))
+        wanted = by_image[-1].mean().item()
         assert part.numbers["photograph_psnr"] == pytest.approx(wanted)
-        wanted = ssim(part.images, result.reconstructions).mean().item()
-        assert part.numbers["reconstruction_ssim"] == pytest.approx(wanted)
+        wanted = [ssim(one, result.reconstructions).mean().item() for one in images]
+        assert part.numbers["reconstruction_ssim"] == pytest.approx(np.mean(wanted))
+        gaps = by_image[-1] - by_image[0]
+        assert part.numbers["psnr_gap"] == pytest.approx(gaps.mean().item(), abs=1e-5)
+        assert part.numbers["psnr_gap_error"] == pytest.approx(gaps.std().item() / 2, abs=1e-5)
 
 
 def test_html_report_is_one_file_that_loads_nothing(compared, tmp_path):

@@ -52,6 +52,9 @@ def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path,
     assert conditions["guidance_scale"] == 2 and len(conditions["network_fingerprint"]) == 64
     assert conditions["versions"]["torch"] == torch.__version__
     assert results[f"KID-{lite0}"]["floor"] is not None
+    for name in (f"Inception Score-{lite0}", "Class accuracy", f"rFD-{lite0}"):
+        assert results[name]["conditions"]["network"] == lite0
+    assert "network" not in results["PSNR of reconstructions"]["conditions"]
     accuracy = results["Class accuracy"]["protocol"]
     assert "10 generated images, guidance 2, seed 0" in accuracy and "chance 20.0 %" in accuracy
     with np.load(samples) as file:

@@ -14,7 +14,7 @@ from ..data.images import photographs
 from ..data.pixels import to_image
 from ..data.sheets import contact_sheet
 from . import figures
-from .comparison import Comparison, Settings, compare
+from .comparison import DRAWS, Comparison, Settings, compare
 from .page import Page, Table, check_ending
 
 NONE = "·"  # a cell without a number
@@ -161,8 +161,10 @@ def _image_protocol(result: Comparison) -> str:
     side = result.photographs.shape[-1]
     return (
         f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, center "
-        f"crops; one random draw of members (seed {result.settings.seed}); means over images. PSNR "
-        "in dB over [-1, 1]; SSIM with the Gaussian window of 11; "
+        f"crops; {DRAWS} random draws of members (first seed {result.settings.seed}); means over "
+        f"draws and images. PSNR against {result.settings.method}: mean difference over the same "
+        "images ± its standard error; below two of them the methods cannot be told apart here. "
+        "PSNR in dB over [-1, 1]; SSIM with the Gaussian window of 11; "
         "features: mean squared distance of normalized EfficientNet-Lite0 features "
         "(strides 2 to 16). First against the photographs, then against the tokenizer's own "
         "reconstruction of them, which K = N would reach."
@@ -174,16 +176,20 @@ def _image_table(result: Comparison) -> Table:
     metrics = [m for m in metrics if m[0] in result.reconstruction_numbers]
     targets = ("photograph", "reconstruction")
     head = ["K", "method", *(name for _ in targets for _, name, _ in metrics)]
-    over = [("", 2), *((f"to the {target}s", len(metrics)) for target in targets)]
+    over = [("", 2), *((f"to the {target}s", len(metrics)) for target in targets), ("", 1)]
+    head.append(f"PSNR against {result.settings.method}")
     best = [_number(result.reconstruction_numbers[key], digits) for key, _, digits in metrics]
-    rows = [[NONE, "no replacement", *best, *[NONE] * len(metrics)]]
+    rows = [[NONE, "no replacement", *best, *[NONE] * (len(metrics) + 1)]]
     for part in result.partitions:
         values = [
             _number(part.numbers[f"{target}_{key}"], digits)
             for target in targets
             for key, _, digits in metrics
         ]
-        rows.append([f"{part.clusters:,}", part.method, *values])
+        gap, error = part.numbers["psnr_gap"], part.numbers["psnr_gap_error"]
+        gap = f"{gap:+.2f} ± {_number(error, 2)}" if np.isfinite(gap) else NONE
+        own = part is result.at(part.clusters)[0]
+        rows.append([f"{part.clusters:,}", part.method, *values, NONE if own else gap])
     return Table(head, rows, (f"{result.clusters:,}", result.settings.method), over)
 
 

@@ -55,6 +55,8 @@ def read_measured(path: str | Path) -> Measured:
     if beside.is_file():
         with np.load(beside, allow_pickle=False) as file:
             per_image = {name: file[name].astype(np.float64) for name in file.files}
+        # With infinite values (PSNR of exact images) no mean is known: standard errors serve.
+        per_image = {name: x for name, x in per_image.items() if np.isfinite(x).all()}
     return Measured(str(path), {record.metric: record for record in records}, per_image)
 
 

@@ -68,6 +68,14 @@ class Measurement:
     def add_images(self, name: str, values: Tensor, protocol: Protocol, words: str) -> None:
         """Add the mean of values (n,), one an image."""
         self.per_image[name] = values
+        # An exact reconstruction has an infinite PSNR, which no mean survives.
+        exact = int(values.isinf().sum())
+        values = values[values.isfinite()]
+        if exact:
+            words += f", {exact:,} exact ones left out"
+            if not len(values):
+                return
+            protocol = protocol.using(estimator="mean over the images that are not exact")
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
         mean = float(values.mean())
         self.add(name, mean, protocol, words, UNITS.get(name, ""), error)
@@ -131,6 +139,7 @@ def measure_pipeline(
         **sampling.settings(pipe),
     )
     words = _sampling_words(protocol, sampling.seed)
+    protocol = protocol.using(network=network.name, network_fingerprint=network.fingerprint)
     _add_distances(measured, samples, found.halves, protocol, words, "")
     for one in scores(samples):
         measured.add(one.name, one.value, protocol.using(estimator=one.estimator),
@@ -276,7 +285,7 @@ def _add_distances(
         )
         said = f"{network.name} features, {words}; {reference.count:,} {protocol.split} "
         said += f"photographs; {one.estimator}"
-        said += "" if network.distance_name == "FID" else "; not FID"
+        said += "; not FID" if "Fréchet" in one.estimator and network.distance_name != "FID" else ""
         measured.add(prefix + one.name, one.value, own, said, "", one.standard_error,
                      floors.get(one.name))  # fmt: skip
 

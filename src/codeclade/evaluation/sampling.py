@@ -140,7 +140,7 @@ class SampleParts:
         """Write this process's share of all parts, those that are there left alone."""
         self.folder.mkdir(exist_ok=True)
         mine = [part for part in self.missing if part % world_size == rank]
-        for part in tqdm(mine, "generate", unit=f"{PART} images", disable=rank > 0):
+        for part in tqdm(mine, "generate", unit="part") if rank == 0 else mine:
             numbers = list(range(part * PART, min((part + 1) * PART, len(self))))
             batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
             images = [

@@ -120,7 +120,8 @@ def search(
         reference = found.statistics.gaussian()
 
     trials = []
-    for settings, plan in zip(points, tqdm(plans, "search", unit="point"), strict=True):
+    bar = tqdm(plans, "search", unit="point") if state.is_main_process else plans
+    for settings, plan in zip(points, bar, strict=True):
         parts = SampleParts(folder, pipe, plan)
         parts.make(batch_size, state.process_index, state.num_processes)
         state.wait_for_everyone()
