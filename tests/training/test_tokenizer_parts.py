@@ -78,7 +78,7 @@ def test_the_file_of_lpips_that_a_recipe_names_is_used(tmp_path):
     losses = ImageLosses(recipe(image_size=32, **named))
     a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(losses(a, b)["perceptual"], lpips(a, b).mean())
-    with pytest.raises(ValueError, match="conv.0.weight must be"):
+    with pytest.raises(ValueError, match=r"conv\.0\.weight must be"):
         ImageLosses(recipe(perceptual="vgg", perceptual_weights=named["perceptual_weights"]))
 
 
