@@ -119,8 +119,9 @@ class Images(torch.utils.data.Dataset):
         return self.images[key[0]].byte(), torch.tensor(0)
 
 
-def tokenizer(folder: Path) -> dict:
+def tokenizer(folder: Path, **changes) -> dict:
     """Two codebooks that are running means, and a discriminator of adaptive weight."""
+    update = {"codebook_update": "ema", "codebook_decay": 0.5} | changes
     settings = TokenizerRecipe(
         data="drawn",
         image_size=16,
@@ -137,14 +138,13 @@ def tokenizer(folder: Path) -> dict:
         discriminator_start=1,
         discriminator_channels=32,
         discriminator_layers=1,
-        codebook_update="ema",
-        codebook_decay=0.5,
         revive_every=0,
         steps=4,
         batch_size=4,
         warmup=1,
         mixed_precision="no",
         log_every=1,
+        **update,
     )
     run = Run(settings, folder)
     training = TokenizerTraining(run, settings, ImageLosses(settings))
@@ -220,8 +220,13 @@ def generator(folder: Path) -> dict:
     return {"log": [{n: json.loads(line).get(n) for n in names} for line in lines]}
 
 
+def tokenizer_by_gradient(folder: Path) -> dict:
+    """The same in two passes a step, with codebooks that the optimizer moves."""
+    return tokenizer(folder, codebook_update="gradient", gradient_accumulation_steps=2)
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    RUNS = (losses, passes, dropout, usage, tokenizer, sharded, generator)
+    RUNS = (losses, passes, dropout, usage, tokenizer, tokenizer_by_gradient, sharded, generator)
     found = {run.__name__: run(place / run.__name__) for run in RUNS}
     (place / f"rank-{Accelerator().process_index}.json").write_text(json.dumps(found))

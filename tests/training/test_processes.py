@@ -68,16 +68,17 @@ def test_codes_that_any_process_uses_are_alive(two):
     assert first["codebook"] == second["codebook"]
 
 
-def test_two_processes_train_the_tokenizer_of_one(one, two):
-    """Losses, codebooks of running means, discriminator and usage: all are of all processes."""
-    first, second = (rank["tokenizer"] for rank in two[1])
+@pytest.mark.parametrize("what", ["tokenizer", "tokenizer_by_gradient"])
+def test_two_processes_train_the_tokenizer_of_one(one, two, what):
+    """Losses, codebooks, discriminator and usage: all are of all processes."""
+    first, second = (rank[what] for rank in two[1])
     AcceleratorState._reset_state(reset_partial_state=True)
-    alone = one[2].tokenizer(one[0] / "tokenizer")
+    alone = getattr(one[2], what)(one[0] / what)
     assert first == second
     for name, values in alone.items():
         assert first[name] == pytest.approx(values, abs=1e-5), name
     lines = [
-        [json.loads(line) for line in (folder / "tokenizer" / "log.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (folder / what / "log.jsonl").read_text().splitlines()]
         for folder in (one[0], two[0])
     ]
     assert len(lines[0]) == len(lines[1]) == 8
