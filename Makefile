@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-fuzz test-hub test-lowest coverage types style
+.PHONY: setup demo test test-slow test-fuzz test-hub test-lowest coverage types style
 
 setup: .venv/installed
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	.venv/bin/python -m pytest
+
+test-slow: setup
+	.venv/bin/python -m pytest -m slow
 
 test-fuzz: setup
 	.venv/bin/python -m pytest -m fuzz

@@ -73,7 +73,7 @@ def _train(
             run.log(done, training.usage())
         # Restarts stop early, so that all codes settle before the end.
         due = recipe.revive_every and done % recipe.revive_every == 0
-        if due and done < REVIVE_UNTIL * recipe.steps:
+        if due and done < REVIVE_UNTIL * run.total:
             run.log(done, training.revive())
         if run.evaluates(done):
             with run.averaged_weights():
