@@ -116,7 +116,7 @@ class TokenizerTraining:
     def start(self) -> None:
         """Load the weights to start from, prepare for the devices, load the newest checkpoint."""
         run, recipe, accelerator = self.run, self.recipe, self.run.accelerator
-        if recipe.init_from and not any(run.checkpoints.glob("step-*")):
+        if recipe.init_from and run.folder.newest() is None:
             network = self.adversary.network if self.adversary else None
             with accelerator.main_process_first():  # one process fills the cache of downloads
                 said = start_from(recipe.init_from, self.vq_model, network)
