@@ -12,6 +12,7 @@ from diffusers.configuration_utils import ConfigMixin
 
 from codeclade import ClusterMap, CodecladeConfig, Refiner, RefinerConfig, VQModel, bundled
 from codeclade.checkpoints import dcpe, iar, iar2, llamagen
+from codeclade.checkpoints.family import OTHER_GUIDANCE
 from codeclade.cli import build_parser, main
 from codeclade.cli.cluster import ClusterRecipe, read_recipe
 from codeclade.cli.recipe_table import convert_commands, describe, model_table
@@ -247,7 +248,7 @@ def test_sampling_defaults_are_those_of_the_converter(name, size):
         expected = 2.0
     else:
         known = {"llamagen": llamagen, "dcpe": dcpe, "iar": iar}[name].GUIDANCE
-        expected = known.get(recipe.hidden_size, llamagen.OTHER_GUIDANCE)
+        expected = known.get(recipe.hidden_size, OTHER_GUIDANCE)
     assert (recipe.guidance_scale, recipe.top_k, recipe.top_p) == (expected, top_k, 1.0)
     assert recipe.guidance_schedule == schedule and Schedule(recipe.guidance_schedule)
     assert recipe.temperature == (1.1 if name == "ctf" else 1.0)

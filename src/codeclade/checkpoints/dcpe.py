@@ -13,17 +13,15 @@ from torch import Tensor, nn
 
 from ..components.cluster_map import ClusterMap
 from ..components.refiner import Refiner, RefinerConfig
-from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
-from .adapter import StateDictAdapter, shape_of
+from .adapter import shape_of
 from .containers import StateDict, load_mapping
 from .family import PublishedFamily
 from .llamagen import (
     GENERATOR_NAMES,
-    OTHER_GUIDANCE,
+    BlockAdapter,
     LlamaGenGenerator,
     LlamaGenTokenizer,
-    block_fields,
 )
 
 REFINER_NAMES = GENERATOR_NAMES | {"tok_embeddings": "cluster_embedding"}
@@ -40,7 +38,7 @@ class DcpeGenerator(LlamaGenGenerator):
         return super().config_from(state_dict, **given) | {"scheme": "cluster"}
 
 
-class DcpeRefiner(StateDictAdapter):
+class DcpeRefiner(BlockAdapter):
     """DCPE's refine net: causal, unmasked, arg-max."""
 
     what = "DCPE refine net"
@@ -58,22 +56,11 @@ class DcpeRefiner(StateDictAdapter):
             state_dict["tok_embeddings.weight"].shape != state_dict["output.weight"].shape
         )
 
-    def config_from(
-        self,
-        state_dict: StateDict,
-        *,
-        grid_size: int = 16,
-        num_attention_heads: int | None = None,
-    ) -> dict[str, Any]:
+    def end_fields(self, state_dict: StateDict) -> dict[str, Any]:
         """Fields of a `RefinerConfig`.
 
-        Args:
-            state_dict: published names.
-            grid_size: token grid side; 16 for the published 256 px models.
-            num_attention_heads: taken from the width where it is one of the published sizes.
-
         Raises:
-            ValueError: heads that cannot be known, or a generator.
+            ValueError: a generator.
         """
         # Clusters in, codes out: the two tables alone tell a refine net from a generator, which has
         # the same names, and which could be given in its place by mistake.
@@ -87,10 +74,9 @@ class DcpeRefiner(StateDictAdapter):
         return {
             "codebook_size": codebook_size,
             "num_clusters": num_clusters,
-            "grid_size": grid_size,
+            "hidden_size": width,
             # The table has no last row for a null class, as a generator's has.
             "num_classes": shape_of(state_dict, "cls_embedding.embedding_table.weight", 2)[0],
-            **block_fields(state_dict, width, num_attention_heads),
         }
 
     def new_model(self, fields: dict[str, Any]) -> Refiner:
@@ -137,10 +123,8 @@ class Dcpe(PublishedFamily):
     tokenizer = LlamaGenTokenizer()
     generator = DcpeGenerator()
     refiner = DcpeRefiner()
+    guidance = GUIDANCE
     required_files = ("idx_to_cluster",)
-
-    def sampling(self, transformer: CodecladeTransformer) -> dict[str, Any]:
-        return {"guidance_scale": GUIDANCE.get(transformer.config.hidden_size, OTHER_GUIDANCE)}
 
     def build_cluster_map(self, vq_model: VQModel, **files: str | Path | None) -> ClusterMap:
         """The map of idx_to_cluster.pt."""

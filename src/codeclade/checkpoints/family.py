@@ -20,6 +20,7 @@ from ..data.records import Provenance, SourceFile
 from .adapter import StateDictAdapter
 from .containers import load_checkpoint
 
+OTHER_GUIDANCE = 2.0  # sizes without a published value
 LONGEST_SIDE = 4096  # tokens a row; published models have 16 to 32
 
 
@@ -40,6 +41,7 @@ class PublishedFamily:
         license: a Hub license name of its weights, None where the project names none.
         license_statement: the same in words.
         tokenizer, generator, refiner: adapters; a family without refiner has None.
+        guidance: scales of the project's own evaluation by width of the generator, for `sampling`.
         required_files: keyword arguments of `convert` that must be given beside its own.
     """
 
@@ -50,11 +52,13 @@ class PublishedFamily:
     tokenizer: StateDictAdapter
     generator: StateDictAdapter
     refiner: StateDictAdapter | None = None
+    guidance: dict[int, float]
     required_files: tuple[str, ...] = ()
 
     def sampling(self, transformer: CodecladeTransformer) -> dict[str, Any]:
         """Sampling defaults of the project's own evaluation for this size of generator."""
-        raise NotImplementedError
+        scale = self.guidance.get(transformer.config.hidden_size, OTHER_GUIDANCE)
+        return {"guidance_scale": scale}
 
     def build_tokenizer(self, vq: str | Path, **files: str | Path | None) -> VQModel:
         """The tokenizer of a file."""

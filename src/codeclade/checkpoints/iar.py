@@ -6,18 +6,16 @@ models are numerically equal to the files.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..components.cluster_map import ClusterMap
-from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from .containers import load_mapping
 from .family import PublishedFamily
 from .llamagen import GUIDANCE as LLAMAGEN_GUIDANCE
-from .llamagen import OTHER_GUIDANCE, LlamaGenGenerator, LlamaGenTokenizer
+from .llamagen import LlamaGenGenerator, LlamaGenTokenizer
 
 BLOCK = 128  # ids of one cluster
 GUIDANCE = LLAMAGEN_GUIDANCE | {768: 2.25}  # of the published evaluations, by width
@@ -39,9 +37,7 @@ class Iar(PublishedFamily):
     license_statement = "The IAR project names no license: all rights are its authors'."
     tokenizer = LlamaGenTokenizer()
     generator = IarGenerator()
-
-    def sampling(self, transformer: CodecladeTransformer) -> dict[str, Any]:
-        return {"guidance_scale": GUIDANCE.get(transformer.config.hidden_size, OTHER_GUIDANCE)}
+    guidance = GUIDANCE
 
     def build_tokenizer(self, vq: str | Path, **files: str | Path | None) -> VQModel:
         """A tokenizer in IAR's order: as it is in the file, or permuted by `mapping`.

@@ -6,12 +6,12 @@ Both extend LlamaGen's layout.
 
 from typing import Any
 
-from ..components.transformer import CodecladeConfig, CodecladeTransformer
-from .adapter import StateDictAdapter, count_layers, shape_of
+from ..components.transformer import CodecladeTransformer
+from .adapter import count_layers, shape_of
 from .containers import StateDict
 from .family import PublishedFamily
 from .llamagen import GENERATOR_NAMES as LLAMAGEN_NAMES
-from .llamagen import TOKENIZER_NAMES, LlamaGenTokenizer, block_fields
+from .llamagen import TOKENIZER_NAMES, BlockAdapter, LlamaGenTokenizer
 
 DETAIL = "quantize.embedding_second"  # the second codebook
 BLOCK_NAMES = {
@@ -52,7 +52,7 @@ class Iar2Tokenizer(LlamaGenTokenizer):
         return super().config_from(state_dict) | {"detail_codebook_size": details}
 
 
-class Iar2Generator(StateDictAdapter):
+class Iar2Generator(BlockAdapter):
     """An IAR2 generator: pairs of a semantic and a detail code."""
 
     what = "IAR2 generator"
@@ -64,39 +64,20 @@ class Iar2Generator(StateDictAdapter):
         "cls_embedding.embedding_table.weight",
     )
 
-    def config_from(
-        self,
-        state_dict: StateDict,
-        *,
-        grid_size: int,
-        num_attention_heads: int | None = None,
-    ) -> dict[str, Any]:
-        """Fields of a `CodecladeConfig` of scheme "semantic_detail".
-
-        Args:
-            state_dict: published names.
-            grid_size: token grid side; 24 for the published 384 px models.
-            num_attention_heads: taken from the width where it is one of the published sizes.
-
-        Raises:
-            ValueError: heads that cannot be known, or shapes no generator has.
-        """
+    def end_fields(self, state_dict: StateDict) -> dict[str, Any]:
+        """Fields of a `CodecladeConfig` of scheme "semantic_detail"."""
         # Sizes come from shapes alone: two token tables for the two codes of a pair, one class
         # table whose last row is the null class, and as many blocks in the head as there are names.
         rows, width = shape_of(state_dict, "cls_embedding.embedding_table.weight", 2)
         return {
             "vocab_size": shape_of(state_dict, "tok_embeddings2.weight", 2)[0],
+            "hidden_size": width,
             "scheme": "semantic_detail",
             "coarse_vocab_size": shape_of(state_dict, "tok_embeddings1.weight", 2)[0],
-            "grid_size": grid_size,
             "num_classes": rows - 1,
             "positions_per_cell": 2,  # both codes of a pair share an angle
             "head_layers": count_layers(state_dict, r"factorized_blocks\.([0-9]+)\."),
-            **block_fields(state_dict, width, num_attention_heads),
         }
-
-    def new_model(self, fields: dict[str, Any]) -> CodecladeTransformer:
-        return CodecladeTransformer(CodecladeConfig(**fields))
 
 
 class Iar2(PublishedFamily):

@@ -6,7 +6,10 @@ DCPE and IAR2 with changes of their own.
 """
 
 import re
+from abc import abstractmethod
 from typing import Any
+
+from torch import nn
 
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
@@ -73,7 +76,6 @@ HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 40
 
 # Guidance of the published evaluations by width: B 768, L 1024, XL 1280, XXL 1536, 3B 3200.
 GUIDANCE = {768: 2.0, 1024: 2.0, 1280: 1.75, 1536: 1.75, 3200: 1.65}
-OTHER_GUIDANCE = 2.0  # sizes without a published value
 TEXT_SAMPLING = {"guidance_scale": 7.5, "top_k": 1000}
 
 
@@ -123,12 +125,8 @@ class LlamaGenTokenizer(StateDictAdapter):
         }
 
 
-class LlamaGenGenerator(StateDictAdapter):
-    """A LlamaGen generator, class- or text-conditional."""
-
-    what = "LlamaGen generator"
-    names = GENERATOR_NAMES
-    required = ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight")
+class BlockAdapter(StateDictAdapter):
+    """A network of LlamaGen's blocks, as every family here has; `end_fields` is its own part."""
 
     def config_from(
         self,
@@ -137,7 +135,7 @@ class LlamaGenGenerator(StateDictAdapter):
         grid_size: int,
         num_attention_heads: int | None = None,
     ) -> dict[str, Any]:
-        """Fields of a `CodecladeConfig`.
+        """Fields of the network's configuration.
 
         Args:
             state_dict: published names.
@@ -145,8 +143,29 @@ class LlamaGenGenerator(StateDictAdapter):
             num_attention_heads: taken from the width where it is one of the published sizes.
 
         Raises:
-            ValueError: heads that cannot be known, or shapes no generator has.
+            ValueError: heads that cannot be known, or shapes no such network has.
         """
+        ends = self.end_fields(state_dict)
+        blocks = block_fields(state_dict, ends["hidden_size"], num_attention_heads)
+        return {"grid_size": grid_size, **ends, **blocks}
+
+    @abstractmethod
+    def end_fields(self, state_dict: StateDict) -> dict[str, Any]:
+        """What the weights before and after the blocks say: `hidden_size`, tokens, condition."""
+
+    def new_model(self, fields: dict[str, Any]) -> nn.Module:
+        return CodecladeTransformer(CodecladeConfig(**fields))
+
+
+class LlamaGenGenerator(BlockAdapter):
+    """A LlamaGen generator, class- or text-conditional."""
+
+    what = "LlamaGen generator"
+    names = GENERATOR_NAMES
+    required = ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight")
+
+    def end_fields(self, state_dict: StateDict) -> dict[str, Any]:
+        """Fields of a `CodecladeConfig`: scheme "token", classes or text."""
         # Which of the two kinds it is, their first names tell: captions pass a projection, classes
         # have a table.
         text = "cls_embedding.cap_proj.fc1.weight" in state_dict
@@ -158,15 +177,11 @@ class LlamaGenGenerator(StateDictAdapter):
         rows, features = shape_of(state_dict, condition, 2)
         return {
             "vocab_size": vocab_size,
-            "grid_size": grid_size,
+            "hidden_size": width,
             "num_classes": 0 if text else rows - 1,
             "text_dim": features if text else None,
             "prefix_length": rows if text else 1,
-            **block_fields(state_dict, width, num_attention_heads),
         }
-
-    def new_model(self, fields: dict[str, Any]) -> CodecladeTransformer:
-        return CodecladeTransformer(CodecladeConfig(**fields))
 
 
 def block_fields(state_dict: StateDict, width: int, heads: int | None) -> dict[str, int]:
@@ -202,12 +217,10 @@ class LlamaGen(PublishedFamily):
     license_statement = "LlamaGen's code and weights are published under the MIT license."
     tokenizer = LlamaGenTokenizer()
     generator = LlamaGenGenerator()
+    guidance = GUIDANCE
 
     def sampling(self, transformer: CodecladeTransformer) -> dict[str, Any]:
-        if transformer.config.text_dim:
-            return TEXT_SAMPLING
-        scale = GUIDANCE.get(transformer.config.hidden_size, OTHER_GUIDANCE)
-        return {"guidance_scale": scale}
+        return TEXT_SAMPLING if transformer.config.text_dim else super().sampling(transformer)
 
 
 FAMILY = LlamaGen()

@@ -49,26 +49,35 @@ def _push(arguments: argparse.Namespace) -> None:
     # What would be sent, for a dry run; what stays here is said in any case.
     sizes = repository.sizes()
     if arguments.dry_run:
-        print("\n".join(f"{size:>15,}  {file}" for file, size in sizes.items()))
-        drawn = "; samples.png will be drawn" if draw else ""
-        print(f"{sum(sizes.values()):>15,}  in {len(sizes)} files for {name}{drawn}")
-        if arguments.space:
-            print(f"{'':>15}  and the app for the Space {arguments.space}")
-    if repository.left_out:
-        print(f"left out, as no repository file: {', '.join(repository.left_out)}")
+        _list_sizes(sizes, name, draw, arguments.space)
+    _say_names("left out, as no repository file", repository.left_out)
     if arguments.dry_run:
         return
     # The pipeline goes before the Space that loads it.
     done = publish(repository, name, arguments.private, arguments.create_pr, arguments.message)
     print(f"published {done.url} ({len(sizes)} files, {sum(sizes.values()):,} bytes)")
-    if done.deleted:
-        print(f"deleted there, as stale: {', '.join(done.deleted)}")
+    _say_names("deleted there, as stale", done.deleted)
     if arguments.space:
         from ..hub.space import push_space
 
         print(f"published {push_space(arguments.space, name, arguments.private).url}")
         if arguments.private:
             print("the Space needs a secret HF_TOKEN that may read the pipeline: see its settings")
+
+
+def _list_sizes(sizes: dict[str, int], name: str, draw: bool, space: str | None) -> None:
+    """Print what a push would send."""
+    print("\n".join(f"{size:>15,}  {file}" for file, size in sizes.items()))
+    drawn = "; samples.png will be drawn" if draw else ""
+    print(f"{sum(sizes.values()):>15,}  in {len(sizes)} files for {name}{drawn}")
+    if space:
+        print(f"{'':>15}  and the app for the Space {space}")
+
+
+def _say_names(what: str, names: list[str]) -> None:
+    """Print a line about these files, if there are any."""
+    if names:
+        print(f"{what}: {', '.join(names)}")
 
 
 def _check_space(arguments: argparse.Namespace, repository) -> None:

@@ -5,6 +5,13 @@ from collections.abc import Sequence
 
 from .arguments import VerbParser, add_verb, load_part, recipe_arguments, say_size
 
+FOLDERS = {
+    "tokenizer": "VQModel folder or Hub id",
+    "cluster-map": "ClusterMap folder or Hub id",
+    "codes": "what encode wrote, or a Hub dataset",
+    "out": "folder of the run",
+}
+
 
 def add_train_tokenizer(verbs) -> None:
     """Declare the verb."""
@@ -16,7 +23,7 @@ def add_train_tokenizer(verbs) -> None:
         "codeclade train-tokenizer --recipe tiny-imagenet --out runs/tokenizer "
         "data=photos/ classes=",
     )
-    _out_argument(parser)
+    _folders(parser, "out")
     recipe_arguments(parser, "tokenizer")
 
 
@@ -38,8 +45,7 @@ def add_encode(verbs) -> None:
         "codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer --out runs/codes "
         "data=photos/ classes=",
     )
-    _tokenizer_argument(parser)
-    _out_argument(parser)
+    _folders(parser, "tokenizer", "out")
     recipe_arguments(parser, "encode")
 
 
@@ -65,12 +71,11 @@ def add_train_generator(verbs) -> None:
         "codeclade train-generator --recipe masc --size l --tokenizer runs/tokenizer "
         "--cluster-map runs/cluster_map --codes runs/codes --out runs/generator batch_size=64",
     )
-    _tokenizer_argument(parser)
+    _folders(parser, "tokenizer")
     parser.add_argument(
-        "--cluster-map", metavar="DIR", help="ClusterMap folder or Hub id; none: predict ids"
+        "--cluster-map", metavar="DIR", help=f"{FOLDERS['cluster-map']}; none: predict ids"
     )
-    _codes_argument(parser)
-    _out_argument(parser)
+    _folders(parser, "codes", "out")
     recipe_arguments(parser, "generator")
 
 
@@ -99,17 +104,13 @@ def add_train_refiner(verbs) -> None:
         "codeclade train-refiner --recipe dcpe --tokenizer runs/tokenizer "
         "--cluster-map runs/cluster_map --codes runs/codes --out runs/refiner",
     )
-    _tokenizer_argument(parser)
-    parser.add_argument(
-        "--cluster-map", required=True, metavar="DIR", help="ClusterMap folder or Hub id"
-    )
-    _codes_argument(parser)
+    _folders(parser, "tokenizer", "cluster-map", "codes")
     parser.add_argument(
         "--generator",
         metavar="DIR",
         help="generator folder whose hidden states come in too (MASC); none: clusters alone",
     )
-    _out_argument(parser)
+    _folders(parser, "out")
     recipe_arguments(parser, "refiner")
 
 
@@ -127,20 +128,10 @@ def _train_refiner(arguments: argparse.Namespace) -> None:
     print(f"saved {arguments.out}/refiner")
 
 
-def _out_argument(parser: VerbParser) -> None:
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
-
-
-def _tokenizer_argument(parser: VerbParser) -> None:
-    parser.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="VQModel folder or Hub id"
-    )
-
-
-def _codes_argument(parser: VerbParser) -> None:
-    parser.add_argument(
-        "--codes", required=True, metavar="DIR", help="what encode wrote, or a Hub dataset"
-    )
+def _folders(parser: VerbParser, *names: str) -> None:
+    """Add flags of `FOLDERS`, all required."""
+    for name in names:
+        parser.add_argument(f"--{name}", required=True, metavar="DIR", help=FOLDERS[name])
 
 
 def _recipe(section: str, arguments: argparse.Namespace, needed: Sequence[str] = ()):

@@ -17,6 +17,6 @@ __getattr__ = moved(
         "IAR_GUIDANCE": "checkpoints.iar.GUIDANCE",
         "TEXT_SAMPLING": "checkpoints.llamagen.TEXT_SAMPLING",
         "IAR2_SAMPLING": "checkpoints.iar2.SAMPLING",
-        "OTHER_GUIDANCE": "checkpoints.llamagen.OTHER_GUIDANCE",
+        "OTHER_GUIDANCE": "checkpoints.family.OTHER_GUIDANCE",
     },
 )

@@ -7,7 +7,7 @@ store, so the same command again sends only what is missing.
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,14 +118,13 @@ def push(
         OSError: damaged weights.
         ConnectionError: the connection was lost; the repository is as it was.
     """
-    if hasattr(source, "save_pretrained"):
-        with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as until_sent:  # the files of an object are gone after it
+        if hasattr(source, "save_pretrained"):
+            folder = until_sent.enter_context(tempfile.TemporaryDirectory())
             source.save_pretrained(folder)
-            # Sent inside the block, as the files are gone after it.
-            repository = prepare(folder, repo_id, license)
-            return publish(repository, repo_id, private, create_pr, message, token)
-    repository = prepare(source, repo_id, license)
-    return publish(repository, repo_id, private, create_pr, message, token)
+            source = folder
+        repository = prepare(source, repo_id, license)
+        return publish(repository, repo_id, private, create_pr, message, token)
 
 
 def publish(
