@@ -16,12 +16,14 @@ In float32 whatever the dtype of the weights:
     loss                 of those logits
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -154,7 +156,9 @@ class Attention(nn.Module):
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)  # (B, H, L, h)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, h)
-        implementation = "eager" if self.plain else self.config._attn_implementation
+        # A config has no implementation until a model is made with it; then it always has one.
+        chosen = "eager" if self.plain else self.config._attn_implementation
+        implementation = cast(str, chosen)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = self.config.head_dim**-0.5
         mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)
@@ -170,7 +174,8 @@ class Attention(nn.Module):
         heads = self.config.num_attention_heads
         query = self.qkv(x[:, -1:]).unflatten(-1, (3, heads, -1))[:, :, 0].transpose(1, 2)
         query = rotate(query, cos[-1:], sin[-1:])  # (B, H, 1, h)
-        keys = cache.layers[self.layer_idx].keys  # (B, H, S, h)
+        layer = cast(CacheLayerMixin, cache.layers[self.layer_idx])
+        keys = cast(Tensor, layer.keys)  # (B, H, S, h), filled by `forward`
         scores = (query @ keys.mT).float() * self.config.head_dim**-0.5  # (B, H, 1, S)
         # No mask means causal; places of a static cache that are not filled yet are hidden as well.
         visible = torch.arange(scores.shape[-1], device=x.device) < cache.get_seq_length()
@@ -262,8 +267,9 @@ def init_weights(module: nn.Module, std: float) -> None:
         init.zeros_(module.weight)
     elif isinstance(module, (nn.Linear, nn.Embedding)):
         init.normal_(module.weight, std=std)
-        if getattr(module, "bias", None) is not None:
-            init.zeros_(module.bias)
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            init.zeros_(bias)
     elif isinstance(module, nn.RMSNorm):
         init.ones_(module.weight)
     elif isinstance(module, TextPrefix):

@@ -50,6 +50,11 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
 
     _keep_in_fp32_modules = ["heights"]  # noqa: RUF012 (diffusers reads a list)
 
+    mapping: Tensor
+    sketch: Tensor
+    merges: Tensor
+    heights: Tensor
+
     @register_to_config
     def __init__(
         self,
@@ -111,11 +116,11 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
 
     @property
     def num_clusters(self) -> int:
-        return self.config.num_clusters
+        return self.config["num_clusters"]
 
     @property
     def codebook_size(self) -> int:
-        return self.config.codebook_size
+        return self.config["codebook_size"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -200,7 +205,8 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
             node[count + step], parent[high] = low, low
         for i in range(count):  # parents are smaller, so one ascending pass finds all roots
             parent[i] = parent[parent[i]]
-        new = ClusterMap(count, num_clusters, self.config.codebook_dim, merges, self.config.method)
+        about = self.config["codebook_dim"], merges, self.config["method"]
+        new = ClusterMap(count, num_clusters, *about)
         new.mapping.copy_(torch.unique(torch.tensor(parent), return_inverse=True)[1])
         for name in ("sketch", "merges", "heights"):
             getattr(new, name).copy_(getattr(self, name))
@@ -208,7 +214,7 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
 
     def matches(self, codebook: Tensor) -> bool:
         """Whether `codebook` (N, d) is the one this map was made from, up to storage precision."""
-        shape = (self.codebook_size, self.config.codebook_dim)
+        shape = (self.codebook_size, self.config["codebook_dim"])
         if tuple(codebook.shape) != shape:
             return False
         gap = codebook_sketch(codebook) - self.sketch.float().cpu()

@@ -6,7 +6,7 @@ Shapes: B images, n given ones, G token grid side, T = G * G tokens in raster or
 position. Fine ids are (B, T), or (B, T, 2) for a tokenizer with a detail codebook.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -179,7 +179,7 @@ def prepare_edit(
     redo = torch.ones(1, grid, grid) > 0 if mask_image is None else token_mask(mask_image, grid)
     redo = spread(redo.cpu().flatten(1), count, "masks")  # (B, T)
     if strength < 1:
-        redo = thin_mask(redo, strength, uniforms)
+        redo = thin_mask(redo, strength, cast(Tensor, uniforms))
     ids = spread(ids.to(device), count, "initial images")
     return edit_of_ids(ids, redo, transformer, cluster_map)
 
@@ -226,7 +226,8 @@ def clusters_in_raster(
     """
     grid = transformer.config.grid_size
     check_grid("clusters", clusters, (grid, grid))
-    check_range(clusters, transformer.scheme.num_clusters(cluster_map), "cluster")
+    # Only pipelines with clusters come here, so there is a number of them.
+    check_range(clusters, cast(int, transformer.scheme.num_clusters(cluster_map)), "cluster")
     return clusters.flatten(1, 2)
 
 
@@ -257,8 +258,9 @@ def clusters_to_keep(
         raise ValueError("redraw needs a cluster_map or a two-stage transformer.")
     if clusters is not None:
         return clusters_in_raster(clusters, transformer, cluster_map).to(device)
-    ids = ids_in_raster(ids, vq_model, transformer.config.grid_size).to(device)
-    return clusters_of(ids, transformer, cluster_map)
+    given = cast(Tensor, ids)  # one of the two, see above
+    kept = ids_in_raster(given, vq_model, transformer.config.grid_size).to(device)
+    return clusters_of(kept, transformer, cluster_map)
 
 
 def refuse_positional(tensors: tuple) -> None:

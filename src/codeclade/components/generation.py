@@ -12,7 +12,7 @@ P prefix positions, T = G * G tokens, S stages of a position, V vocabulary, D wi
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -122,11 +122,12 @@ def sample_tokens(
             mask = condition.get("attention_mask")
             output = decode_one_token(transformer, cache, last, mask, attend)
         # A head that looks at neighbors gets the states of all tokens, others the last one alone.
+        new = cast(Tensor, output.hidden_states)
         if scheme.reads_earlier_states:
-            states, at = place_states(states, output.hidden_states, step, steps), step
+            states, at = place_states(states, new, step, steps), step
         else:
-            states, at = output.hidden_states, -1
-        attended = output.condition_attention[:batch] if attend else None  # (B,)
+            states, at = new, -1
+        attended = cast(Tensor, output.condition_attention)[:batch] if attend else None  # (B,)
         scale_of = partial(scale_at, settings, step, steps, attended) if guided else None
         kept = None if edit is None else (edit.redo[:, step], edit.choices[:, step])
         choices = choose(transformer, states, at, uniforms[..., step], settings, scale_of, kept)
@@ -206,10 +207,10 @@ def choose(
     for stage in range(uniforms.shape[1]):
         chosen = both_halves(choices[-1], guided) if choices else None  # (R,)
         logits = transformer.stage_logits(states, at, chosen, cache)  # (R, V)
-        if guided:
-            logits, scale = logits.chunk(2), scale_of(stage)
-            alone = not isinstance(scale, Tensor) and scale <= 1
-            logits = logits[0] if alone else guide(*logits, scale)  # (B, V)
+        if scale_of is not None:
+            (logits, unconditional), scale = logits.chunk(2), scale_of(stage)  # (B, V) each
+            if isinstance(scale, Tensor) or scale > 1:
+                logits = guide(logits, unconditional, scale)
         filters = settings.temperature, settings.top_k, settings.top_p
         choice = sample(logits, uniforms[:, stage], *filters)  # (B,)
         if kept is not None:
@@ -260,9 +261,12 @@ def tokens_to_ids(
     """
     if not transformer.scheme.predicts_clusters:
         return tokens
-    parts = transformer, cluster_map, refiner
+    # Pipelines refuse a scheme of clusters without a map, and edits of it without ids.
+    parts = transformer, cast(ClusterMap, cluster_map), refiner
     ids = clusters_to_ids(tokens, members, *parts, refine, condition)
-    return ids if edit is None else torch.where(edit.redo[..., 0], ids, edit.ids)
+    if edit is None:
+        return ids
+    return torch.where(edit.redo[..., 0], ids, cast(Tensor, edit.ids))
 
 
 def ids_to_images(

@@ -17,12 +17,26 @@ Shapes: B batch, T tokens, L prefix and tokens, D width, V vocabulary, K coarse 
 (clusters or semantic codes), G token grid side. Logits are float32 whatever the dtype.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from .blocks import Block, Output
+
+
+class Head(Protocol):
+    """What the transformer asks of the layers after its last block."""
+
+    def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
+        """Fields of CodecladeOutput at all positions."""
+        ...
+
+    def stage_logits(self, hidden, step: int, chosen, cache, embedding) -> Tensor:
+        """Logits (B, V) of one stage of one position."""
+        ...
 
 
 class TokenHead(Output):
@@ -65,6 +79,8 @@ class ClusterTokenEmbedding(nn.Module):
 
     Buffer `cluster_of` (V,): c(i), saved with the weights.
     """
+
+    cluster_of: Tensor
 
     def __init__(self, config):
         super().__init__()
@@ -150,6 +166,9 @@ class SemanticDetailHead(nn.Module):
     g joins the compressed hidden states of the 12 cells around; the second token gives the semantic
     logits, the third, which is the semantic code, the detail logits.
     """
+
+    semantic: nn.Sequential
+    detail: nn.Sequential
 
     def __init__(self, config):
         super().__init__()

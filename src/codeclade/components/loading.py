@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .weight_files import read_header
 
@@ -12,7 +12,11 @@ OWN_CODE = re.compile(r"codeclade(\.|$)|(diffusers_modules\.[\w.]*\.)?modeling_c
 
 
 class StrictLoading:
-    """Mixin before diffusers' or transformers' model class: incomplete weights are an error."""
+    """Mixin before diffusers' or transformers' model class: incomplete weights are an error.
+
+    The model class comes next in line; alone, this one inherits nothing to load with, so its
+    `super()` is cast.
+    """
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
@@ -21,7 +25,8 @@ class StrictLoading:
         Raises:
             ValueError: naming the weights.
         """
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        library = cast(Any, super())
+        model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 names = ", ".join(sorted(str(key) for key in report[problem])[:5])
@@ -32,7 +37,7 @@ class StrictLoading:
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
         """diffusers reads config.json here; `auto_map` is for AutoModel, so it needs no warning."""
         config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
-        return super().extract_init_dict(config_dict, **kwargs)
+        return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
 
 
 def installed_index(index: dict[str, Any]) -> dict[str, Any]:

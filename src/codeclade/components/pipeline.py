@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils import replace_example_docstring
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.doc_utils import replace_example_docstring
 from torch import Tensor
 
 from .cluster_map import ClusterMap
@@ -94,7 +94,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
     @property
     def labels(self) -> dict[str, list[int]]:
         """Class ids by lower-case name, synonyms included; a few names mean several classes."""
-        return ids_by_name(self.config.id2label)
+        return ids_by_name(self.config["id2label"])
 
     def get_label_ids(self, labels: int | str | list[int | str]) -> list[int]:
         """Class ids of class names or ids.

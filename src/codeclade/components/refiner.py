@@ -11,13 +11,14 @@ What is float32 whatever the dtype stands in blocks.py.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .blocks import Block, ClassPrefix, DecoderConfig, Output, init_weights, rotation
 from .cluster_map import ClusterMap
@@ -93,6 +94,7 @@ class RefinerOutput(ModelOutput):
 class Refiner(StrictLoading, PreTrainedModel):
     """Network from clusters to ids, not autoregressive: one forward pass refines a whole image."""
 
+    config: RefinerConfig
     config_class = RefinerConfig
     base_model_prefix = "refiner"
     main_input_name = "clusters"
@@ -109,9 +111,10 @@ class Refiner(StrictLoading, PreTrainedModel):
             nn.Linear(config.context_dim, config.hidden_size) if config.context_dim else None
         )
         self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        for layer in self.layers:
-            layer.attention.is_causal = config.causal
+        blocks = [Block(config, i) for i in range(config.num_hidden_layers)]
+        for block in blocks:
+            block.attention.is_causal = config.causal
+        self.layers = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Output(config.hidden_size, config.codebook_size)  # the loss starts at ln N
         self.post_init()
@@ -175,7 +178,7 @@ class Refiner(StrictLoading, PreTrainedModel):
         self._check_inputs(clusters, class_labels, context, mapping)
         x = self.cluster_embedding(clusters)  # (B, T, D)
         if self.context is not None:
-            x = x + self.context(context.to(x.dtype))
+            x = x + self.context(cast(Tensor, context).to(x.dtype))
         if self.prefix is not None:
             x = torch.cat([self.prefix(class_labels), x], dim=1)  # (B, L, D)
         x = self.token_dropout(x)
@@ -197,7 +200,8 @@ class Refiner(StrictLoading, PreTrainedModel):
             x = layer(x, mask, cos, sin, None)
         logits = self.head(self.norm(x[:, self.config.prefix_length :])).float()
         if self.config.mask_to_members:
-            outside = mapping.to(clusters.device) != clusters.unsqueeze(-1)  # (B, T, N)
+            cluster_of = cast(Tensor, mapping).to(clusters.device)
+            outside = cluster_of != clusters.unsqueeze(-1)  # (B, T, N)
             logits = logits.masked_fill(outside, -torch.inf)
         loss = None
         if labels is not None:
@@ -246,7 +250,7 @@ class Refiner(StrictLoading, PreTrainedModel):
                 raise ValueError(
                     f"guidance_scale={guidance_scale} needs a refiner with a null class."
                 )
-            null = torch.full_like(class_labels, self.config.num_classes)
+            null = torch.full_like(cast(Tensor, class_labels), self.config.num_classes)
             unconditional = self(clusters, null, context, mapping).logits
             logits = torch.where(  # both are -inf outside the cluster, where guidance makes NaN
                 logits.isfinite(), guide(logits, unconditional, guidance_scale), logits

@@ -74,7 +74,7 @@ def image_uniforms(
     streams = []
     for source in generators:
         device = source.device if source is not None else "cpu"
-        seed = torch.randint(2**62, (), generator=source, device=device).item()
+        seed = int(torch.randint(2**62, (), generator=source, device=device))
         own = torch.Generator().manual_seed(seed)
         streams.append(torch.rand(shape, generator=own))
     return torch.stack(streams)

@@ -12,7 +12,7 @@ Shapes: B batch, T tokens, S stages of a position, N ids, V vocabulary, K coarse
 (clusters or semantic codes), D width. Fine ids are (B, T), or (B, T, 2) with a detail codebook.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .cluster_map import ClusterMap
 from .heads import (
     ClusterTokenEmbedding,
     ClusterTokenHead,
+    Head,
     SemanticDetailEmbedding,
     SemanticDetailHead,
     TokenHead,
@@ -70,7 +71,7 @@ class Scheme:
         """What the head's input goes through after the last block."""
         return nn.RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
 
-    def head(self) -> nn.Module:
+    def head(self) -> Head:
         """Module with `teacher_forced` and `stage_logits`; see heads.py."""
         return TokenHead(self.config)
 
@@ -127,7 +128,8 @@ class Scheme:
 
     def ids_to_clusters(self, ids: Tensor, mapping: Tensor | None) -> Tensor:
         """Cluster (B, T) of every fine id."""
-        return mapping.to(ids.device)[ids]
+        # Callers ask first whether ids have clusters; where they do there is a mapping.
+        return cast(Tensor, mapping).to(ids.device)[ids]
 
     def ids_to_tokens(self, ids: Tensor, mapping: Tensor | None) -> Tensor:
         """Fine ids in the transformer's vocabulary: (B, T, *token_shape)."""
@@ -205,7 +207,7 @@ class ClusterToken(Scheme):
         used = mapping.unique()
         if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
             raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")
-        embedding.cluster_of.copy_(mapping)
+        cast(ClusterTokenEmbedding, embedding).cluster_of.copy_(mapping)
 
     def check_parts(self, transformer, cluster_map):
         cluster_of = self.mapping(transformer, cluster_map).cpu()
@@ -214,8 +216,8 @@ class ClusterToken(Scheme):
         if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
             raise ValueError("cluster_map has other clusters than transformer.")
 
-    def mapping(self, transformer, cluster_map):
-        return transformer.token_embedding.cluster_of
+    def mapping(self, transformer, cluster_map) -> Tensor:
+        return cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
 
     def tokens_to_choices(self, tokens, mapping):
         return torch.stack([self.ids_to_clusters(tokens, mapping), tokens], dim=-1)

@@ -9,11 +9,11 @@ Shapes: B images, P prefix positions, T = G * G tokens, C width of the text feat
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils import replace_example_docstring
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.doc_utils import replace_example_docstring
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
@@ -159,29 +159,30 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             raise ValueError(f"{name} is empty; give at least one caption.")
         if (text is None) == (embeds is None):
             raise ValueError(f"give either {name} or {name}_embeds.")
+        features = cast(Tensor, embeds)  # without text they are given
         if text is not None:
-            embeds, mask = self.encode_prompt(text)
-        elif embeds.ndim != 3 or embeds.shape[1] > config.prefix_length:
+            features, mask = self.encode_prompt(text)
+        elif features.ndim != 3 or features.shape[1] > config.prefix_length:
             raise ValueError(
                 f"{name}_embeds must have shape (B, up to {config.prefix_length}, "
-                f"{config.text_dim}), got {tuple(embeds.shape)}."
+                f"{config.text_dim}), got {tuple(features.shape)}."
             )
-        if embeds.shape[2] != config.text_dim:
+        if features.shape[2] != config.text_dim:
             raise ValueError(
-                f"{name}_embeds must have width {config.text_dim}, got {embeds.shape[2]}."
+                f"{name}_embeds must have width {config.text_dim}, got {features.shape[2]}."
             )
         if mask is None:
-            mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
-        if mask.shape != embeds.shape[:2] or not mask.any(1).all():
+            mask = torch.ones(features.shape[:2], dtype=torch.int64)
+        if mask.shape != features.shape[:2] or not mask.any(1).all():
             raise ValueError(
-                f"{name}_attention_mask must have shape {tuple(embeds.shape[:2])} and a 1 in every "
-                f"row, got shape {tuple(mask.shape)}."
+                f"{name}_attention_mask must have shape {tuple(features.shape[:2])} and a 1 in "
+                f"every row, got shape {tuple(mask.shape)}."
             )
         # Tokens of the image are always visible; of the caption, those that are no padding.
         mask = mask.to(device, torch.int64)
-        embeds, mask = pad_left(embeds.to(device), mask, config.prefix_length)
+        features, mask = pad_left(features.to(device), mask, config.prefix_length)
         image = mask.new_ones(len(mask), config.num_tokens)
-        return {"text_embeds": embeds, "attention_mask": torch.cat([mask, image], dim=1)}
+        return {"text_embeds": features, "attention_mask": torch.cat([mask, image], dim=1)}
 
     def encode_condition(
         self,
@@ -203,7 +204,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         rows = len(condition["text_embeds"])
         # Guidance leads away from the negative prompt, or from the learned empty caption.
         if negative_prompt is None and negative_prompt_embeds is None:
-            null = self.transformer.prefix.null.expand(rows, -1, -1)
+            null = cast(Tensor, self.transformer.prefix.null).expand(rows, -1, -1)
             against = condition | {"text_embeds": null.to(condition["text_embeds"])}
         else:
             against = self.encode_text(

@@ -13,13 +13,14 @@ What is float32 whatever the dtype stands in blocks.py.
 
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .blocks import Block, ClassPrefix, DecoderConfig, TextPrefix, init_weights, rotation
 from .loading import StrictLoading
@@ -103,6 +104,7 @@ class CodecladeOutput(ModelOutput):
 class CodecladeTransformer(StrictLoading, PreTrainedModel):
     """Autoregressive transformer over the tokens of an image (LlamaGen, arXiv 2406.06525)."""
 
+    config: CodecladeConfig
     config_class = CodecladeConfig
     base_model_prefix = "codeclade"
     main_input_name = "input_ids"
@@ -236,10 +238,9 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
             x = layer(x, mask, cos, sin, past_key_values)
         output = CodecladeOutput(past_key_values=past_key_values, hidden_states=self.norm(x))
         if output_condition_attention:
-            normed = layer.attention_norm(before)
-            output.condition_attention = layer.attention.prefix_share(
-                normed, mask, cos, sin, past_key_values
-            )
+            last, cache = cast(Block, self.layers[-1]), cast(Cache, past_key_values)
+            normed = last.attention_norm(before)
+            output.condition_attention = last.attention.prefix_share(normed, mask, cos, sin, cache)
         if return_logits:
             given = output.hidden_states, labels, input_ids, self.token_embedding, conditioned
             for name, value in self.head.teacher_forced(*given).items():

@@ -157,11 +157,11 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
 
     @property
     def codebook_size(self) -> int:
-        return self.config.codebook_size
+        return self.config["codebook_size"]
 
     @property
     def detail_codebook_size(self) -> int | None:
-        return self.config.detail_codebook_size
+        return self.config["detail_codebook_size"]
 
     def encode(self, pixels: Tensor) -> VQEncoderOutput:
         """Tokenize images.
