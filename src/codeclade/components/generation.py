@@ -49,6 +49,7 @@ def draw_uniforms(
     """
     if isinstance(generator, list) and len(generator) != count:
         raise ValueError(f"{len(generator)} generators were given for {count} images.")
+    # Rows for the strength come last, so that asking for one leaves the other numbers as they are.
     config = transformer.config
     stages = config.num_stages
     rows = stages + 1 + (strength < 1)
@@ -114,6 +115,7 @@ def sample_tokens(
     cache = StaticCache(config, max_cache_len=config.prefix_length + steps)
     states = None
     for step in range(start, stop):
+        # Prefix and known tokens once; then each step adds the token that the one before chose.
         if step == start:
             known = both_halves(tokens[:, :start], guided) if start else None
             output = prefill(transformer, cache, condition, known, attend)
@@ -132,6 +134,7 @@ def sample_tokens(
         kept = None if edit is None else (edit.redo[:, step], edit.choices[:, step])
         choices = choose(transformer, states, at, uniforms[..., step], settings, scale_of, kept)
         tokens[:, step] = scheme.choices_to_tokens(choices)
+        # The caller may change tokens or the scale, or stop; settings stay the caller's own copy.
         if after_token is not None:
             tokens, scale, stopped = after_token(step, tokens)
             settings = replace(settings, guidance_scale=scale)
@@ -203,6 +206,7 @@ def choose(
         kept: where a stage is sampled, (B, S) bool, and what it chooses elsewhere, (B, S); the
             second stage is sampled given what the first one keeps.
     """
+    # The head's cache lives for one position only: its stages see each other, not other tokens.
     guided, cache, choices = scale_of is not None, DynamicCache(), []
     for stage in range(uniforms.shape[1]):
         chosen = both_halves(choices[-1], guided) if choices else None  # (R,)
@@ -211,8 +215,10 @@ def choose(
             (logits, unconditional), scale = logits.chunk(2), scale_of(stage)  # (B, V) each
             if isinstance(scale, Tensor) or scale > 1:
                 logits = guide(logits, unconditional, scale)
+        # Filters after guidance, as in LlamaGen: top-k of the mixed logits, not of either half.
         filters = settings.temperature, settings.top_k, settings.top_p
         choice = sample(logits, uniforms[:, stage], *filters)  # (B,)
+        # Sampled, then overruled: images keep different tokens, and a branch would ask the host.
         if kept is not None:
             choice = torch.where(kept[0][:, stage], choice, kept[1][:, stage])
         choices.append(choice)

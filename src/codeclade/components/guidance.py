@@ -96,6 +96,7 @@ class Schedule:
     """
 
     def __init__(self, given: str | dict | None):
+        # None and a name are short for a dict without parameters.
         parameters: dict[str, Any] = {"name": given or "constant"}
         if isinstance(given, dict):
             parameters = dict(given)
@@ -105,11 +106,13 @@ class Schedule:
                 f"guidance_schedule {self.name!r} is unknown; use one of {', '.join(SCHEDULES)}."
             )
         self.function: Callable = SCHEDULES[self.name]
+        # What a schedule takes is read from its signature, so a new one needs a function only.
         known = {
             key: parameter.default
             for key, parameter in inspect.signature(self.function).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
+        # All is refused here, before a token is sampled, and not at the step that would use it.
         for key, value in parameters.items():
             if key not in known:
                 raise ValueError(
@@ -119,6 +122,7 @@ class Schedule:
             numbers = _pair(value)
             if len(numbers) != 2 or not all(isinstance(n, (int, float)) for n in numbers):
                 raise ValueError(f"guidance_schedule {key}={value!r} must be a number or two.")
+        # A parameter without default has no value that would suit every model.
         for key, default in known.items():
             if default is inspect.Parameter.empty and key not in parameters:
                 raise ValueError(f"guidance_schedule {self.name!r} needs a number {key!r}.")

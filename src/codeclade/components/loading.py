@@ -25,6 +25,7 @@ class StrictLoading:
         Raises:
             ValueError: naming the weights.
         """
+        # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
         model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -46,6 +47,7 @@ def installed_index(index: dict[str, Any]) -> dict[str, Any]:
     Repositories say `["modeling_codeclade_vq_model", "VQModel"]` and carry that file, so that they
     load without codeclade; with it there is nothing to trust and one class of each name.
     """
+    # A list as `_class_name` means code from the repository; a plain name is ours, see register.
     index = dict(index)
     name = index.get("_class_name")
     if isinstance(name, list) and name:
@@ -80,6 +82,8 @@ def check_weights(part: Path) -> None:
         raise OSError(
             f"{part} is missing: model_index.json names it, so config.json must be there."
         )
+    # Lengths first: a download that broke off is the commonest fault, and safetensors' own message
+    # names neither the file nor what to do.
     files = sorted(part.glob("*.safetensors"))
     if not files:
         raise OSError(f"{part} holds no weights; a .safetensors file must be there.")

@@ -54,7 +54,6 @@ class PipelineSteps:
     refiner: Refiner | None
     config: Mapping[str, Any]
     register_modules: Callable[..., None]
-    register_to_config: Callable[..., None]
     progress_bar: Callable[..., Any]
     maybe_free_model_hooks: Callable[[], None]
     _execution_device: torch.device
@@ -79,7 +78,7 @@ class PipelineSteps:
     def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
         """Register parts and settings, once they are known to go together."""
         self.register_modules(**parts)
-        self.register_to_config(**settings)
+        cast(Any, self).register_to_config(**settings)
         if isinstance(settings["guidance_scale"], (tuple, list)):  # an index reads pairs as parts
             raise ValueError("the default guidance_scale is one number; give pairs to the call.")
         shared = ("vq_model", "transformer", "cluster_map", "refiner")
@@ -125,6 +124,7 @@ class PipelineSteps:
         Raises:
             ValueError: naming the first argument with a value it cannot have.
         """
+        # None means the repository's default: published models differ in what suits them.
         given: dict[str, Any] = {
             "guidance_scale": guidance_scale,
             "temperature": temperature,
@@ -184,6 +184,7 @@ class PipelineSteps:
         clusters: Tensor | None = None,
     ) -> Edit | None:
         """What the call keeps of images, ids or clusters; None: nothing, all is sampled."""
+        # The function does not know pipelines, so that it can be used and tested without one.
         parts = self.vq_model, self.transformer, self.cluster_map, self.image_processor
         return prepare_edit(
             len(draws.members),
@@ -213,7 +214,9 @@ class PipelineSteps:
             condition: keyword arguments of the transformer's first call, each with B rows.
             null_condition: the same for the unconditional half of the guidance batch.
         """
+        # State of one call, which a callback may change through the pipeline as in diffusers.
         self._guidance_scale, self._interrupt = settings.guidance_scale, False
+        # An edit samples only from its first change to its last, and the bar counts those.
         total = self.num_timesteps if edit is None else edit.stop - edit.start
         with self.progress_bar(total=total) as bar:
 
@@ -255,11 +258,13 @@ class PipelineSteps:
             refine: "refiner" or "member" for tokens that are clusters; None: the refiner, if any.
             condition: what the tokens were sampled with, for a refiner.
         """
+        # Clusters need neither a draw nor the tokenizer.
         kind, scheme = OUTPUT_ALIASES.get(output_type, output_type), self.transformer.scheme
         grid = (self.transformer.config.grid_size,) * 2
         if kind == "clusters":
             mapping = scheme.mapping(self.transformer, self.cluster_map)
             return scheme.tokens_to_clusters(tokens, mapping).unflatten(1, grid)
+        # From here on clusters must become ids, by the member draw or by the refiner.
         parts = self.transformer, self.cluster_map, self.refiner
         ids = tokens_to_ids(tokens, members, *parts, refine, condition, edit).unflatten(1, grid)
         if kind == "ids":
@@ -293,13 +298,16 @@ class PipelineSteps:
         if settings:
             name = self.transformer.scheme.name
             raise ValueError(f"redraw of scheme {name!r} takes no {', '.join(settings)}.")
+        # Sampling settings play no part; neutral ones let the other arguments be checked.
         self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
         check_way(refine, self.refiner)
+        # Copies of a grid differ by their own numbers, as images of one label do in a call.
         clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
         condition = {
             name: rows.repeat_interleave(num_images_per_prompt, dim=0)
             for name, rows in condition.items()
         }
+        # Asked for clusters, they are what was given: no number is drawn.
         grid = (self.transformer.config.grid_size,) * 2
         kind = OUTPUT_ALIASES.get(output_type, output_type)
         if kind == "clusters":

@@ -56,6 +56,7 @@ class Scheme:
     @classmethod
     def check_config(cls, config: DecoderConfig) -> None:
         """Raise a ValueError where fields of a new config do not fit this scheme."""
+        # A coarse vocabulary is the first stage's, so two stages have one and one stage has none.
         coarse = config.coarse_vocab_size
         if (len(cls.stages) > 1) != (coarse is not None):
             wanted = "a number of " + cls.stages[0] if coarse is None else "None"
@@ -204,6 +205,7 @@ class ClusterToken(Scheme):
             raise ValueError(
                 f"mapping has shape {tuple(mapping.shape)}, but there are {config.vocab_size} ids."
             )
+        # An unused cluster could be sampled, but has no id to go on with.
         used = mapping.unique()
         if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
             raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")

@@ -52,6 +52,7 @@ def pad_left(embeds: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]
 
     The valid features keep their order; all others become zero.
     """
+    # A stable sort by validity moves padding to the front from either side, and keeps the order.
     order = mask.long().argsort(dim=1, stable=True)
     mask = mask.gather(1, order)
     embeds = embeds.gather(1, order.unsqueeze(-1).expand_as(embeds)) * mask.unsqueeze(-1)
@@ -94,6 +95,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         refiner: Refiner | None = None,
     ):
         super().__init__()
+        # Before registering: a wrong text encoder would else be refused by a matrix product.
         check_text_parts(transformer, tokenizer, text_encoder)
         self._set_up(
             {
@@ -213,8 +215,10 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
                 negative_prompt_embeds,
                 negative_prompt_attention_mask,
             )
+        # One negative prompt serves all prompts; any other number has no pairing.
         if len(against["text_embeds"]) not in (1, rows):
             raise ValueError(f"{len(against['text_embeds'])} negative prompts for {rows} prompts.")
+        # Both halves of the guidance batch need a row for every image.
         both = []
         for part in (condition, against):
             expanded = {name: value.expand(rows, *value.shape[1:]) for name, value in part.items()}
@@ -287,6 +291,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
 
         Examples:
         """
+        # Settings are checked before any network runs; shapes follow with the steps they belong to.
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
@@ -301,10 +306,12 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             negative_prompt_embeds,
             negative_prompt_attention_mask,
         )
+        # All numbers are drawn before sampling, so an edit or a callback cannot shift the stream.
         count = len(condition["text_embeds"])
         draws = draw_uniforms(count, self.transformer, generator, strength)
         edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
         callback = callback_on_step_end, tensors
+        # The condition goes to the decoder too, for refiners that read the generator's states.
         tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
         images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
         return self.finish(images, return_dict)
@@ -345,6 +352,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         """
         refuse_positional(tensors)
         ids, device = truthful("ids", ids, "latents", latents), self._execution_device
+        # Whatever is given, only its clusters are kept; the details of ids are dropped here.
         parts = self.vq_model, self.transformer, self.cluster_map
         clusters, condition = clusters_to_keep(ids, clusters, *parts, device), {}  # (B, T)
         scheme, config = self.transformer.scheme, self.transformer.config
@@ -353,11 +361,14 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             condition = {
                 name: spread(rows, len(clusters), "prompts") for name, rows in text.items()
             }
+        # One stage: nothing is sampled by the generator, the details lie outside of it.
         if not scheme.two_stages:
             given = num_images_per_prompt, generator, output_type, refine, settings
             return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
         if not condition:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs a prompt.")
+        # Two stages: a call that holds the first one; the caption is encoded already and goes in as
+        # features, its mask without the image's positions that `encode_text` put behind it.
         return self(
             prompt_embeds=condition["text_embeds"],
             prompt_attention_mask=condition["attention_mask"][:, : config.prefix_length],

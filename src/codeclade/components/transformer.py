@@ -57,6 +57,7 @@ class CodecladeConfig(DecoderConfig):
         semantic_loss_weight: float = 1.0,  # semantic_detail: weight of the semantic stage
         **kwargs,
     ):
+        # An unknown scheme is refused first; whether sizes fit it is asked once all fields stand.
         kind = scheme_class(scheme)
         self.vocab_size = vocab_size
         self.scheme = scheme
@@ -117,6 +118,7 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
     def __init__(self, config: CodecladeConfig):
         super().__init__(config)
         self.prefix = TextPrefix(config) if config.text_dim else ClassPrefix(config)
+        # Decoder blocks are the same for all schemes; what surrounds them is the scheme's.
         scheme = self.scheme
         self.token_embedding = scheme.embedding()
         self.token_dropout = nn.Dropout(config.token_dropout)
@@ -202,6 +204,7 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         Raises:
             ValueError: neither tokens nor condition given, or more tokens than the grid holds.
         """
+        # The input is what is new: the condition in the first call, tokens in any.
         parts = []
         if class_labels is not None:
             parts.append(self.prefix(class_labels))
@@ -213,10 +216,13 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         if not parts:
             raise ValueError("give input_ids, or a condition (class_labels or text_embeds).")
         x = self.token_dropout(torch.cat(parts, dim=1))  # (B, L, D)
+        # Positions go on where the cache ends, so that a later call turns by the right angles.
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         positions = torch.arange(x.shape[1], device=x.device) + past
+        # A compiled static cache counts on the device; asking it would stop the stream every token.
         if not isinstance(past, Tensor):
             self._check_length(past + x.shape[1])
+        # The form of the mask depends on the attention backend, which may need none at all.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=x,
@@ -233,14 +239,18 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
             config.prefix_length,
             config.positions_per_cell,
         )
+        # The last layer's input is kept: the attention's share is computed from it, see below.
         for layer in self.layers:
             before = x
             x = layer(x, mask, cos, sin, past_key_values)
         output = CodecladeOutput(past_key_values=past_key_values, hidden_states=self.norm(x))
+        # Fused kernels do not return their weights, so the one row that IAR2's schedule needs is
+        # computed a second time.
         if output_condition_attention:
             last, cache = cast(Block, self.layers[-1]), cast(Cache, past_key_values)
             normed = last.attention_norm(before)
             output.condition_attention = last.attention.prefix_share(normed, mask, cos, sin, cache)
+        # Logits of all positions are V numbers each; sampling needs those of the last one alone.
         if return_logits:
             given = output.hidden_states, labels, input_ids, self.token_embedding, conditioned
             for name, value in self.head.teacher_forced(*given).items():
