@@ -16,12 +16,14 @@ In float32 whatever the dtype of the weights:
     loss                 of those logits
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -52,6 +54,7 @@ class DecoderConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         **kwargs,
     ):
+        # Each head splits into a row and a column half, and each half into pairs: hence 4.
         if hidden_size % (4 * num_attention_heads):
             raise ValueError(
                 f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
@@ -70,6 +73,7 @@ class DecoderConfig(PreTrainedConfig):
         self.feed_forward_dropout = feed_forward_dropout
         self.class_dropout = class_dropout
         self.initializer_range = initializer_range
+        # Tokens go in by an embedding and out by a head of its own, as in the published weights.
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
@@ -102,6 +106,7 @@ def rotation(
     and keys vanish, which the published weights rely on. With `positions_per_cell` 2, as in IAR2's
     published weights, position p takes the angles of cell (p - P) // 2.
     """
+    # A quarter of the head's width: pairs halve it, the two axes share what is left.
     quarter = head_dim // 4
     exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
     frequencies = theta**-exponent  # (h/4,)
@@ -109,12 +114,14 @@ def rotation(
     turned = cell // positions_per_cell
     row, column = turned // grid_size, turned % grid_size
     angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)
+    # The product hides the prefix, by a table rather than by a branch, so it compiles.
     visible = (cell >= 0).unsqueeze(-1)  # (L, 1)
     return angles.cos() * visible, angles.sin() * visible
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (0,1), (2,3), ... of x (B, H, L, h) by angles given as (L, h/2)."""
+    # Neighboring entries are a pair, as in the published weights; Llama pairs halves.
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, L, h/2)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).type_as(x)
@@ -151,10 +158,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         heads = self.config.num_attention_heads
         query, key, value = self.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        # Keys are rotated before they enter the cache, so a step turns its own positions only.
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)  # (B, H, L, h)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, h)
-        implementation = "eager" if self.plain else self.config._attn_implementation
+        # A config has no implementation until a model is made with it; then it always has one.
+        chosen = "eager" if self.plain else self.config._attn_implementation
+        implementation = cast(str, chosen)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = self.config.head_dim**-0.5
         mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)
@@ -168,9 +178,11 @@ class Attention(nn.Module):
         Computed beside the fused attention, from the query of x (B, L, D) and the cached keys.
         """
         heads = self.config.num_attention_heads
+        # The newest key is in the cache already; only the query is missing, and only the last one.
         query = self.qkv(x[:, -1:]).unflatten(-1, (3, heads, -1))[:, :, 0].transpose(1, 2)
         query = rotate(query, cos[-1:], sin[-1:])  # (B, H, 1, h)
-        keys = cache.layers[self.layer_idx].keys  # (B, H, S, h)
+        layer = cast(CacheLayerMixin, cache.layers[self.layer_idx])
+        keys = cast(Tensor, layer.keys)  # (B, H, S, h), filled by `forward`
         scores = (query @ keys.mT).float() * self.config.head_dim**-0.5  # (B, H, 1, S)
         # No mask means causal; places of a static cache that are not filled yet are hidden as well.
         visible = torch.arange(scores.shape[-1], device=x.device) < cache.get_seq_length()
@@ -227,6 +239,7 @@ class ClassPrefix(nn.Module):
 
     def forward(self, class_labels: Tensor) -> Tensor:
         if self.training and self.drop:
+            # An untrained null class would give guidance nothing to lead away from.
             dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.drop
             class_labels = class_labels.masked_fill(dropped, self.null)
         return self.embedding(class_labels).unsqueeze(1)  # (B, 1, D)
@@ -262,8 +275,9 @@ def init_weights(module: nn.Module, std: float) -> None:
         init.zeros_(module.weight)
     elif isinstance(module, (nn.Linear, nn.Embedding)):
         init.normal_(module.weight, std=std)
-        if getattr(module, "bias", None) is not None:
-            init.zeros_(module.bias)
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            init.zeros_(bias)
     elif isinstance(module, nn.RMSNorm):
         init.ones_(module.weight)
     elif isinstance(module, TextPrefix):

@@ -23,6 +23,7 @@ def codebook_sketch(codebook: Tensor) -> Tensor:
     Unlike a hash it survives storage in bfloat16 or float16, which changes every number a little.
     """
     flat = codebook.detach().double().cpu().flatten()
+    # Frequencies spread by the golden ratio: no two of the 16 sums weigh the codes alike.
     position = torch.arange(1, flat.numel() + 1, dtype=torch.float64)
     golden_ratio = 0.6180339887498949
     sketch = [
@@ -49,6 +50,11 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
     """
 
     _keep_in_fp32_modules = ["heights"]  # noqa: RUF012 (diffusers reads a list)
+
+    mapping: Tensor
+    sketch: Tensor
+    merges: Tensor
+    heights: Tensor
 
     @register_to_config
     def __init__(
@@ -85,6 +91,8 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: labels of another length, negative, or with a cluster left empty.
         """
+        # Checked before anything is made: a gap in the labels would be a cluster without a member,
+        # and show only when that cluster is drawn from.
         labels = torch.as_tensor(labels).to(torch.int64)
         codebook = torch.as_tensor(codebook).detach().float().cpu()
         if labels.shape != codebook.shape[:1]:
@@ -95,6 +103,7 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
         if labels.min() < 0 or len(labels.unique()) != num_clusters:
             raise ValueError(f"labels must use every cluster from 0 to {num_clusters - 1}.")
         num_merges = 0 if children is None else len(children)
+        # Copied into buffers, not assigned, so that dtypes and the state dict's names stay fixed.
         new = cls(
             codebook_size=len(codebook),
             num_clusters=num_clusters,
@@ -111,11 +120,11 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
 
     @property
     def num_clusters(self) -> int:
-        return self.config.num_clusters
+        return self.config["num_clusters"]
 
     @property
     def codebook_size(self) -> int:
-        return self.config.codebook_size
+        return self.config["codebook_size"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -136,6 +145,7 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
 
     def _member_table(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ids sorted by cluster (N,), first position (K,) and size (K,) of every cluster."""
+        # Made anew when `mapping` is written to in place, which loading and `cut` do.
         if self._members is None or self._members[3] != self.mapping._version:
             sizes = self.mapping.bincount(minlength=self.num_clusters)
             order = self.mapping.argsort(stable=True)
@@ -176,6 +186,7 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
             device = generator.device if generator is not None else clusters.device
             uniforms = torch.rand(clusters.shape, generator=generator, device=device)
         order, first, sizes = self._member_table()
+        # One table look-up for all tokens. The clamp is for products that round up to the size.
         size = sizes[clusters]
         offset = (uniforms.to(size.device) * size).long().clamp_max(size - 1)
         return order[first[clusters] + offset]
@@ -186,6 +197,7 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: a map without tree, or a number the tree cannot give.
         """
+        # A tree may stop early; below its last merge there is nothing to cut.
         count, merges = self.codebook_size, len(self.merges)
         if not merges:
             raise ValueError("this map holds no merge tree; cluster with a tree method to cut it.")
@@ -193,6 +205,8 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"num_clusters={num_clusters} is outside {count - merges}..{count} of this tree."
             )
+        # The first N - K merges, in order of height, leave K trees; each is named by its smallest
+        # id, so that numbering does not depend on the order in which a method merged.
         parent = list(range(count))
         node = list(range(count + merges))  # smallest member of every tree node
         for step, (a, b) in enumerate(self.merges[: count - num_clusters].tolist()):
@@ -200,15 +214,17 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
             node[count + step], parent[high] = low, low
         for i in range(count):  # parents are smaller, so one ascending pass finds all roots
             parent[i] = parent[parent[i]]
-        new = ClusterMap(count, num_clusters, self.config.codebook_dim, merges, self.config.method)
+        about = self.config["codebook_dim"], merges, self.config["method"]
+        new = ClusterMap(count, num_clusters, *about)
         new.mapping.copy_(torch.unique(torch.tensor(parent), return_inverse=True)[1])
+        # The codebook and the tree are the same, so the new map can be cut again.
         for name in ("sketch", "merges", "heights"):
             getattr(new, name).copy_(getattr(self, name))
         return new
 
     def matches(self, codebook: Tensor) -> bool:
         """Whether `codebook` (N, d) is the one this map was made from, up to storage precision."""
-        shape = (self.codebook_size, self.config.codebook_dim)
+        shape = (self.codebook_size, self.config["codebook_dim"])
         if tuple(codebook.shape) != shape:
             return False
         gap = codebook_sketch(codebook) - self.sketch.float().cpu()

@@ -41,6 +41,7 @@ def check_components(
                 f"transformer predicts {predicted} {what}, but there are {there}; "
                 "load the parts that were trained together."
             )
+    # Equal sizes may still be different clusters; that only the scheme and the refiner can tell.
     scheme.check_parts(transformer, cluster_map)
     if refiner is not None:
         refiner.check_cluster_map(cluster_map)

@@ -6,7 +6,7 @@ Shapes: B images, n given ones, G token grid side, T = G * G tokens in raster or
 position. Fine ids are (B, T), or (B, T, 2) for a tokenizer with a detail codebook.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ def check_edit(image: Any, mask: Any, strength: float, ids: Any, clusters: Any) 
         raise ValueError("give one of init_image, ids and clusters, not several.")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength!r} must be between 0 and 1.")
+    # Without a mask or a strength nothing of the image would be left, which is no edit.
     partly = mask is not None or strength < 1
     known = image is not None or ids is not None
     if partly and not known:
@@ -69,6 +70,7 @@ def token_mask(mask: Any, grid: int) -> Tensor:
     """
     if isinstance(mask, (list, tuple)):
         return torch.cat([token_mask(one, grid) for one in mask])
+    # Every kind of mask becomes one (n, H, W) of numbers from 0 to 1.
     if isinstance(mask, Image.Image):
         mask = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy([mask.convert("L")]))
     mask = torch.as_tensor(mask).float()
@@ -77,11 +79,13 @@ def token_mask(mask: Any, grid: int) -> Tensor:
     if mask.ndim not in (2, 3):
         raise ValueError(f"mask_image has shape {tuple(mask.shape)}; it must be (n, H, W).")
     mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
+    # The maximum, not the mean: a cell that the mask touches at all has to change.
     return F.adaptive_max_pool2d(mask.unsqueeze(1), grid).squeeze(1) > 0.5
 
 
 def thin_mask(redo: Tensor, strength: float, uniforms: Tensor) -> Tensor:
     """Keep a share `strength` of the True tokens of every row (B, T), chosen by uniforms (B, T)."""
+    # Tokens outside the mask rank last, as 2 is above every uniform number.
     rank = torch.where(redo, uniforms, 2.0).argsort(-1).argsort(-1)
     return redo & (rank < (redo.sum(-1, keepdim=True) * strength).round())
 
@@ -133,6 +137,7 @@ def edit_of_clusters(clusters: Tensor, transformer: CodecladeTransformer) -> Edi
 
 def bounds(redo: Tensor) -> tuple[int, int]:
     """First position that changes in any image of redo (B, T, S), and one after the last."""
+    # Over the whole batch: images are sampled in step, so the earliest change starts all.
     changes = redo.any(-1).any(0).nonzero()
     return (int(changes[0]), int(changes[-1]) + 1) if len(changes) else (0, 0)
 
@@ -179,7 +184,7 @@ def prepare_edit(
     redo = torch.ones(1, grid, grid) > 0 if mask_image is None else token_mask(mask_image, grid)
     redo = spread(redo.cpu().flatten(1), count, "masks")  # (B, T)
     if strength < 1:
-        redo = thin_mask(redo, strength, uniforms)
+        redo = thin_mask(redo, strength, cast(Tensor, uniforms))
     ids = spread(ids.to(device), count, "initial images")
     return edit_of_ids(ids, redo, transformer, cluster_map)
 
@@ -192,6 +197,7 @@ def encode_images(
     device: torch.device,
 ) -> Tensor:
     """Ids (n, T, ...) of one image or many, resized to `grid` tokens a side."""
+    # The pipeline's own size, since the grid of the generator is fixed.
     side = grid * vq_model.downsample
     images = images if isinstance(images, (list, tuple)) else [images]
     images = [one.convert("RGB") if isinstance(one, Image.Image) else one for one in images]
@@ -226,7 +232,8 @@ def clusters_in_raster(
     """
     grid = transformer.config.grid_size
     check_grid("clusters", clusters, (grid, grid))
-    check_range(clusters, transformer.scheme.num_clusters(cluster_map), "cluster")
+    # Only pipelines with clusters come here, so there is a number of them.
+    check_range(clusters, cast(int, transformer.scheme.num_clusters(cluster_map)), "cluster")
     return clusters.flatten(1, 2)
 
 
@@ -257,8 +264,9 @@ def clusters_to_keep(
         raise ValueError("redraw needs a cluster_map or a two-stage transformer.")
     if clusters is not None:
         return clusters_in_raster(clusters, transformer, cluster_map).to(device)
-    ids = ids_in_raster(ids, vq_model, transformer.config.grid_size).to(device)
-    return clusters_of(ids, transformer, cluster_map)
+    given = cast(Tensor, ids)  # one of the two, see above
+    kept = ids_in_raster(given, vq_model, transformer.config.grid_size).to(device)
+    return clusters_of(kept, transformer, cluster_map)
 
 
 def refuse_positional(tensors: tuple) -> None:

@@ -12,7 +12,7 @@ P prefix positions, T = G * G tokens, S stages of a position, V vocabulary, D wi
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -49,6 +49,7 @@ def draw_uniforms(
     """
     if isinstance(generator, list) and len(generator) != count:
         raise ValueError(f"{len(generator)} generators were given for {count} images.")
+    # Rows for the strength come last, so that asking for one leaves the other numbers as they are.
     config = transformer.config
     stages = config.num_stages
     rows = stages + 1 + (strength < 1)
@@ -114,6 +115,7 @@ def sample_tokens(
     cache = StaticCache(config, max_cache_len=config.prefix_length + steps)
     states = None
     for step in range(start, stop):
+        # Prefix and known tokens once; then each step adds the token that the one before chose.
         if step == start:
             known = both_halves(tokens[:, :start], guided) if start else None
             output = prefill(transformer, cache, condition, known, attend)
@@ -122,15 +124,17 @@ def sample_tokens(
             mask = condition.get("attention_mask")
             output = decode_one_token(transformer, cache, last, mask, attend)
         # A head that looks at neighbors gets the states of all tokens, others the last one alone.
+        new = cast(Tensor, output.hidden_states)
         if scheme.reads_earlier_states:
-            states, at = place_states(states, output.hidden_states, step, steps), step
+            states, at = place_states(states, new, step, steps), step
         else:
-            states, at = output.hidden_states, -1
-        attended = output.condition_attention[:batch] if attend else None  # (B,)
+            states, at = new, -1
+        attended = cast(Tensor, output.condition_attention)[:batch] if attend else None  # (B,)
         scale_of = partial(scale_at, settings, step, steps, attended) if guided else None
         kept = None if edit is None else (edit.redo[:, step], edit.choices[:, step])
         choices = choose(transformer, states, at, uniforms[..., step], settings, scale_of, kept)
         tokens[:, step] = scheme.choices_to_tokens(choices)
+        # The caller may change tokens or the scale, or stop; settings stay the caller's own copy.
         if after_token is not None:
             tokens, scale, stopped = after_token(step, tokens)
             settings = replace(settings, guidance_scale=scale)
@@ -202,16 +206,19 @@ def choose(
         kept: where a stage is sampled, (B, S) bool, and what it chooses elsewhere, (B, S); the
             second stage is sampled given what the first one keeps.
     """
+    # The head's cache lives for one position only: its stages see each other, not other tokens.
     guided, cache, choices = scale_of is not None, DynamicCache(), []
     for stage in range(uniforms.shape[1]):
         chosen = both_halves(choices[-1], guided) if choices else None  # (R,)
         logits = transformer.stage_logits(states, at, chosen, cache)  # (R, V)
-        if guided:
-            logits, scale = logits.chunk(2), scale_of(stage)
-            alone = not isinstance(scale, Tensor) and scale <= 1
-            logits = logits[0] if alone else guide(*logits, scale)  # (B, V)
+        if scale_of is not None:
+            (logits, unconditional), scale = logits.chunk(2), scale_of(stage)  # (B, V) each
+            if isinstance(scale, Tensor) or scale > 1:
+                logits = guide(logits, unconditional, scale)
+        # Filters after guidance, as in LlamaGen: top-k of the mixed logits, not of either half.
         filters = settings.temperature, settings.top_k, settings.top_p
         choice = sample(logits, uniforms[:, stage], *filters)  # (B,)
+        # Sampled, then overruled: images keep different tokens, and a branch would ask the host.
         if kept is not None:
             choice = torch.where(kept[0][:, stage], choice, kept[1][:, stage])
         choices.append(choice)
@@ -260,9 +267,12 @@ def tokens_to_ids(
     """
     if not transformer.scheme.predicts_clusters:
         return tokens
-    parts = transformer, cluster_map, refiner
+    # Pipelines refuse a scheme of clusters without a map, and edits of it without ids.
+    parts = transformer, cast(ClusterMap, cluster_map), refiner
     ids = clusters_to_ids(tokens, members, *parts, refine, condition)
-    return ids if edit is None else torch.where(edit.redo[..., 0], ids, edit.ids)
+    if edit is None:
+        return ids
+    return torch.where(edit.redo[..., 0], ids, cast(Tensor, edit.ids))
 
 
 def ids_to_images(

@@ -10,6 +10,7 @@ A number of 1 or less means that the condition alone speaks.
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def constant(scale: float, step: int, steps: int, attended: Tensor | None) -> fl
 
 
 def interval(
-    scale: float, step: int, steps: int, attended: Tensor | None, *, last_step: Number
+    scale: float, step: int, steps: int, attended: Tensor | None, *, last_step: float
 ) -> float:
     """LlamaGen's cfg_interval: no guidance after decoding step `last_step`.
 
@@ -33,14 +34,14 @@ def interval(
 
 
 def linear(
-    scale: float, step: int, steps: int, attended: Tensor | None, *, start: Number = 1.0
+    scale: float, step: int, steps: int, attended: Tensor | None, *, start: float = 1.0
 ) -> float:
     """From `start` at the first token to `scale` at the last, n / (S - 1) of the way at token n."""
     return start + (scale - start) * progress(step, steps)
 
 
 def cosine_power(
-    scale: float, step: int, steps: int, attended: Tensor | None, *, power: Number = 2.75
+    scale: float, step: int, steps: int, attended: Tensor | None, *, power: float = 2.75
 ) -> float:
     """RAR's power-cosine: 1 + (scale - 1) (1 - cos(pi (n / S)^power)) / 2.
 
@@ -55,8 +56,8 @@ def attention(
     steps: int,
     attended: Tensor,
     *,
-    start: Number = 1.75,
-    weight: Number = 0.1,
+    start: float = 1.75,
+    weight: float = 0.1,
 ) -> Tensor:
     """IAR2's scale (B, 1): later tokens and tokens that look at the condition get more guidance.
 
@@ -95,18 +96,23 @@ class Schedule:
     """
 
     def __init__(self, given: str | dict | None):
-        parameters = {"name": given or "constant"} if not isinstance(given, dict) else dict(given)
+        # None and a name are short for a dict without parameters.
+        parameters: dict[str, Any] = {"name": given or "constant"}
+        if isinstance(given, dict):
+            parameters = dict(given)
         self.name = parameters.pop("name", None)
         if self.name not in SCHEDULES:
             raise ValueError(
                 f"guidance_schedule {self.name!r} is unknown; use one of {', '.join(SCHEDULES)}."
             )
         self.function: Callable = SCHEDULES[self.name]
+        # What a schedule takes is read from its signature, so a new one needs a function only.
         known = {
             key: parameter.default
             for key, parameter in inspect.signature(self.function).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
+        # All is refused here, before a token is sampled, and not at the step that would use it.
         for key, value in parameters.items():
             if key not in known:
                 raise ValueError(
@@ -116,6 +122,7 @@ class Schedule:
             numbers = _pair(value)
             if len(numbers) != 2 or not all(isinstance(n, (int, float)) for n in numbers):
                 raise ValueError(f"guidance_schedule {key}={value!r} must be a number or two.")
+        # A parameter without default has no value that would suit every model.
         for key, default in known.items():
             if default is inspect.Parameter.empty and key not in parameters:
                 raise ValueError(f"guidance_schedule {self.name!r} needs a number {key!r}.")
@@ -133,5 +140,5 @@ class Schedule:
         return self.function(_pair(scale)[stage], step, steps, attended, **parameters)
 
 
-def _pair(value: Number) -> tuple[float, float]:
+def _pair(value: Number | list[float]) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

@@ -17,12 +17,26 @@ Shapes: B batch, T tokens, L prefix and tokens, D width, V vocabulary, K coarse 
 (clusters or semantic codes), G token grid side. Logits are float32 whatever the dtype.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from .blocks import Block, Output
+
+
+class Head(Protocol):
+    """What the transformer asks of the layers after its last block."""
+
+    def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
+        """Fields of CodecladeOutput at all positions."""
+        ...
+
+    def stage_logits(self, hidden, step: int, chosen, cache, embedding) -> Tensor:
+        """Logits (B, V) of one stage of one position."""
+        ...
 
 
 class TokenHead(Output):
@@ -54,6 +68,8 @@ def cluster_logsumexp(logits: Tensor, clusters: Tensor, num_clusters: int) -> Te
     Args:
         clusters: (V,) cluster of every entry; sizes may differ, an empty cluster has -inf.
     """
+    # Each cluster's own maximum is taken out, as in any log-sum-exp: with one for the whole row,
+    # clusters far below the best would underflow to log 0.
     index = clusters.expand_as(logits)
     empty = logits.new_zeros(*logits.shape[:-1], num_clusters)
     peak = torch.full_like(empty, -torch.inf).scatter_reduce(-1, index, logits.detach(), "amax")
@@ -65,6 +81,8 @@ class ClusterTokenEmbedding(nn.Module):
 
     Buffer `cluster_of` (V,): c(i), saved with the weights.
     """
+
+    cluster_of: Tensor
 
     def __init__(self, config):
         super().__init__()
@@ -95,6 +113,8 @@ class ClusterTokenHead(nn.Module):
         self.first = config.prefix_length - 1
 
     def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
+        # log p(c | h) minus the log-sum of the cluster's members is the same for all its ids: one
+        # shift a cluster turns the fine logits into joint log-probabilities.
         cluster_of, coarse = embedding.cluster_of, self.clusters(hidden).float()  # (B, L, K)
         fine = self.tokens(hidden).float()  # (B, L, V)
         shift = coarse.log_softmax(-1) - cluster_logsumexp(fine, cluster_of, coarse.shape[-1])
@@ -135,6 +155,8 @@ def neighbors(cells: Tensor, grid_size: int, window: int) -> Tensor:
 
     In order: `window` rows above with 2 * window + 1 columns each, then `window` cells to the left.
     """
+    # The full square around a cell in raster order; its first `earlier` cells are those above and
+    # left, which are the ones sampled already.
     span = torch.arange(-window, window + 1, device=cells.device)
     row, column = (grid.flatten() for grid in torch.meshgrid(span, span, indexing="ij"))
     earlier = window * (2 * window + 1) + window
@@ -150,6 +172,9 @@ class SemanticDetailHead(nn.Module):
     g joins the compressed hidden states of the 12 cells around; the second token gives the semantic
     logits, the third, which is the semantic code, the detail logits.
     """
+
+    semantic: nn.Sequential
+    detail: nn.Sequential
 
     def __init__(self, config):
         super().__init__()
@@ -188,6 +213,7 @@ class SemanticDetailHead(nn.Module):
         # The window reaches back to the first token, so a call that goes on from a cache has none.
         if known is None or not conditioned:
             return {}
+        # The last prefix position predicts token 0, so hidden states are shifted by P - 1.
         first, count = self.config.prefix_length - 1, known.shape[1]
         hidden = hidden[:, first : first + count]  # (B, T, D)
         cells = torch.arange(count, device=hidden.device)
@@ -209,6 +235,7 @@ class SemanticDetailHead(nn.Module):
         if chosen is not None:  # the third token; the first two are in the cache
             x = self.run(embedding.semantic(chosen).unsqueeze(1), 2, cache)  # (B, 1, D)
             return self.detail(x[:, 0]).float()  # (B, V)
+        # The same sums for one cell, from the states kept so far; both first tokens go in together.
         cell = torch.tensor([step], device=hidden.device)
         index = neighbors(cell, self.config.grid_size, self.config.head_window)[0]
         around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, 12, D)

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .weight_files import read_header
 
@@ -12,7 +12,11 @@ OWN_CODE = re.compile(r"codeclade(\.|$)|(diffusers_modules\.[\w.]*\.)?modeling_c
 
 
 class StrictLoading:
-    """Mixin before diffusers' or transformers' model class: incomplete weights are an error."""
+    """Mixin before diffusers' or transformers' model class: incomplete weights are an error.
+
+    The model class comes next in line; alone, this one inherits nothing to load with, so its
+    `super()` is cast.
+    """
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
@@ -21,7 +25,9 @@ class StrictLoading:
         Raises:
             ValueError: naming the weights.
         """
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        # Both libraries only warn of missing weights and go on with random ones.
+        library = cast(Any, super())
+        model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 names = ", ".join(sorted(str(key) for key in report[problem])[:5])
@@ -32,7 +38,7 @@ class StrictLoading:
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
         """diffusers reads config.json here; `auto_map` is for AutoModel, so it needs no warning."""
         config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
-        return super().extract_init_dict(config_dict, **kwargs)
+        return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
 
 
 def installed_index(index: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +47,7 @@ def installed_index(index: dict[str, Any]) -> dict[str, Any]:
     Repositories say `["modeling_codeclade_vq_model", "VQModel"]` and carry that file, so that they
     load without codeclade; with it there is nothing to trust and one class of each name.
     """
+    # A list as `_class_name` means code from the repository; a plain name is ours, see register.
     index = dict(index)
     name = index.get("_class_name")
     if isinstance(name, list) and name:
@@ -75,6 +82,8 @@ def check_weights(part: Path) -> None:
         raise OSError(
             f"{part} is missing: model_index.json names it, so config.json must be there."
         )
+    # Lengths first: a download that broke off is the commonest fault, and safetensors' own message
+    # names neither the file nor what to do.
     files = sorted(part.glob("*.safetensors"))
     if not files:
         raise OSError(f"{part} holds no weights; a .safetensors file must be there.")

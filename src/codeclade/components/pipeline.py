@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils import replace_example_docstring
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.doc_utils import replace_example_docstring
 from torch import Tensor
 
 from .cluster_map import ClusterMap
@@ -72,6 +72,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         refiner: Refiner | None = None,
     ):
         super().__init__()
+        # The other checks are for both kinds of pipeline; the kind of condition is ours alone.
         if transformer.config.text_dim:
             raise ValueError("this transformer takes captions; use CodecladeTextPipeline.")
         self._set_up(
@@ -82,6 +83,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
                 "refiner": refiner,
             },
             {
+                # As JSON keeps them, so that a saved and loaded pipeline has equal settings.
                 "id2label": {str(key): name for key, name in (id2label or {}).items()},
                 "guidance_scale": guidance_scale,
                 "temperature": temperature,
@@ -94,7 +96,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
     @property
     def labels(self) -> dict[str, list[int]]:
         """Class ids by lower-case name, synonyms included; a few names mean several classes."""
-        return ids_by_name(self.config.id2label)
+        return ids_by_name(self.config["id2label"])
 
     def get_label_ids(self, labels: int | str | list[int | str]) -> list[int]:
         """Class ids of class names or ids.
@@ -190,16 +192,19 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
 
         Examples:
         """
+        # Settings are checked before any network runs; shapes follow with the steps they belong to.
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
         settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
         check_edit(init_image, mask_image, strength, ids, clusters)
         condition, null_condition = self.encode_condition(class_labels, num_images_per_prompt)
+        # All numbers are drawn before sampling, so an edit or a callback cannot shift the stream.
         count = len(condition["class_labels"])
         draws = draw_uniforms(count, self.transformer, generator, strength)
         edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
         callback = callback_on_step_end, tensors
+        # The condition goes to the decoder too: refiners read the class, or the generator's states.
         tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
         images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
         return self.finish(images, return_dict)
@@ -240,17 +245,20 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         """
         refuse_positional(tensors)
         ids, device = truthful("ids", ids, "latents", latents), self._execution_device
+        # Whatever is given, only its clusters are kept; the details of ids are dropped here.
         parts = self.vq_model, self.transformer, self.cluster_map
         clusters, condition = clusters_to_keep(ids, clusters, *parts, device), {}  # (B, T)
         scheme, grid = self.transformer.scheme, self.transformer.config.grid_size
         if class_labels is not None:
             labels = torch.tensor(self.get_label_ids(class_labels), device=device)
             condition = {"class_labels": spread(labels, len(clusters), "labels")}
+        # One stage: nothing is sampled by the generator, the details lie outside of it.
         if not scheme.two_stages:
             given = num_images_per_prompt, generator, output_type, refine, settings
             return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
         if not condition:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs class_labels.")
+        # Two stages: a call that holds the first; "member" is the draw that its second one makes.
         return self(
             condition["class_labels"].tolist(),
             num_images_per_prompt=num_images_per_prompt,

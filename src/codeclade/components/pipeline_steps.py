@@ -8,15 +8,17 @@ Shapes: B images, T = G * G tokens, S stages.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
+from .cluster_map import ClusterMap
 from .compatibility import check_components
 from .editing import Edit, prepare_edit
 from .generation import (
@@ -30,8 +32,10 @@ from .generation import (
 )
 from .guidance import Number, Schedule
 from .loading import check_weight_files, installed_index
-from .refiner import check_way, clusters_to_ids
+from .refiner import Refiner, check_way, clusters_to_ids
 from .sampling import image_uniforms
+from .transformer import CodecladeTransformer
+from .vq_model import VQModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "ids", "clusters")
 OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
@@ -43,13 +47,24 @@ class PipelineSteps:
 
     _callback_tensor_inputs = list(TOKEN_NAMES)  # noqa: RUF012 (diffusers reads a list)
 
+    # What `_set_up` registers, and what the steps use of DiffusionPipeline.
+    vq_model: VQModel
+    transformer: CodecladeTransformer
+    cluster_map: ClusterMap | None
+    refiner: Refiner | None
+    config: Mapping[str, Any]
+    register_modules: Callable[..., None]
+    progress_bar: Callable[..., Any]
+    maybe_free_model_hooks: Callable[[], None]
+    _execution_device: torch.device
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """As in diffusers; weights of a local folder are checked first, for short errors."""
         folder = Path(pretrained_model_name_or_path)
         if (folder / "model_index.json").is_file():
             check_weight_files(folder, tuple(kwargs))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
@@ -57,13 +72,13 @@ class PipelineSteps:
 
         Not where this file itself came with a repository: then the package may not be there.
         """
-        index = super()._dict_from_json_file(json_file)
+        index = cast(Any, super())._dict_from_json_file(json_file)
         return installed_index(index) if __name__.startswith("codeclade.") else index
 
     def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
         """Register parts and settings, once they are known to go together."""
         self.register_modules(**parts)
-        self.register_to_config(**settings)
+        cast(Any, self).register_to_config(**settings)
         if isinstance(settings["guidance_scale"], (tuple, list)):  # an index reads pairs as parts
             raise ValueError("the default guidance_scale is one number; give pairs to the call.")
         shared = ("vq_model", "transformer", "cluster_map", "refiner")
@@ -109,28 +124,30 @@ class PipelineSteps:
         Raises:
             ValueError: naming the first argument with a value it cannot have.
         """
-        given = {
+        # None means the repository's default: published models differ in what suits them.
+        given: dict[str, Any] = {
             "guidance_scale": guidance_scale,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
             "guidance_schedule": guidance_schedule,
         }
-        guidance_scale, temperature, top_k, top_p, guidance_schedule = (
-            self.config[name] if value is None else value for name, value in given.items()
-        )
+        given |= {name: self.config[name] for name, value in given.items() if value is None}
+        asked_schedule = given.pop("guidance_schedule")
+        settings = SamplingSettings(**given)
         # Every argument alone.
         scheme, stages = self.transformer.scheme, self.transformer.config.num_stages
-        scales = guidance_scale if isinstance(guidance_scale, (tuple, list)) else (guidance_scale,)
+        scale = settings.guidance_scale
+        scales = scale if isinstance(scale, (tuple, list)) else (scale,)
         fits = len(scales) in (1, stages) and min(scales) >= 0
         pairs = ", or a pair of such numbers" if scheme.two_stages else ""
         names, several = callback_on_step_end_tensor_inputs, num_images_per_prompt
         kind = OUTPUT_ALIASES.get(output_type, output_type)
         checks = (
-            ("guidance_scale", guidance_scale, fits, f"0 or more{pairs}"),
-            ("temperature", temperature, temperature >= 0, "0 (arg-max) or more"),
-            ("top_k", top_k, top_k >= 0, "0 (all) or more"),
-            ("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1"),
+            ("guidance_scale", scale, fits, f"0 or more{pairs}"),
+            ("temperature", settings.temperature, settings.temperature >= 0, "0 (arg-max) or more"),
+            ("top_k", settings.top_k, settings.top_k >= 0, "0 (all) or more"),
+            ("top_p", settings.top_p, 0 < settings.top_p <= 1, "above 0, up to 1"),
             ("num_images_per_prompt", several, several >= 1, "1 or more"),
             ("output_type", output_type, kind in OUTPUT_TYPES, f"one of {OUTPUT_TYPES}"),
             (
@@ -154,8 +171,7 @@ class PipelineSteps:
                 f"refine='refiner' is for transformers that predict clusters, not for scheme "
                 f"{scheme.name!r}."
             )
-        schedule = Schedule(guidance_schedule)
-        return SamplingSettings(temperature, top_k, top_p, guidance_scale, schedule)
+        return replace(settings, schedule=Schedule(asked_schedule))
 
     @torch.no_grad()
     def prepare_edit(
@@ -168,6 +184,7 @@ class PipelineSteps:
         clusters: Tensor | None = None,
     ) -> Edit | None:
         """What the call keeps of images, ids or clusters; None: nothing, all is sampled."""
+        # The function does not know pipelines, so that it can be used and tested without one.
         parts = self.vq_model, self.transformer, self.cluster_map, self.image_processor
         return prepare_edit(
             len(draws.members),
@@ -197,7 +214,9 @@ class PipelineSteps:
             condition: keyword arguments of the transformer's first call, each with B rows.
             null_condition: the same for the unconditional half of the guidance batch.
         """
+        # State of one call, which a callback may change through the pipeline as in diffusers.
         self._guidance_scale, self._interrupt = settings.guidance_scale, False
+        # An edit samples only from its first change to its last, and the bar counts those.
         total = self.num_timesteps if edit is None else edit.stop - edit.start
         with self.progress_bar(total=total) as bar:
 
@@ -239,11 +258,13 @@ class PipelineSteps:
             refine: "refiner" or "member" for tokens that are clusters; None: the refiner, if any.
             condition: what the tokens were sampled with, for a refiner.
         """
+        # Clusters need neither a draw nor the tokenizer.
         kind, scheme = OUTPUT_ALIASES.get(output_type, output_type), self.transformer.scheme
         grid = (self.transformer.config.grid_size,) * 2
         if kind == "clusters":
             mapping = scheme.mapping(self.transformer, self.cluster_map)
             return scheme.tokens_to_clusters(tokens, mapping).unflatten(1, grid)
+        # From here on clusters must become ids, by the member draw or by the refiner.
         parts = self.transformer, self.cluster_map, self.refiner
         ids = tokens_to_ids(tokens, members, *parts, refine, condition, edit).unflatten(1, grid)
         if kind == "ids":
@@ -277,19 +298,23 @@ class PipelineSteps:
         if settings:
             name = self.transformer.scheme.name
             raise ValueError(f"redraw of scheme {name!r} takes no {', '.join(settings)}.")
+        # Sampling settings play no part; neutral ones let the other arguments be checked.
         self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
         check_way(refine, self.refiner)
+        # Copies of a grid differ by their own numbers, as images of one label do in a call.
         clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
         condition = {
             name: rows.repeat_interleave(num_images_per_prompt, dim=0)
             for name, rows in condition.items()
         }
+        # Asked for clusters, they are what was given: no number is drawn.
         grid = (self.transformer.config.grid_size,) * 2
         kind = OUTPUT_ALIASES.get(output_type, output_type)
         if kind == "clusters":
             return clusters.unflatten(1, grid)
         uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)  # (B, T)
-        parts = self.transformer, self.cluster_map, self.refiner
+        # One-stage pipelines that have clusters have them from a map.
+        parts = self.transformer, cast(ClusterMap, self.cluster_map), self.refiner
         ids = clusters_to_ids(clusters, uniforms, *parts, refine, condition).unflatten(1, grid)
         if kind == "ids":
             return ids
@@ -317,9 +342,10 @@ class PipelineSteps:
         first = max(known - config.grid_size, 0)
         source[known:] = first + (source[known:] - known) % (known - first)
         draws = draw_uniforms(len(tokens), self.transformer, generator)
-        pixels = self.decode(tokens[:, source], draws.members, "pt", refine="member")
+        decoded = self.decode(tokens[:, source], draws.members, "pt", refine="member")
+        pixels = cast(Tensor, decoded)  # (B, 3, H, W), as "pt" says
         # Gray over the cells that are only guessed.
         there = (torch.arange(config.num_tokens) < known).view(1, 1, config.grid_size, -1)
         there = there.repeat_interleave(cell, 2).repeat_interleave(cell, 3).to(pixels.device)
-        pixels = self.image_processor.pt_to_numpy(torch.where(there, pixels, 0.5))
-        return self.image_processor.numpy_to_pil(pixels)
+        images = self.image_processor.pt_to_numpy(torch.where(there, pixels, 0.5))
+        return self.image_processor.numpy_to_pil(images)

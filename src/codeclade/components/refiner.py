@@ -11,13 +11,14 @@ What is float32 whatever the dtype stands in blocks.py.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .blocks import Block, ClassPrefix, DecoderConfig, Output, init_weights, rotation
 from .cluster_map import ClusterMap
@@ -57,6 +58,7 @@ class RefinerConfig(DecoderConfig):
         class_dropout: float = 0.0,  # share of classes replaced by the null class
         **kwargs,
     ):
+        # Otherwise dropped labels would index past the last row of the class table.
         if class_dropout and not null_class:
             raise ValueError(
                 f"class_dropout={class_dropout} needs null_class=True: dropped classes become it."
@@ -93,6 +95,7 @@ class RefinerOutput(ModelOutput):
 class Refiner(StrictLoading, PreTrainedModel):
     """Network from clusters to ids, not autoregressive: one forward pass refines a whole image."""
 
+    config: RefinerConfig
     config_class = RefinerConfig
     base_model_prefix = "refiner"
     main_input_name = "clusters"
@@ -109,9 +112,11 @@ class Refiner(StrictLoading, PreTrainedModel):
             nn.Linear(config.context_dim, config.hidden_size) if config.context_dim else None
         )
         self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        for layer in self.layers:
-            layer.attention.is_causal = config.causal
+        # Attention backends read causality from the layer where there is no mask.
+        blocks = [Block(config, i) for i in range(config.num_hidden_layers)]
+        for block in blocks:
+            block.attention.is_causal = config.causal
+        self.layers = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Output(config.hidden_size, config.codebook_size)  # the loss starts at ln N
         self.post_init()
@@ -136,6 +141,8 @@ class Refiner(StrictLoading, PreTrainedModel):
                 f"clusters must have shape (B, T) with T up to {config.num_tokens}, got "
                 f"{tuple(clusters.shape)}."
             )
+        # What is needed follows from the config, so a missing input is named here and not by a
+        # torch error deep inside.
         wanted = (
             ("class_labels", class_labels, bool(config.num_classes)),
             ("context", context, bool(config.context_dim)),
@@ -173,13 +180,15 @@ class Refiner(StrictLoading, PreTrainedModel):
             ValueError: an input that is missing or of a wrong shape.
         """
         self._check_inputs(clusters, class_labels, context, mapping)
+        # A position knows its cluster and, in MASC, what the generator saw when it chose it.
         x = self.cluster_embedding(clusters)  # (B, T, D)
         if self.context is not None:
-            x = x + self.context(context.to(x.dtype))
+            x = x + self.context(cast(Tensor, context).to(x.dtype))
         if self.prefix is not None:
             x = torch.cat([self.prefix(class_labels), x], dim=1)  # (B, L, D)
         x = self.token_dropout(x)
         positions = torch.arange(x.shape[1], device=x.device)
+        # No mask at all where a refiner is bidirectional: every position sees the whole image.
         mask = None
         if self.config.causal:
             mask = create_causal_mask(
@@ -195,9 +204,12 @@ class Refiner(StrictLoading, PreTrainedModel):
         )
         for layer in self.layers:
             x = layer(x, mask, cos, sin, None)
+        # The prefix predicts nothing, so it is cut before the head, the largest matrix here.
         logits = self.head(self.norm(x[:, self.config.prefix_length :])).float()
+        # Exactly -inf, not a large number: an id outside its cluster must never be drawn.
         if self.config.mask_to_members:
-            outside = mapping.to(clusters.device) != clusters.unsqueeze(-1)  # (B, T, N)
+            cluster_of = cast(Tensor, mapping).to(clusters.device)
+            outside = cluster_of != clusters.unsqueeze(-1)  # (B, T, N)
             logits = logits.masked_fill(outside, -torch.inf)
         loss = None
         if labels is not None:
@@ -234,19 +246,22 @@ class Refiner(StrictLoading, PreTrainedModel):
         Raises:
             ValueError: an input that is missing, or guidance without a null class.
         """
+        # The method decides how ids are chosen: DCPE takes the arg-max, CTF samples.
         if temperature is None:
             temperature = self.config.sampling_temperature
+        # One number decides a token, whoever draws it; a pipeline hands in its own.
         if uniforms is None:
             device = generator.device if generator is not None else clusters.device
             uniforms = torch.rand(clusters.shape, generator=generator, device=device)
         mapping = None if cluster_map is None else cluster_map.mapping
         logits = self(clusters, class_labels, context, mapping).logits
+        # Guidance costs a second pass, so it is left out where it would change nothing.
         if guidance_scale > 1:
             if not self.config.null_class:
                 raise ValueError(
                     f"guidance_scale={guidance_scale} needs a refiner with a null class."
                 )
-            null = torch.full_like(class_labels, self.config.num_classes)
+            null = torch.full_like(cast(Tensor, class_labels), self.config.num_classes)
             unconditional = self(clusters, null, context, mapping).logits
             logits = torch.where(  # both are -inf outside the cluster, where guidance makes NaN
                 logits.isfinite(), guide(logits, unconditional, guidance_scale), logits
@@ -273,6 +288,7 @@ def generator_states(
         condition: `class_labels`, or `text_embeds` and `attention_mask`.
     """
     if "attention_mask" in condition:
+        # The mask spans the whole image, but the last cluster is predicted and never fed in.
         length = transformer.config.prefix_length + clusters.shape[1] - 1
         condition["attention_mask"] = condition["attention_mask"][:, :length]
     output = transformer(input_ids=clusters[:, :-1], return_logits=False, **condition)
@@ -306,10 +322,13 @@ def clusters_to_ids(
     Raises:
         ValueError: an unknown way, or "refiner" without a refiner.
     """
+    # The member draw needs no network; it is what MASC and DCPE do by default.
     check_way(way, refiner)
     if refiner is None or way == "member":
         return cluster_map.draw_members(clusters, uniforms=uniforms)
     condition, context = condition or {}, None
+    # The states are computed anew in one pass: clusters that were edited, or given to `redraw`,
+    # have none from sampling.
     if refiner.config.context_dim:
         if not condition:
             raise ValueError("this refiner reads the generator's states; give class_labels.")

@@ -26,6 +26,7 @@ def register() -> None:
     pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(methods)
     for pipeline in PIPELINES:  # a plain `_class_name` is looked up in diffusers itself
         setattr(diffusers, pipeline.__name__, pipeline)
+    # The tokenizer and the map are diffusers' kind of model, which AutoModel does not know.
     for config, model in ((CodecladeConfig, CodecladeTransformer), (RefinerConfig, Refiner)):
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)

@@ -28,6 +28,7 @@ def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
     if top_p >= 1.0:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
+    # The mass before an entry, so that the entry which crosses `top_p` is still kept.
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
     drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > top_p)
     return logits.masked_fill(drop, -torch.inf)
@@ -40,6 +41,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Indices (B,) drawn from rows of `probs` (B, V) by one number in [0, 1) each (B,)."""
+    # In float32 the sum of 16,384 probabilities is off by more than the rarest of them; MPS has
+    # no float64.
     wide = torch.float32 if probs.device.type == "mps" else torch.float64
     cumulative = probs.to(wide).cumsum(-1)
     target = uniforms.to(probs.device, wide).unsqueeze(-1) * cumulative[..., -1:]
@@ -70,11 +73,12 @@ def image_uniforms(
     Each image's stream is seeded by one draw from its generator, so the first image of a batch and
     the same image made alone get the same numbers.
     """
+    # One generator for all is asked in turn, which gives every image a seed of its own.
     generators = generator if isinstance(generator, list) else [generator] * count
     streams = []
     for source in generators:
         device = source.device if source is not None else "cpu"
-        seed = torch.randint(2**62, (), generator=source, device=device).item()
+        seed = int(torch.randint(2**62, (), generator=source, device=device))
         own = torch.Generator().manual_seed(seed)
         streams.append(torch.rand(shape, generator=own))
     return torch.stack(streams)

@@ -12,7 +12,7 @@ Shapes: B batch, T tokens, S stages of a position, N ids, V vocabulary, K coarse
 (clusters or semantic codes), D width. Fine ids are (B, T), or (B, T, 2) with a detail codebook.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .cluster_map import ClusterMap
 from .heads import (
     ClusterTokenEmbedding,
     ClusterTokenHead,
+    Head,
     SemanticDetailEmbedding,
     SemanticDetailHead,
     TokenHead,
@@ -55,6 +56,7 @@ class Scheme:
     @classmethod
     def check_config(cls, config: DecoderConfig) -> None:
         """Raise a ValueError where fields of a new config do not fit this scheme."""
+        # A coarse vocabulary is the first stage's, so two stages have one and one stage has none.
         coarse = config.coarse_vocab_size
         if (len(cls.stages) > 1) != (coarse is not None):
             wanted = "a number of " + cls.stages[0] if coarse is None else "None"
@@ -70,7 +72,7 @@ class Scheme:
         """What the head's input goes through after the last block."""
         return nn.RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
 
-    def head(self) -> nn.Module:
+    def head(self) -> Head:
         """Module with `teacher_forced` and `stage_logits`; see heads.py."""
         return TokenHead(self.config)
 
@@ -127,7 +129,8 @@ class Scheme:
 
     def ids_to_clusters(self, ids: Tensor, mapping: Tensor | None) -> Tensor:
         """Cluster (B, T) of every fine id."""
-        return mapping.to(ids.device)[ids]
+        # Callers ask first whether ids have clusters; where they do there is a mapping.
+        return cast(Tensor, mapping).to(ids.device)[ids]
 
     def ids_to_tokens(self, ids: Tensor, mapping: Tensor | None) -> Tensor:
         """Fine ids in the transformer's vocabulary: (B, T, *token_shape)."""
@@ -202,10 +205,11 @@ class ClusterToken(Scheme):
             raise ValueError(
                 f"mapping has shape {tuple(mapping.shape)}, but there are {config.vocab_size} ids."
             )
+        # An unused cluster could be sampled, but has no id to go on with.
         used = mapping.unique()
         if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
             raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")
-        embedding.cluster_of.copy_(mapping)
+        cast(ClusterTokenEmbedding, embedding).cluster_of.copy_(mapping)
 
     def check_parts(self, transformer, cluster_map):
         cluster_of = self.mapping(transformer, cluster_map).cpu()
@@ -214,8 +218,8 @@ class ClusterToken(Scheme):
         if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
             raise ValueError("cluster_map has other clusters than transformer.")
 
-    def mapping(self, transformer, cluster_map):
-        return transformer.token_embedding.cluster_of
+    def mapping(self, transformer, cluster_map) -> Tensor:
+        return cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
 
     def tokens_to_choices(self, tokens, mapping):
         return torch.stack([self.ids_to_clusters(tokens, mapping), tokens], dim=-1)

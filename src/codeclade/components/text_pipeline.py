@@ -9,11 +9,11 @@ Shapes: B images, P prefix positions, T = G * G tokens, C width of the text feat
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils import replace_example_docstring
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.doc_utils import replace_example_docstring
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
@@ -52,6 +52,7 @@ def pad_left(embeds: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]
 
     The valid features keep their order; all others become zero.
     """
+    # A stable sort by validity moves padding to the front from either side, and keeps the order.
     order = mask.long().argsort(dim=1, stable=True)
     mask = mask.gather(1, order)
     embeds = embeds.gather(1, order.unsqueeze(-1).expand_as(embeds)) * mask.unsqueeze(-1)
@@ -94,6 +95,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         refiner: Refiner | None = None,
     ):
         super().__init__()
+        # Before registering: a wrong text encoder would else be refused by a matrix product.
         check_text_parts(transformer, tokenizer, text_encoder)
         self._set_up(
             {
@@ -159,29 +161,30 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             raise ValueError(f"{name} is empty; give at least one caption.")
         if (text is None) == (embeds is None):
             raise ValueError(f"give either {name} or {name}_embeds.")
+        features = cast(Tensor, embeds)  # without text they are given
         if text is not None:
-            embeds, mask = self.encode_prompt(text)
-        elif embeds.ndim != 3 or embeds.shape[1] > config.prefix_length:
+            features, mask = self.encode_prompt(text)
+        elif features.ndim != 3 or features.shape[1] > config.prefix_length:
             raise ValueError(
                 f"{name}_embeds must have shape (B, up to {config.prefix_length}, "
-                f"{config.text_dim}), got {tuple(embeds.shape)}."
+                f"{config.text_dim}), got {tuple(features.shape)}."
             )
-        if embeds.shape[2] != config.text_dim:
+        if features.shape[2] != config.text_dim:
             raise ValueError(
-                f"{name}_embeds must have width {config.text_dim}, got {embeds.shape[2]}."
+                f"{name}_embeds must have width {config.text_dim}, got {features.shape[2]}."
             )
         if mask is None:
-            mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
-        if mask.shape != embeds.shape[:2] or not mask.any(1).all():
+            mask = torch.ones(features.shape[:2], dtype=torch.int64)
+        if mask.shape != features.shape[:2] or not mask.any(1).all():
             raise ValueError(
-                f"{name}_attention_mask must have shape {tuple(embeds.shape[:2])} and a 1 in every "
-                f"row, got shape {tuple(mask.shape)}."
+                f"{name}_attention_mask must have shape {tuple(features.shape[:2])} and a 1 in "
+                f"every row, got shape {tuple(mask.shape)}."
             )
         # Tokens of the image are always visible; of the caption, those that are no padding.
         mask = mask.to(device, torch.int64)
-        embeds, mask = pad_left(embeds.to(device), mask, config.prefix_length)
+        features, mask = pad_left(features.to(device), mask, config.prefix_length)
         image = mask.new_ones(len(mask), config.num_tokens)
-        return {"text_embeds": embeds, "attention_mask": torch.cat([mask, image], dim=1)}
+        return {"text_embeds": features, "attention_mask": torch.cat([mask, image], dim=1)}
 
     def encode_condition(
         self,
@@ -203,7 +206,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         rows = len(condition["text_embeds"])
         # Guidance leads away from the negative prompt, or from the learned empty caption.
         if negative_prompt is None and negative_prompt_embeds is None:
-            null = self.transformer.prefix.null.expand(rows, -1, -1)
+            null = cast(Tensor, self.transformer.prefix.null).expand(rows, -1, -1)
             against = condition | {"text_embeds": null.to(condition["text_embeds"])}
         else:
             against = self.encode_text(
@@ -212,8 +215,10 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
                 negative_prompt_embeds,
                 negative_prompt_attention_mask,
             )
+        # One negative prompt serves all prompts; any other number has no pairing.
         if len(against["text_embeds"]) not in (1, rows):
             raise ValueError(f"{len(against['text_embeds'])} negative prompts for {rows} prompts.")
+        # Both halves of the guidance batch need a row for every image.
         both = []
         for part in (condition, against):
             expanded = {name: value.expand(rows, *value.shape[1:]) for name, value in part.items()}
@@ -286,6 +291,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
 
         Examples:
         """
+        # Settings are checked before any network runs; shapes follow with the steps they belong to.
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
@@ -300,10 +306,12 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             negative_prompt_embeds,
             negative_prompt_attention_mask,
         )
+        # All numbers are drawn before sampling, so an edit or a callback cannot shift the stream.
         count = len(condition["text_embeds"])
         draws = draw_uniforms(count, self.transformer, generator, strength)
         edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
         callback = callback_on_step_end, tensors
+        # The condition goes to the decoder too, for refiners that read the generator's states.
         tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
         images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
         return self.finish(images, return_dict)
@@ -344,6 +352,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         """
         refuse_positional(tensors)
         ids, device = truthful("ids", ids, "latents", latents), self._execution_device
+        # Whatever is given, only its clusters are kept; the details of ids are dropped here.
         parts = self.vq_model, self.transformer, self.cluster_map
         clusters, condition = clusters_to_keep(ids, clusters, *parts, device), {}  # (B, T)
         scheme, config = self.transformer.scheme, self.transformer.config
@@ -352,11 +361,14 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             condition = {
                 name: spread(rows, len(clusters), "prompts") for name, rows in text.items()
             }
+        # One stage: nothing is sampled by the generator, the details lie outside of it.
         if not scheme.two_stages:
             given = num_images_per_prompt, generator, output_type, refine, settings
             return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
         if not condition:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs a prompt.")
+        # Two stages: a call that holds the first one; the caption is encoded already and goes in as
+        # features, its mask without the image's positions that `encode_text` put behind it.
         return self(
             prompt_embeds=condition["text_embeds"],
             prompt_attention_mask=condition["attention_mask"][:, : config.prefix_length],

@@ -13,13 +13,14 @@ What is float32 whatever the dtype stands in blocks.py.
 
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .blocks import Block, ClassPrefix, DecoderConfig, TextPrefix, init_weights, rotation
 from .loading import StrictLoading
@@ -56,6 +57,7 @@ class CodecladeConfig(DecoderConfig):
         semantic_loss_weight: float = 1.0,  # semantic_detail: weight of the semantic stage
         **kwargs,
     ):
+        # An unknown scheme is refused first; whether sizes fit it is asked once all fields stand.
         kind = scheme_class(scheme)
         self.vocab_size = vocab_size
         self.scheme = scheme
@@ -103,6 +105,7 @@ class CodecladeOutput(ModelOutput):
 class CodecladeTransformer(StrictLoading, PreTrainedModel):
     """Autoregressive transformer over the tokens of an image (LlamaGen, arXiv 2406.06525)."""
 
+    config: CodecladeConfig
     config_class = CodecladeConfig
     base_model_prefix = "codeclade"
     main_input_name = "input_ids"
@@ -115,6 +118,7 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
     def __init__(self, config: CodecladeConfig):
         super().__init__(config)
         self.prefix = TextPrefix(config) if config.text_dim else ClassPrefix(config)
+        # Decoder blocks are the same for all schemes; what surrounds them is the scheme's.
         scheme = self.scheme
         self.token_embedding = scheme.embedding()
         self.token_dropout = nn.Dropout(config.token_dropout)
@@ -200,6 +204,7 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         Raises:
             ValueError: neither tokens nor condition given, or more tokens than the grid holds.
         """
+        # The input is what is new: the condition in the first call, tokens in any.
         parts = []
         if class_labels is not None:
             parts.append(self.prefix(class_labels))
@@ -211,10 +216,13 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         if not parts:
             raise ValueError("give input_ids, or a condition (class_labels or text_embeds).")
         x = self.token_dropout(torch.cat(parts, dim=1))  # (B, L, D)
+        # Positions go on where the cache ends, so that a later call turns by the right angles.
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         positions = torch.arange(x.shape[1], device=x.device) + past
+        # A compiled static cache counts on the device; asking it would stop the stream every token.
         if not isinstance(past, Tensor):
             self._check_length(past + x.shape[1])
+        # The form of the mask depends on the attention backend, which may need none at all.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=x,
@@ -231,15 +239,18 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
             config.prefix_length,
             config.positions_per_cell,
         )
+        # The last layer's input is kept: the attention's share is computed from it, see below.
         for layer in self.layers:
             before = x
             x = layer(x, mask, cos, sin, past_key_values)
         output = CodecladeOutput(past_key_values=past_key_values, hidden_states=self.norm(x))
+        # Fused kernels do not return their weights, so the one row that IAR2's schedule needs is
+        # computed a second time.
         if output_condition_attention:
-            normed = layer.attention_norm(before)
-            output.condition_attention = layer.attention.prefix_share(
-                normed, mask, cos, sin, past_key_values
-            )
+            last, cache = cast(Block, self.layers[-1]), cast(Cache, past_key_values)
+            normed = last.attention_norm(before)
+            output.condition_attention = last.attention.prefix_share(normed, mask, cos, sin, cache)
+        # Logits of all positions are V numbers each; sampling needs those of the last one alone.
         if return_logits:
             given = output.hidden_states, labels, input_ids, self.token_embedding, conditioned
             for name, value in self.head.teacher_forced(*given).items():

@@ -118,12 +118,15 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         detail_codebook_size: int | None = None,
     ):
         super().__init__()
+        # GroupNorm would say so too, but without naming the setting.
         for channels in block_out_channels:
             if channels % norm_num_groups:
                 raise ValueError(
                     f"block_out_channels has {channels}, which norm_num_groups={norm_num_groups} "
                     "does not divide; use multiples of it."
                 )
+        # Attention at the lowest resolution only, and no double_z: the encoder gives latents, not a
+        # mean and a variance.
         levels = len(block_out_channels)
         self.downsample = 2 ** (levels - 1)
         self.encoder = Encoder(
@@ -157,11 +160,11 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
 
     @property
     def codebook_size(self) -> int:
-        return self.config.codebook_size
+        return self.config["codebook_size"]
 
     @property
     def detail_codebook_size(self) -> int | None:
-        return self.config.detail_codebook_size
+        return self.config["detail_codebook_size"]
 
     def encode(self, pixels: Tensor) -> VQEncoderOutput:
         """Tokenize images.
@@ -195,6 +198,7 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: a flat length that is no square, or ids outside 0..N-1.
         """
+        # A flat (B, T, 2) and a grid (B, G, 2) look alike; only the tokenizer knows which it is.
         pair = () if self.detail_codebook_size is None else (2,)
         fits = ids.shape[ids.ndim - len(pair) :] == pair
         if ids.ndim == 2 + len(pair) and fits:
@@ -208,6 +212,8 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         if ids.ndim != 3 + len(pair) or not fits:
             wanted = "(B, rows, columns, 2)" if pair else "(B, rows, columns)"
             raise ValueError(f"ids must have shape {wanted}, got {tuple(ids.shape)}.")
+        # Each half of a pair has its own codebook. On a GPU a look-up past its end would end the
+        # whole process, so ids are checked first.
         sizes = [self.codebook_size, self.detail_codebook_size][: 1 + len(pair)]
         for values, size in zip(ids.unbind(-1) if pair else [ids], sizes, strict=True):
             check_range(values, size, "id")

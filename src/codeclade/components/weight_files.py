@@ -41,6 +41,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         ValueError: naming the file, where it is no JSON, no `kind` (dict or list), larger than
             16 MiB or deeper than 32 levels.
     """
+    # Before reading: a file of gigabytes must not be read to learn that it is no config.
     size = path.stat().st_size
     if size > LARGEST_JSON:
         raise ValueError(f"{path} has {size:,} bytes; JSON of up to {LARGEST_JSON:,} is read.")
@@ -63,6 +64,7 @@ def parse_json(text: bytes, what: str) -> Any:
         raise ValueError(f"{what} is nested too deeply; up to {DEEPEST_JSON} levels.") from None
     except ValueError as error:  # also what is no UTF-8, and numbers of thousands of digits
         raise ValueError(f"{what} is no valid JSON: {shortened(error)}.") from None
+    # Breadth first, without recursion, which is what deep nesting is meant to exhaust.
     level, depth = [content], 0
     while level := [inner for outer in level for inner in _inside(outer)]:
         depth += 1
@@ -91,6 +93,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         OSError: naming the file, where it is shorter or longer than its header says, or the header
             has unknown types, shapes that do not fit their bytes, gaps or overlaps.
     """
+    # The header's length is the file's first claim, and bounds what is read next.
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -99,6 +102,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         if length > LARGEST_JSON:
             raise OSError(f"{file} is damaged: a header of {length:,} bytes.")
         text = stream.read(length)
+    # Every entry for itself, then all of them against the length of the file.
     try:
         header = parse_json(text, "its header")
         if not isinstance(header, dict):
@@ -134,6 +138,7 @@ def _stored_tensor(name: str, entry: Any) -> StoredTensor:
         raise ValueError(f"{name} has the shape {shortened(repr(shape))}")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"{name} has the data_offsets {shortened(repr(offsets))}")
+    # Type and shape say how many bytes there must be, so nothing else is ever allocated.
     start, end = offsets
     if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise ValueError(
