@@ -52,7 +52,7 @@ def render_card(repository: Repository, repo_id: str, license: str | None = None
         _training(repository),
         _evaluation(repository.evaluation, repository.training),
         _license(repository.provenance, license),
-        "## Citation\n\n" + cited_papers(repository.parts, repository.provenance.to_json()),
+        "## Citation\n\n" + cited_papers(repository.parts, repository.provenance.method),
     ]
     metadata = _metadata(repository, repo_id, license)
     return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"

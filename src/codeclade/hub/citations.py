@@ -47,15 +47,15 @@ PAPERS = {
 }
 
 
-def cited_papers(parts: dict[str, Any], provenance: dict[str, Any]) -> str:
+def cited_papers(parts: dict[str, Any], published_as: str | None = None) -> str:
     """BibTeX of the papers whose methods the components use.
 
     Args:
         parts: a repository's components (`class_name`, `config`) by name.
-        provenance: may name the `method` the weights were published under.
+        published_as: the project that published the weights, where one did.
     """
     configs = {part.class_name: part.config for part in parts.values()}
-    keys = {"llamagen", provenance.get("method", "").lower()}
+    keys = {"llamagen", (published_as or "").lower()}
     method = configs.get("ClusterMap", {}).get("method", "")
     if method.startswith(("masc", "dcpe")):  # one construction, published twice
         keys |= {"masc", "dcpe"}
