@@ -1,8 +1,8 @@
 """What the generator and the refiner are built of: LlamaGen's decoder blocks and their config.
 
 LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or text prefix. Must
-stay numerically equal to the published c2i_*.pt, t2i_*.pt, IAR2-*.pth (see hub/convert.py) and to
-DCPE's refine net (see hub/dcpe.py).
+stay numerically equal to the published c2i_*.pt, t2i_*.pt, IAR2-*.pth (see checkpoints/) and to
+DCPE's refine net (see checkpoints/dcpe.py).
 
 Shapes: B batch, P prefix positions, L sequence length, S keys in the cache, D width, H heads,
 h = D / H, G token grid side.

@@ -3,7 +3,7 @@
 One pair of modules a scheme: LlamaGen's embedding and `TokenHead` (arXiv 2406.06525),
 `ClusterTokenEmbedding` and `ClusterTokenHead` (our own), `SemanticDetailEmbedding` and
 `SemanticDetailHead` (IAR2, arXiv 2510.06928). Must stay numerically equal to the published
-IAR2-*.pth (see hub/convert.py).
+IAR2-*.pth (see checkpoints/).
 
 Every head has two methods:
 

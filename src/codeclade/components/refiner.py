@@ -3,7 +3,7 @@
 One class, three methods: DCPE's refine net (arXiv 2508.10719; causal, arg-max over all ids), CTF's
 second stage (arXiv 2503.16194; bidirectional, sampled among the cluster's members) and MASC's
 hierarchical decoding (arXiv 2510.04220; the generator's hidden states come in too).
-Must stay numerically equal to DCPE's released refine net (see hub/dcpe.py).
+Must stay numerically equal to DCPE's released refine net (see checkpoints/dcpe.py).
 
 Shapes: B batch, P prefix positions (1 with classes, else 0), T tokens, L = P + T, D width, N ids,
 K clusters, C width of the generator's hidden states.

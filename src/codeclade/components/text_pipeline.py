@@ -3,7 +3,7 @@
 LlamaGen's text-conditional models (arXiv 2406.06525): 120 FLAN-T5-XL features of the caption are
 the generator's prefix, padded on the left and masked. The steps of a call are public, and but for
 the condition the same as CodecladePipeline's; see pipeline_steps.py.
-Must stay numerically equal to the published t2i_*.pt (see hub/convert.py).
+Must stay numerically equal to the published t2i_*.pt (see checkpoints/).
 
 Shapes: B images, P prefix positions, T = G * G tokens, C width of the text features.
 """

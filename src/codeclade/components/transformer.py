@@ -2,7 +2,7 @@
 
 LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or text prefix; IAR2:
 pairs of codes and a head with local context. Must stay numerically equal to the published
-c2i_*.pt, t2i_*.pt and IAR2-*.pth (see hub/convert.py).
+c2i_*.pt, t2i_*.pt and IAR2-*.pth (see checkpoints/).
 
 What a position holds and how its logits come out is the scheme's: see schemes.py and heads.py.
 

@@ -3,7 +3,7 @@
 The encoder and decoder are diffusers' autoencoder blocks; the quantizers are ours, because LlamaGen
 (arXiv 2406.06525) normalizes the latents and the codebook rows on every use, and IAR2 adds a second
 codebook for what the first leaves. Must stay numerically equal to LlamaGen's vq_ds16_c2i.pt and
-vq_ds8_c2i.pt and to IAR2's 0485000.pt (see hub/convert.py).
+vq_ds8_c2i.pt and to IAR2's 0485000.pt (see checkpoints/).
 
 Shapes: B batch, H W image sides, G = H / downsample token grid side, N codebook size, d code width,
 M detail codebook size. `ids` are (B, G, G), or (B, G, G, 2) with a detail codebook.
