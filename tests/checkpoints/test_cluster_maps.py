@@ -26,7 +26,7 @@ def test_settings_of_a_method_reach_it():
     rows = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
     first = make_cluster_map(rows, "kmeans", 6, options={"n_init": 1})[0]
     assert not torch.equal(first.mapping, make_cluster_map(rows, "kmeans", 6)[0].mapping)
-    with pytest.raises(TypeError, match="nothing_such"):
+    with pytest.raises(ValueError, match="nothing_such"):
         make_cluster_map(rows, "kmeans", 6, options={"nothing_such": 1})
 
 

@@ -16,6 +16,7 @@ In float32 whatever the dtype of the weights:
     loss                 of those logits
 """
 
+import inspect
 from typing import cast
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -125,6 +127,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, L, h/2)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).type_as(x)
+
+
+# transformers 5.24 renamed the argument; older versions know the old name only.
+CACHE_ARGUMENT = (
+    "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+)
+
+
+def causal_mask(
+    config: PreTrainedConfig,
+    x: Tensor,
+    positions: Tensor,
+    attention_mask: Tensor | None = None,
+    cache: Cache | None = None,
+):
+    """The mask that the config's attention backend wants, or None where it needs none.
+
+    Args:
+        x: (B, L, D) inputs of the first block.
+        positions: (L,) of these inputs.
+        attention_mask: (B, positions so far) 1 where visible.
+        cache: keys of earlier positions.
+    """
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=x,
+        attention_mask=attention_mask,
+        position_ids=positions.unsqueeze(0),
+        **{CACHE_ARGUMENT: cache},
+    )
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):

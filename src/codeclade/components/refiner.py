@@ -17,10 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import ModelOutput
 
-from .blocks import Block, ClassPrefix, DecoderConfig, Output, init_weights, rotation
+from .blocks import (
+    Block,
+    ClassPrefix,
+    DecoderConfig,
+    Output,
+    causal_mask,
+    init_weights,
+    rotation,
+)
 from .cluster_map import ClusterMap
 from .loading import StrictLoading
 from .sampling import guide, sample
@@ -191,13 +198,7 @@ class Refiner(StrictLoading, PreTrainedModel):
         # No mask at all where a refiner is bidirectional: every position sees the whole image.
         mask = None
         if self.config.causal:
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=x,
-                attention_mask=None,
-                past_key_values=None,
-                position_ids=positions.unsqueeze(0),
-            )
+            mask = causal_mask(self.config, x, positions)
         config = self.config
         cos, sin = rotation(
             positions, config.grid_size, config.head_dim, config.rope_theta, config.prefix_length

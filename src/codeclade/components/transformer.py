@@ -19,10 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import ModelOutput
 
-from .blocks import Block, ClassPrefix, DecoderConfig, TextPrefix, init_weights, rotation
+from .blocks import (
+    Block,
+    ClassPrefix,
+    DecoderConfig,
+    TextPrefix,
+    causal_mask,
+    init_weights,
+    rotation,
+)
 from .loading import StrictLoading
 from .schemes import SCHEMES, Scheme, scheme_class
 
@@ -94,12 +101,17 @@ class CodecladeOutput(ModelOutput):
 
     loss: Tensor | None = None  # mean cross-entropy a token (or pair) in nats
     logits: Tensor | None = None  # (B, L, V) float32; position P-1+t predicts token t
-    past_key_values: Cache | None = None
+    cache: Cache | None = None  # what was given as past_key_values
     cluster_logits: Tensor | None = None  # cluster_token: (B, L, K), positions as `logits`
     semantic_logits: Tensor | None = None  # semantic_detail: (B, T, K); position t predicts pair t
     detail_logits: Tensor | None = None  # (B, T, V), given the true semantic code of pair t
     hidden_states: Tensor | None = None  # (B, L, D), what the head reads
     condition_attention: Tensor | None = None  # (B,) last query's share on the prefix
+
+    @property
+    def past_key_values(self) -> Cache | None:
+        """`cache` under the name that transformers had for it before 5.24."""
+        return self.cache
 
 
 class CodecladeTransformer(StrictLoading, PreTrainedModel):
@@ -223,13 +235,7 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         if not isinstance(past, Tensor):
             self._check_length(past + x.shape[1])
         # The form of the mask depends on the attention backend, which may need none at all.
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=positions.unsqueeze(0),
-        )
+        mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
         config = self.config
         cos, sin = rotation(
             positions,
@@ -243,7 +249,7 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         for layer in self.layers:
             before = x
             x = layer(x, mask, cos, sin, past_key_values)
-        output = CodecladeOutput(past_key_values=past_key_values, hidden_states=self.norm(x))
+        output = CodecladeOutput(cache=past_key_values, hidden_states=self.norm(x))
         # Fused kernels do not return their weights, so the one row that IAR2's schedule needs is
         # computed a second time.
         if output_condition_attention:
