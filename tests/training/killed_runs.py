@@ -19,7 +19,7 @@ from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
 
-STEPS, KILLS = 600, 12
+STEPS, KILLS = 1500, 12
 
 
 class Points(torch.utils.data.Dataset):
