@@ -346,7 +346,7 @@ def test_the_fused_optimizer_makes_the_same_steps():
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_end_is_bit_equal(tmp_path):
-    """SIGKILL at up to 12 moments, every other one while a checkpoint is written; see killed_runs.py."""
+    """SIGKILL at up to 12 moments, half of them while saving; see killed_runs.py."""
     command = [sys.executable, str(KILLED), str(tmp_path)]
     settings = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)

@@ -17,7 +17,7 @@ In float32 whatever the dtype of the weights:
 """
 
 import inspect
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -150,12 +150,13 @@ def causal_mask(
         attention_mask: (B, positions so far) 1 where visible.
         cache: keys of earlier positions.
     """
+    named: dict[str, Any] = {CACHE_ARGUMENT: cache}
     return create_causal_mask(
         config=config,
         inputs_embeds=x,
         attention_mask=attention_mask,
         position_ids=positions.unsqueeze(0),
-        **{CACHE_ARGUMENT: cache},
+        **named,
     )
 
 
