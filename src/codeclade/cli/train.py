@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from .arguments import VerbParser, add_verb, load_part, recipe_arguments, say_size
 
@@ -104,7 +105,13 @@ def add_train_refiner(verbs) -> None:
         "codeclade train-refiner --recipe dcpe --tokenizer runs/tokenizer "
         "--cluster-map runs/cluster_map --codes runs/codes --out runs/refiner",
     )
-    _folders(parser, "tokenizer", "cluster-map", "codes")
+    parser.add_argument(
+        "--pipeline",
+        metavar="DIR",
+        help="pipeline folder that gives tokenizer and cluster map, and gets the refiner; or:",
+    )
+    _folders(parser, "tokenizer", "cluster-map", required=False)
+    _folders(parser, "codes")
     parser.add_argument(
         "--generator",
         metavar="DIR",
@@ -116,22 +123,37 @@ def add_train_refiner(verbs) -> None:
 
 def _train_refiner(arguments: argparse.Namespace) -> None:
     recipe = _recipe("refiner", arguments, ("steps",))
+    pipeline, generator = arguments.pipeline, arguments.generator
+    parts = arguments.tokenizer, arguments.cluster_map
+    if any(parts) if pipeline else not all(parts):
+        raise ValueError("give either --pipeline, or both --tokenizer and --cluster-map.")
+    # States of another generator would come in at sampling than in training.
+    if pipeline and generator:
+        own = {Path(pipeline).resolve(), (Path(pipeline) / "transformer").resolve()}
+        if Path(generator).resolve() not in own:
+            raise ValueError(f"--generator {generator} must be --pipeline {pipeline} itself.")
     from ..components.cluster_map import ClusterMap
     from ..components.transformer import CodecladeTransformer
     from ..components.vq_model import VQModel
     from ..training.refiner import train_refiner
 
-    vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
-    cluster_map = load_part(ClusterMap, arguments.cluster_map, "cluster_map")
-    generator = load_part(CodecladeTransformer, arguments.generator, "transformer")
-    train_refiner(recipe, arguments.codes, vq_model, cluster_map, arguments.out, generator)
-    print(f"saved {arguments.out}/refiner")
+    tokenizer, cluster_map = (pipeline, pipeline) if pipeline else parts
+    train_refiner(
+        recipe,
+        arguments.codes,
+        load_part(VQModel, tokenizer, "vq_model").eval(),
+        load_part(ClusterMap, cluster_map, "cluster_map"),
+        arguments.out,
+        load_part(CodecladeTransformer, generator, "transformer"),
+        pipeline,
+    )
+    print(f"saved {arguments.out}/refiner" + (f" and {pipeline}/refiner" if pipeline else ""))
 
 
-def _folders(parser: VerbParser, *names: str) -> None:
-    """Add flags of `FOLDERS`, all required."""
+def _folders(parser: VerbParser, *names: str, required: bool = True) -> None:
+    """Add flags of `FOLDERS`."""
     for name in names:
-        parser.add_argument(f"--{name}", required=True, metavar="DIR", help=FOLDERS[name])
+        parser.add_argument(f"--{name}", required=required, metavar="DIR", help=FOLDERS[name])
 
 
 def _recipe(section: str, arguments: argparse.Namespace, needed: Sequence[str] = ()):

@@ -149,6 +149,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids: Tensor | None = None,
         clusters: Tensor | None = None,
         refine: str | None = None,
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of classes, or change given ones.
@@ -182,6 +183,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             ids: ids (B, G, G) or (B, G, G, 2) to change, instead of `init_image`.
             clusters: (B, G, G) choices of the first stage to keep everywhere; see `redraw`.
             refine: how clusters become ids: "refiner" (the default where there is one) or "member".
+            refiner_settings: `temperature`, `top_k` and `guidance_scale` of the refiner, as for
+                `Refiner.refine`; what is not there is the refiner's default.
             latents: another name of `ids`, after diffusers.
 
         Returns:
@@ -196,7 +199,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
+        rest = guidance_schedule, refine, tensors, refiner_settings
+        settings = self.check_inputs(*sampling, *rest)
         check_edit(init_image, mask_image, strength, ids, clusters)
         condition, null_condition = self.encode_condition(class_labels, num_images_per_prompt)
         # All numbers are drawn before sampling, so an edit or a callback cannot shift the stream.
@@ -206,7 +210,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         callback = callback_on_step_end, tensors
         # The condition goes to the decoder too: refiners read the class, or the generator's states.
         tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
-        images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
+        refining = refine, condition, refiner_settings
+        images = self.decode(tokens, draws.members, output_type, edit, *refining)
         return self.finish(images, return_dict)
 
     @torch.no_grad()
@@ -221,6 +226,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         refine: str = "member",
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
         **settings,
     ) -> ImagePipelineOutput | tuple:
@@ -234,6 +240,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             clusters: (B, G, G) clusters or semantic codes, as `output_type="clusters"` gives them.
             ids: or ids (B, G, G), (B, G, G, 2), whose clusters are kept.
             refine: "member", or "refiner" for a one-stage pipeline that has one.
+            refiner_settings: as for `__call__`.
             latents: another name of `ids`, after diffusers.
             settings: what else `__call__` takes, for two-stage models (guidance_scale, top_k, ...).
 
@@ -255,7 +262,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         # One stage: nothing is sampled by the generator, the details lie outside of it.
         if not scheme.two_stages:
             given = num_images_per_prompt, generator, output_type, refine, settings
-            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
+            images = self.redraw_members(clusters, condition, *given, refiner_settings)
+            return self.finish(images, return_dict)
         if not condition:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs class_labels.")
         # Two stages: a call that holds the first; "member" is the draw that its second one makes.
@@ -267,5 +275,6 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             return_dict=return_dict,
             clusters=clusters.unflatten(1, (grid, grid)),
             refine=None if refine == "member" else refine,
+            refiner_settings=refiner_settings,
             **settings,
         )

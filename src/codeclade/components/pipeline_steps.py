@@ -32,7 +32,7 @@ from .generation import (
 )
 from .guidance import Number, Schedule
 from .loading import check_weight_files, installed_index
-from .refiner import Refiner, check_way, clusters_to_ids
+from .refiner import Refiner, check_refiner_settings, check_way, clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
@@ -116,6 +116,7 @@ class PipelineSteps:
         guidance_schedule: str | dict | None = None,
         refine: str | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
+        refiner_settings: dict[str, Any] | None = None,
     ) -> SamplingSettings:
         """How tokens are sampled, once all arguments have values they can have.
 
@@ -166,6 +167,7 @@ class PipelineSteps:
                 f"output_type={output_type!r} needs a cluster_map, which this pipeline lacks."
             )
         check_way(refine, self.refiner)
+        check_refiner_settings(refiner_settings, refine, self.refiner)
         if refine == "refiner" and not scheme.predicts_clusters:
             raise ValueError(
                 f"refine='refiner' is for transformers that predict clusters, not for scheme "
@@ -250,6 +252,7 @@ class PipelineSteps:
         edit: Edit | None = None,
         refine: str | None = None,
         condition: dict[str, Tensor] | None = None,
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """Tokens (B, T, ...) as images, fine ids (B, G, G, ...) or clusters (B, G, G).
 
@@ -257,6 +260,7 @@ class PipelineSteps:
             members: (B, T), `Draws.members`.
             refine: "refiner" or "member" for tokens that are clusters; None: the refiner, if any.
             condition: what the tokens were sampled with, for a refiner.
+            refiner_settings: temperature, top_k and guidance_scale of the refiner.
         """
         # Clusters need neither a draw nor the tokenizer.
         kind, scheme = OUTPUT_ALIASES.get(output_type, output_type), self.transformer.scheme
@@ -266,7 +270,8 @@ class PipelineSteps:
             return scheme.tokens_to_clusters(tokens, mapping).unflatten(1, grid)
         # From here on clusters must become ids, by the member draw or by the refiner.
         parts = self.transformer, self.cluster_map, self.refiner
-        ids = tokens_to_ids(tokens, members, *parts, refine, condition, edit).unflatten(1, grid)
+        how = refine, condition, edit, refiner_settings
+        ids = tokens_to_ids(tokens, members, *parts, *how).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)
@@ -285,12 +290,14 @@ class PipelineSteps:
         output_type: str,
         refine: str,
         settings: dict[str, Any],
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """New ids, or images of them, of clusters (B, T): `redraw` without a second stage.
 
         Args:
             condition: rows of labels or text features, one a row of clusters, for a refiner.
             settings: what else `redraw` was given, which only a second stage could use.
+            refiner_settings: temperature, top_k and guidance_scale of the refiner.
 
         Raises:
             ValueError: any settings, or an argument with a value it cannot have.
@@ -301,6 +308,7 @@ class PipelineSteps:
         # Sampling settings play no part; neutral ones let the other arguments be checked.
         self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
         check_way(refine, self.refiner)
+        check_refiner_settings(refiner_settings, refine, self.refiner)
         # Copies of a grid differ by their own numbers, as images of one label do in a call.
         clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
         condition = {
@@ -315,7 +323,8 @@ class PipelineSteps:
         uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)  # (B, T)
         # One-stage pipelines that have clusters have them from a map.
         parts = self.transformer, cast(ClusterMap, self.cluster_map), self.refiner
-        ids = clusters_to_ids(clusters, uniforms, *parts, refine, condition).unflatten(1, grid)
+        how = refine, condition, refiner_settings
+        ids = clusters_to_ids(clusters, uniforms, *parts, *how).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)

@@ -258,6 +258,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         strength: float = 1.0,
         ids: Tensor | None = None,
         clusters: Tensor | None = None,
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of captions, or change given ones.
@@ -281,7 +282,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             return_dict: False returns a plain tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
                 for `CodecladePipeline`.
-            init_image, mask_image, strength, ids, clusters, latents: as for `CodecladePipeline`.
+            init_image, mask_image, strength, ids, clusters, refiner_settings, latents: as for
+                `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -295,7 +297,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
+        rest = guidance_schedule, refine, tensors, refiner_settings
+        settings = self.check_inputs(*sampling, *rest)
         check_edit(init_image, mask_image, strength, ids, clusters)
         condition, null_condition = self.encode_condition(
             prompt,
@@ -313,7 +316,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         callback = callback_on_step_end, tensors
         # The condition goes to the decoder too, for refiners that read the generator's states.
         tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
-        images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
+        refining = refine, condition, refiner_settings
+        images = self.decode(tokens, draws.members, output_type, edit, *refining)
         return self.finish(images, return_dict)
 
     @torch.no_grad()
@@ -330,6 +334,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         refine: str = "member",
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
         **settings,
     ) -> ImagePipelineOutput | tuple:
@@ -343,6 +348,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             ids: or ids (B, G, G), (B, G, G, 2), whose clusters are kept.
             prompt, prompt_embeds, prompt_attention_mask: as for `__call__`.
             refine: "member", or "refiner" for a one-stage pipeline that has one.
+            refiner_settings: as for `__call__`.
             latents: another name of `ids`, after diffusers.
             settings: what else `__call__` takes, for two-stage models (guidance_scale, top_k, ...).
 
@@ -364,7 +370,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         # One stage: nothing is sampled by the generator, the details lie outside of it.
         if not scheme.two_stages:
             given = num_images_per_prompt, generator, output_type, refine, settings
-            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
+            images = self.redraw_members(clusters, condition, *given, refiner_settings)
+            return self.finish(images, return_dict)
         if not condition:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs a prompt.")
         # Two stages: a call that holds the first one; the caption is encoded already and goes in as
@@ -378,6 +385,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             return_dict=return_dict,
             clusters=clusters.unflatten(1, (config.grid_size, config.grid_size)),
             refine=None if refine == "member" else refine,
+            refiner_settings=refiner_settings,
             **settings,
         )
 
