@@ -1,6 +1,6 @@
 """Settings of `codeclade train-generator`, and the architecture that they give."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..components.cluster_map import ClusterMap
@@ -9,6 +9,7 @@ from ..components.transformer import CodecladeConfig
 from ..data.codes import Codes
 from .context_noise import KINDS
 from .embedding_priors import PRIORS
+from .growing import growth_steps
 from .recipe import RunRecipe
 
 
@@ -28,6 +29,7 @@ class GeneratorRecipe(RunRecipe):
     context_noise: str = "none"  # input tokens replaced at first: none, uniform (reAR), cluster
     context_noise_clusters: int = 1024  # clusters of the tree that "cluster" noise stays within
     sparse_head: bool = False  # cluster_token: loss from the right cluster's members, less memory
+    grow: dict = field(default_factory=dict)  # clusters by step, {0: 512, 1000: 1024, 2000: all}
     hidden_size: int = 768  # width D
     num_hidden_layers: int = 12  # blocks
     num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
@@ -59,6 +61,9 @@ class GeneratorRecipe(RunRecipe):
         for name in ("cluster_loss_weight", "tree_loss_weight", "alignment_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        self.grow = growth_steps(self.grow)
+        if self.grow and self.embedding_prior != "none":
+            raise ValueError(f"grow does not go with embedding_prior={self.embedding_prior}.")
         if self.sample_every < 0:
             raise ValueError(f"sample_every is {self.sample_every}; it must be 0 or more.")
         if not 0 <= self.drop_path < 1:
