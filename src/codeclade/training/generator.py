@@ -31,6 +31,7 @@ from .embedding_priors import add_embedding_priors, folded, token_vectors
 from .generator_recipe import GeneratorRecipe, generator_config
 from .growing import Growth
 from .initialization import initialize, load_source
+from .low_rank import add_low_rank, merged
 from .objective import GeneratorObjective, TokenNoise
 from .optimization import build_optimizer
 from .processes import share, summed
@@ -89,6 +90,9 @@ def train_generator(
             for line in initialize(model, source, names, vq_model, cluster_map):
                 if run.accelerator.is_main_process:
                     print(f"init_from: {line}", file=sys.stderr)
+        if recipe.lora_rank:
+            alpha, dropout = recipe.lora_alpha, recipe.lora_dropout
+            add_low_rank(model, recipe.lora_rank, alpha, dropout, recipe.lora_whole)
         prior, fresh = recipe.embedding_prior, source is None
         add_embedding_priors(model, prior, vq_model, cluster_map, recipe.seed, fresh)
         if growth is not None:
@@ -128,7 +132,7 @@ def train_generator(
                 save_samples(run, pipeline_of, len(names), done)
 
     # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
-    pipeline = pipeline_of(folded(run.finished_model(build, recipe.use_best).model))
+    pipeline = pipeline_of(merged(folded(run.finished_model(build, recipe.use_best).model)))
     if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
         run.record(run.out / "pipeline", "generator", train.source, len(train), len(names))

@@ -10,6 +10,7 @@ from ..data.codes import Codes
 from .context_noise import KINDS
 from .embedding_priors import PRIORS
 from .growing import growth_steps
+from .low_rank import PARTS, check_low_rank
 from .recipe import RunRecipe
 
 
@@ -41,6 +42,12 @@ class GeneratorRecipe(RunRecipe):
     drop_path: float = 0.0  # chance of leaving the last block's branches out, less in earlier ones
     class_dropout: float = 0.1  # share of classes replaced by the null class, for guidance
     init_from: str = ""  # pipeline folder or Hub id to start from: other classes, grid, clusters
+    lora_rank: int = 0  # above 0: low-rank updates of the blocks (LoRA), merged when saved
+    lora_alpha: float = 0.0  # scale of the updates times their rank; 0 = the rank
+    lora_dropout: float = 0.0  # of what the updates read
+    lora_whole: list = field(  # trained whole beside the updates: prefix, token_embedding, head
+        default_factory=lambda: ["prefix"]
+    )
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass
     compile: bool = False  # torch.compile of the blocks
     use_best: bool = False  # finish with the weights of the lowest validation loss, not the last
@@ -64,10 +71,24 @@ class GeneratorRecipe(RunRecipe):
         self.grow = growth_steps(self.grow)
         if self.grow and self.embedding_prior != "none":
             raise ValueError(f"grow does not go with embedding_prior={self.embedding_prior}.")
+        self._check_low_rank()
         if self.sample_every < 0:
             raise ValueError(f"sample_every is {self.sample_every}; it must be 0 or more.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path}; it must be 0 or more and below 1.")
+
+    def _check_low_rank(self) -> None:
+        if self.lora_rank < 0 or self.lora_alpha < 0 or not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha} and "
+                f"lora_dropout={self.lora_dropout} must be 0 or more, and the last below 1."
+            )
+        foreign = [name for name in self.lora_whole if name not in PARTS]
+        if foreign:
+            raise ValueError(f"lora_whole has {foreign[0]!r}; it may have {', '.join(PARTS)}.")
+        if self.lora_rank:
+            tables = {"grow": bool(self.grow), "embedding_prior": self.embedding_prior != "none"}
+            check_low_rank(self.lora_rank, self.init_from, tables)
 
 
 def generator_config(
