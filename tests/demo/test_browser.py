@@ -340,8 +340,9 @@ def test_errors_are_said_once_and_go_away(desktop):
     assert "Traceback" not in desktop.content()
 
 
-def test_no_tab_opens_empty(page):
+def test_no_tab_opens_empty(desktop):
     """An example is there, and what the tab does with it; links and a sentence are above."""
+    page = desktop
     assert page.locator(".pictures:visible img").count() == 4
     head = page.locator(".prose.intro").inner_text()
     assert "A token is one place of the 8 x 8 grid" in head
