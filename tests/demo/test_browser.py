@@ -69,7 +69,7 @@ def desktop(browser, address):
 def opened(browser, address, size):
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)  # for busy machines
     errors, outside = [], []
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
