@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard
 
 from builders import build_scheme
 from codeclade import bundled
+from codeclade.checkpoints.papers import PAPERS
 from codeclade.hub.card import check_front_matter, describe_map, render_card
-from codeclade.hub.citations import PAPERS
 from codeclade.hub.push import prepare
 from codeclade.hub.repository import read_repository
 

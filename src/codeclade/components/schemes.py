@@ -141,8 +141,12 @@ class Scheme:
         return self.ids_to_clusters(tokens, mapping)
 
     def tokens_to_choices(self, tokens: Tensor, mapping: Tensor | None) -> Tensor:
-        """What every stage has to choose to give these tokens: (B, T, S)."""
-        return tokens.unsqueeze(-1)
+        """What every stage has to choose to give these tokens: (B, T, S).
+
+        Of two stages the first chooses the cluster and the second one of its tokens.
+        """
+        stages = [self.ids_to_clusters(tokens, mapping)] if self.two_stages else []
+        return torch.stack([*stages, tokens], dim=-1)
 
     def choices_to_tokens(self, choices: Tensor) -> Tensor:
         """Tokens (..., *token_shape) of the choices (..., S) of all stages."""
@@ -220,9 +224,6 @@ class ClusterToken(Scheme):
 
     def mapping(self, transformer, cluster_map) -> Tensor:
         return cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
-
-    def tokens_to_choices(self, tokens, mapping):
-        return torch.stack([self.ids_to_clusters(tokens, mapping), tokens], dim=-1)
 
 
 class SemanticDetail(Scheme):

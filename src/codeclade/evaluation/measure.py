@@ -18,6 +18,7 @@ from ..components.vq_model import VQModel
 from ..data.codes import Codes
 from ..data.pixels import to_pixels
 from ..data.records import EvaluationRecord
+from ..metrics.image_quality import QUALITIES
 from ..metrics.lpips import Lpips
 from ..metrics.networks import FeatureNetwork
 from .feature_sets import FeatureSet, scores, set_distances, share_error
@@ -26,8 +27,6 @@ from .protocol import Protocol, machine_name, type_name
 from .reconstruction import Reconstruction, reconstruct, resize_words
 from .reference import Photographs, imagenet_indices
 from .sampling import SampleParts, image_side
-
-UNITS = {"PSNR of reconstructions": " dB"}
 
 
 @dataclass
@@ -78,7 +77,8 @@ class Measurement:
             protocol = protocol.using(estimator="mean over the images that are not exact")
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
         mean = float(values.mean())
-        self.add(name, mean, protocol, words, UNITS.get(name, ""), error)
+        unit = QUALITIES[name].unit if name in QUALITIES else ""
+        self.add(name, mean, protocol, words, unit, error)
 
 
 def measure_tokenizer(
