@@ -110,6 +110,7 @@ def check_component(kind: type, part: Path, variant: str | None = None) -> None:
     own = issubclass(kind, StrictLoading)
     if own:
         check_fields(configures, content, what)
+        _check_class(kind, content, what)
     groups = weight_groups(part, variant)
     if not groups:
         ending = f".{variant}.safetensors" if variant else ".safetensors"
@@ -141,6 +142,18 @@ def check_component(kind: type, part: Path, variant: str | None = None) -> None:
         _check_precision(content, groups, part)
 
 
+def _check_class(kind: type, content: dict[str, Any], what: str) -> None:
+    """Raise a ValueError where a config says that it is another of this package's classes."""
+    classes = {base.__name__ for base in kind.__mro__}
+    name = content.get("_class_name", kind.__name__)
+    if name in OWN_PARTS.values() and name not in classes:
+        raise ValueError(f"{what}: this is a {name}, not a {kind.__name__}.")
+    wanted = getattr(getattr(kind, "config_class", None), "model_type", None)
+    if wanted is not None and content.get("model_type", wanted) != wanted:
+        given = shortened(content["model_type"], 40)
+        raise ValueError(f"{what}: model_type={given} must be {wanted!r}.")
+
+
 def weight_groups(part: Path, variant: str | None = None) -> list[dict[str, StoredTensor]]:
     """Tensors by name of every whole set of weights that a folder has of this variant.
 
@@ -164,9 +177,12 @@ def read_shards(index: Path) -> dict[str, StoredTensor]:
         OSError: an index that is damaged, or that names what is not beside it.
     """
     try:
-        listed = read_json(index).get("weight_map")
+        content = read_json(index)
     except ValueError as error:
         raise OSError(str(error)) from None
+    if not isinstance(content.get("metadata"), dict):
+        raise OSError(f"{shown(index)} is damaged: metadata must be an object.")
+    listed = content.get("weight_map")
     plain = isinstance(listed, dict) and all(isinstance(file, str) for file in listed.values())
     if not plain or not listed:
         raise OSError(f"{shown(index)} is damaged: weight_map must name the file of every weight.")
