@@ -13,7 +13,7 @@ from ..components.cluster_map import codebook_sketch
 from ..components.vq_model import VQModel
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
-from ..data.images import LabeledImages, load_images
+from ..data.images import DAMAGED, LabeledImages, load_images
 from ..data.pixels import to_pixels
 from ..data.sheets import image_grid
 from .recipe import PRECISIONS, check_settings
@@ -36,8 +36,14 @@ class EncodeRecipe:
     batch_size: int = 32  # views that go through the tokenizer at once: bounds the memory
     mixed_precision: str = "no"  # no, fp16, bf16: of the convolutions; code search stays float32
     seed: int = 0  # of the random views
+    damaged_images: str = "refuse"  # refuse names the first and ends; skip looks for them first
 
     def __post_init__(self):
+        if self.damaged_images not in DAMAGED:
+            choices = ", ".join(DAMAGED)
+            raise ValueError(
+                f"damaged_images is {self.damaged_images!r}; it must be one of {choices}."
+            )
         check_settings(self, "image_size", "views", "shard_size", "batch_size")
 
 
@@ -48,7 +54,8 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
     images decoded from their codes, under their labels' order in codes.json, to check by eye.
     """
     for split in ("train", "validation"):
-        images = load_images(recipe.data, split, recipe.image_size, recipe.classes, recipe.crop)
+        source = recipe.data, split, recipe.image_size, recipe.classes, recipe.crop
+        images = load_images(*source, damaged=recipe.damaged_images)
         _encode_split(recipe, vq_model, images, split, Path(out) / split)
 
 
