@@ -17,14 +17,16 @@ from codeclade.cli.arguments import check_device, load_part
 
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
-    "--scale --device --list",
+    "--refine --refiner-temperature --refiner-top-k --refiner-guidance-scale --scale --device "
+    "--list",
     "recipes": "--out --configs --size --table --settings",
     "cluster": "--method --clusters --out --normalize --no-normalize --seed --table --report "
     "--report-clusters --images --num-images --codes --recipe --size",
     "train-tokenizer": "--recipe --size --out",
     "encode": "--tokenizer --recipe --size --out",
     "train-generator": "--tokenizer --cluster-map --codes --recipe --size --out",
-    "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --size --out",
+    "train-refiner": "--pipeline --tokenizer --cluster-map --codes --generator --recipe "
+    "--size --out",
     "evaluate": "--data --split --features --images --classes --seed --guidance-scale "
     "--guidance-schedule --temperature --top-k --top-p --size --batch-size --out --npz "
     "--samples-only --likelihood --fetch-lpips --search --search-images --write-defaults --device",

@@ -1,5 +1,7 @@
 """`codeclade cluster`: what it writes, what it replaces, and one sentence for everything wrong."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from sklearn.cluster import KMeans
 
 from codeclade import ClusterMap
 from codeclade.cli import build_parser, main
-from codeclade.cli.cluster import ClusterRecipe, read_recipe
+from codeclade.cli.cluster import ClusterRecipe, read_recipe, usage
+from codeclade.clustering import Masc
 from codeclade.clustering import codebook as checks
+from codeclade.components.cluster_map import codebook_sketch
 from codeclade.training.encode import EncodeRecipe, encode
 
 
@@ -65,6 +69,54 @@ def test_every_method_and_its_seed(source, tmp_path, method):
     assert torch.equal(first, mapping("c", 2)) == (method == "dcpe")
     if method == "balanced":
         assert (first.bincount() == 6).all()
+
+
+def write_shards(folder, rows, ids) -> None:
+    """Code shards of a codebook (N, d), one image."""
+    folder.mkdir(parents=True)
+    shard = {"ids": torch.as_tensor(ids).int()[None, None], "labels": torch.zeros(1).int()}
+    save_file(shard, folder / "codes-00000.safetensors")
+    header = {
+        "codebook_size": len(rows),
+        "codebook_sketch": codebook_sketch(torch.from_numpy(rows)).tolist(),
+        "shards": ["codes-00000.safetensors"],
+    }
+    (folder / "codes.json").write_text(json.dumps(header))
+
+
+def test_usage_weighs_codes_by_their_number(source, rows, tmp_path, capsys):
+    ids = np.random.default_rng(0).zipf(1.5, 4000) % 48
+    write_shards(tmp_path / "codes" / "train", rows, ids)
+    words = ["--clusters", 8, "--codes", tmp_path / "codes", "weights=usage"]
+    assert run(source, *words, "--out", tmp_path / "map") == 0
+    cluster_map = ClusterMap.from_pretrained(tmp_path / "map")
+    weights = np.bincount(ids, minlength=48) + 1
+    expected = Masc(8).fit(rows, weights=weights)
+    assert np.array_equal(cluster_map.mapping.numpy(), expected.labels_)
+    assert not np.array_equal(expected.labels_, Masc(8).fit(rows).labels_)
+    assert cluster_map.config.method == "masc-weighted"
+    # The folder of a split goes as well, and the tree is weighted for dcpe alike.
+    words[3] = tmp_path / "codes" / "train"
+    assert run(source, *words, "--method", "dcpe", "--out", tmp_path / "dcpe") == 0
+    assert torch.equal(ClusterMap.from_pretrained(tmp_path / "dcpe").mapping, cluster_map.mapping)
+
+
+def test_usage_that_cannot_be_counted_is_refused(source, rows, tmp_path, capsys):
+    def refused(*words) -> str:
+        assert run(source, "--clusters", 8, "--out", tmp_path / "map", *words) == 2
+        assert not (tmp_path / "map").exists()
+        return capsys.readouterr().err
+
+    write_shards(tmp_path / "other", rows[::-1].copy(), [0, 1])
+    assert "weights=usage needs --codes DIR" in refused("weights=usage")
+    assert "weights is 'use'; it must be none or usage" in refused("weights=use")
+    codes = ["--codes", tmp_path / "other"]
+    assert "codes of another codebook" in refused(*codes, "weights=usage")
+    assert "of methods masc and dcpe, not 'kmeans'" in refused(
+        *codes, "weights=usage", "method=kmeans"
+    )
+    with pytest.raises(ValueError, match="has no detail codes to count"):
+        usage(str(tmp_path / "other"), rows, "detail")
 
 
 RECIPE = """

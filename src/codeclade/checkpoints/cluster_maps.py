@@ -29,6 +29,7 @@ def make_cluster_map(
     normalize: bool = False,
     seed: int = 0,
     options: dict[str, Any] | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[ClusterMap, np.ndarray]:
     """Cluster a codebook; the map, and the rows (N, d) that were clustered.
 
@@ -38,6 +39,7 @@ def make_cluster_map(
         normalize: cluster rows of unit length, as tokenizers with a cosine quantizer see them.
         seed: for the methods that draw random numbers.
         options: the method's own settings, as k-means' `init` and `n_init`.
+        weights: (N,) of the rows, for methods of average linkage.
 
     Raises:
         ValueError: rows or a number of clusters the method cannot take, or an unknown method.
@@ -50,13 +52,15 @@ def make_cluster_map(
     rows = normalized(rows) if normalize else rows
     # The map carries a fingerprint of the codebook, which a tokenizer is later compared with: so it
     # is made of the stored rows, not of those of unit length. Only trees have merges.
-    found = cluster_rows(rows, method, clusters, seed, options)
+    found = cluster_rows(rows, method, clusters, seed, options, weights)
     cluster_map = ClusterMap.from_labels(
         found.labels_,
         codebook,
         getattr(found, "children_", None),
         getattr(found, "distances_", None),
-        method=f"{method}-normalized" if normalize else method,
+        method=method
+        + ("-normalized" if normalize else "")
+        + ("" if weights is None else "-weighted"),
     )
     return cluster_map, rows
 
@@ -67,13 +71,15 @@ def cluster_rows(
     clusters: int,
     seed: int = 0,
     options: dict[str, Any] | None = None,
+    weights: np.ndarray | None = None,
 ) -> Any:
     """A fitted clusterer of rows (N, d), with `labels_` and, where it makes a tree, `children_`
     and `distances_`; arguments and errors as of `make_cluster_map`."""
     kind = METHODS[choose("method", method, METHODS)]
     seeded = "random_state" in {field.name for field in fields(kind)}
     random = {"random_state": seed} if seeded else {}
-    return make(method, n_clusters=clusters, **random, **(options or {})).fit(rows)
+    clusterer = make(method, n_clusters=clusters, **random, **(options or {}))
+    return clusterer.fit(rows) if weights is None else clusterer.fit(rows, weights=weights)
 
 
 def cut_tree(children: np.ndarray, clusters: int) -> np.ndarray:
