@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 
 from ..data.atomic import new_file, write_json
-from .arguments import add_verb, check_device, check_on_hub, check_positive, check_source, load_part
+from .arguments import (
+    add_verb,
+    check_device,
+    check_on_hub,
+    check_positive,
+    check_source,
+    load_part,
+    sampling_arguments,
+)
 from .captions import FLAGS, check_captions, load_text_pipeline, open_clip, takes_captions
 from .generate import load_pipeline
 
@@ -54,9 +62,7 @@ def add_evaluate(verbs) -> None:
         metavar="NAME",
         help="as in cosine_power:power=2.75; default: the pipeline's",
     )
-    parser.add_argument("--temperature", type=float, metavar="T", help="default: the pipeline's")
-    parser.add_argument("--top-k", type=int, metavar="K", help="default: the pipeline's")
-    parser.add_argument("--top-p", type=float, metavar="P", help="default: the pipeline's")
+    sampling_arguments(parser)
     parser.add_argument(
         "--draws", type=int, metavar="N", help="draw N images for each and keep the best of them"
     )
