@@ -66,11 +66,11 @@ def test_a_stopped_run_goes_on(tiny_pipeline, tmp_path, monkeypatch):
     assert parts.missing == [0, 1, 2, 3]
     one, calls = sampling.sample_images, []
 
-    def stops(pipe, plan, numbers, labels):
+    def stops(pipe, plan, numbers, *rest):
         calls.append(numbers)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return one(pipe, plan, numbers, labels)
+        return one(pipe, plan, numbers, *rest)
 
     monkeypatch.setattr(sampling, "sample_images", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -20,7 +20,7 @@ from ..components.schemes import SCHEMES
 from ..data.hub_ids import is_hub_id
 from ..data.records import EvaluationRecord, Provenance, TrainingRecord
 from .citations import cited_papers
-from .repository import CONFIG_CLASSES, Part, Repository, variant_of
+from .repository import CONFIG_CLASSES, SEARCH, Part, Repository, variant_of
 
 NOTES = {
     "VQModel": "VQ tokenizer: images to codebook ids and back.",
@@ -48,6 +48,7 @@ def render_card(repository: Repository, repo_id: str, license: str | None = None
         _contents(repository),
         _training(repository),
         _evaluation(repository.evaluation, repository.training),
+        _search(repository),
         _license(repository.provenance, license),
         "## Citation\n\n" + cited_papers(repository.parts, repository.provenance.method),
     ]
@@ -335,6 +336,16 @@ def _evaluation(results: list[EvaluationRecord], training: TrainingRecord | None
         )
         text += ("\n\n" if rows else "") + f"At the end of training: {numbers}."
     return text if rows or logged else text + "Nothing was measured for this repository."
+
+
+def _search(repository: Repository) -> str:
+    """The settings that `evaluate --search` tried."""
+    points, curve = SEARCH
+    if points not in repository.files:
+        return ""
+    text = f"Sampling settings that were tried on few images are in [{points}]({points})."
+    picture = f"![Distance of every point]({curve})\n\n" if curve in repository.files else ""
+    return f"## Search\n\n{picture}{text}"
 
 
 def _license(provenance: Provenance, license: str | None) -> str:
