@@ -77,7 +77,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
     from ..clustering.codebook import check_clusters
 
     check_out(arguments.out)
-    report = _prepared_report(arguments, recipe) if arguments.report else None
+    report = _prepared_report(arguments, recipe, options) if arguments.report else None
     codebook = load_codebook(arguments.source, arguments.table)
     for count in arguments.report_clusters or ():
         check_clusters(count, len(codebook))
@@ -129,7 +129,7 @@ def read_recipe(arguments: argparse.Namespace) -> tuple[ClusterRecipe, dict[str,
     return ClusterRecipe(**{key: values[key] for key in own if key in values}), options
 
 
-def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe):
+def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe, options: dict[str, Any]):
     """What writes the report of a cluster map; all that can be wrong is found before the work."""
     from ..evaluation.cluster_report import prepare_report
     from ..evaluation.comparison import Settings
@@ -139,6 +139,7 @@ def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe):
         method=recipe.method,
         table=arguments.table,
         normalized=recipe.normalize,
+        options=options,
         counts=arguments.report_clusters,
         images=arguments.images,
         num_images=arguments.num_images,

@@ -30,6 +30,15 @@ dd {{ margin: 2px 0 0; font-size: 22px; font-weight: 650; font-variant-numeric: 
 img {{ max-width: 100%; height: auto; display: block; }}
 img.pixelated {{ image-rendering: pixelated; }}
 .wide {{ overflow-x: auto; }}
+@media (max-width: 700px) {{
+  main {{ padding: 24px 16px 40px; }}
+  h1 {{ font-size: 24px; overflow-wrap: anywhere; }}
+  h2 {{ margin-top: 32px; }}
+  p {{ overflow-wrap: anywhere; }}
+  dl {{ grid-template-columns: repeat(2, 1fr); }}
+  dd {{ font-size: 18px; }}
+  .wide img {{ max-width: none; width: 760px; }}
+}}
 table {{ border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums;
   white-space: nowrap; width: 100%; }}
 th, td {{ text-align: right; padding: 5px 12px; }}
@@ -166,7 +175,8 @@ def _inline(section: _Section) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     style = " class='pixelated'" if section.pixelated else ""
     words = html.escape(section.title, quote=True)
-    return f"<img{style} alt='{words}' src='data:image/png;base64,{data}'>"
+    picture = f"<img{style} alt='{words}' src='data:image/png;base64,{data}'>"
+    return f"<div class='wide'>{picture}</div>"  # on a phone it is moved sideways, not shrunk
 
 
 def _html_table(table: Table) -> str:
