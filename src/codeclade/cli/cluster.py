@@ -1,6 +1,7 @@
 """`codeclade cluster`: a codebook to a cluster map, with a report on request."""
 
 import argparse
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,11 +77,13 @@ def _cluster(arguments: argparse.Namespace) -> None:
     from ..checkpoints.codebooks import load_codebook
     from ..clustering.codebook import check_clusters
 
-    check_out(arguments.out)
+    replaced = check_out(arguments.out)
     report = _prepared_report(arguments, recipe, options) if arguments.report else None
     codebook = load_codebook(arguments.source, arguments.table)
     for count in arguments.report_clusters or ():
         check_clusters(count, len(codebook))
+    if replaced:
+        print(f"this replaces {replaced}", file=sys.stderr)
 
     # The map is saved before the report, which takes longer and can fail for lack of packages.
     cluster_map, rows = make_cluster_map(
