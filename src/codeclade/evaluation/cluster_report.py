@@ -129,14 +129,14 @@ def _summary(result: Comparison) -> list[tuple[str, str]]:
 def _partition_protocol(result: Comparison) -> str:
     text = (
         "Distance: mean Euclidean distance from a code to up to 64 other members of its cluster, "
-        "over all codes, where a code that is alone counts as 0; against random: divided by the "
-        "same in a random partition of the same cluster sizes (one draw, seed "
+        "over all codes, where a code that is alone counts as 0; / random: divided by the same in "
+        "a random partition of the same cluster sizes (one draw, seed "
         f"{result.settings.seed}). ↓: lower is better."
     )
     if "unit_against_random" in result.partitions[0].numbers:
         text += (
             " balanced always clusters rows of unit length, the others these rows as they are; "
-            "against random (unit): the same, of all methods, between rows of unit length."
+            "/ random, unit: the same, of all methods, between rows of unit length."
         )
     own = result.settings.options if result.settings.method == "kmeans" else {}
     text += f" k-means: best of {own.get('n_init', KMeans.n_init)} starts."
@@ -152,9 +152,9 @@ def _partition_protocol(result: Comparison) -> str:
 
 def _partition_table(result: Comparison) -> Table:
     head = ["K", "method", "smallest", "median", "largest", "alone"]
-    head += ["distance ↓", "against random ↓"]
+    head += ["distance ↓", "/ random ↓"]
     entropy, unit = bool(result.tokens), "unit_against_random" in result.partitions[0].numbers
-    head += ["against random (unit) ↓"] if unit else []
+    head += ["/ random, unit ↓"] if unit else []
     rows = []
     for part in result.partitions:
         n = part.numbers

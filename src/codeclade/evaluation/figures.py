@@ -161,12 +161,13 @@ def sizes_figure(result) -> Figure:
 def curves(result) -> Image.Image:
     """Distance inside clusters and, where measured, the replacement test over K."""
     # One panel a number; those of images also have the value that K = N would reach.
-    panels = [("against_random", "distance inside / random, lower is better", None)]
+    panels = [("against_random", "distance inside / random", "lower is better", None)]
     if result.image_count:
-        for key, label in (("psnr", "PSNR, dB, higher is better"), ("ssim", "SSIM, higher")):
-            panels.append((f"photograph_{key}", label, result.reconstruction_numbers[key]))
+        for key, label in (("psnr", "PSNR to the photographs, dB"), ("ssim", "SSIM")):
+            best = result.reconstruction_numbers[key]
+            panels.append((f"photograph_{key}", label, "higher is better", best))
     figure = _figure(3.3)
-    for axes, (key, label, ceiling) in zip(
+    for axes, (key, label, way, ceiling) in zip(
         np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
     ):
         _plain(axes)
@@ -198,6 +199,7 @@ def curves(result) -> Image.Image:
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel("clusters K", color=INK, fontsize=9.5)
+        axes.set_ylabel(way, color=INK, fontsize=9.5)
         axes.set_title(label, color=INK, fontsize=11, loc="left", fontweight="bold")
     # Below the panels, where no line can run.
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -37,7 +37,7 @@ img.pixelated {{ image-rendering: pixelated; }}
   p {{ overflow-wrap: anywhere; }}
   dl {{ grid-template-columns: repeat(2, 1fr); }}
   dd {{ font-size: 18px; }}
-  .wide img {{ max-width: none; width: 760px; }}
+  .wide img {{ max-width: 760px; }}
 }}
 table {{ border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums;
   white-space: nowrap; width: 100%; }}
@@ -255,11 +255,16 @@ def _fitted(section: _Section) -> Image.Image:
 
 
 def _drawn_table(table: Table) -> Image.Image:
-    # Columns as wide as their widest cell, stretched to the page.
-    plain, bold, step, pad = _font(27), _font(27, bold=True), 48, 36
-    lines = [table.head, *table.rows]
-    widths = [max(bold.getlength(line[i]) for line in lines) + pad for i in range(len(table.head))]
-    stretch = min(1.6, (WIDTH - 2 * MARGIN) / sum(widths))
+    # Columns as wide as their widest cell, stretched to the page; of many, the words shrink.
+    room, size, step, pad = WIDTH - 2 * MARGIN, 28, 48, 36
+    lines, widths = [table.head, *table.rows], [room, room]
+    while sum(widths) > room and size > 12:
+        size -= 1
+        plain, bold = _font(size), _font(size, bold=True)
+        widths = [
+            max(bold.getlength(line[i]) for line in lines) + pad for i in range(len(table.head))
+        ]
+    stretch = min(1.6, room / sum(widths))
     widths = [width * stretch for width in widths]
 
     # Titles over groups of columns, where there are any.
