@@ -1,8 +1,12 @@
-"""The papers behind a repository, in BibTeX."""
+"""The papers behind a repository and this package itself, in BibTeX."""
 
 from typing import Any
 
+from .. import __version__
 from ..checkpoints.papers import PAPERS
+
+TITLE = "codeclade: clustered codebooks for autoregressive image generation"
+AUTHORS = "The codeclade developers"
 
 
 def cited_keys(parts: dict[str, Any], published_as: str | None = None) -> list[str]:
@@ -34,8 +38,12 @@ def cited_keys(parts: dict[str, Any], published_as: str | None = None) -> list[s
 
 
 def cited_papers(parts: dict[str, Any], published_as: str | None = None) -> str:
-    """BibTeX of the papers of `cited_keys`."""
+    """BibTeX of the papers of `cited_keys`, and of this package last."""
     entries = [_bibtex(*PAPERS[key]) for key in cited_keys(parts, published_as)]
+    entries.append(
+        f"@software{{codeclade,\n  title = {{{TITLE}}},\n  author = {{{{{AUTHORS}}}}},\n"
+        f"  version = {{{__version__}}},\n  license = {{MIT}}\n}}"
+    )
     return "```bibtex\n" + "\n".join(entries) + "\n```"
 
 
