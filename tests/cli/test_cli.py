@@ -213,6 +213,7 @@ def test_devices_and_counts_are_checked_before_the_work(capsys, tmp_path):
 
 
 def test_python_runs_the_package_as_a_module():
-    command = [sys.executable, "-m", "codeclade", "generate", "--list"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0 and "golden retriever" in result.stdout
+    result = subprocess.run(
+        [sys.executable, "-m", "codeclade", "recipes"], capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "tiny-imagenet" in result.stdout

@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -192,7 +193,7 @@ def with_value(value):
         (None, ["--images", "photos"], "are for --report FILE"),
         (None, ["--report", "page.pdf"], "must end in .html or .png"),
         (None, ["--report", "nowhere/page.html"], "there is no folder nowhere"),
-        (None, ["--report", "page.html", "--images", "."], "no codeclade tokenizer to decode"),
+        (None, ["--report", "page.html", "--images", "."], "holds no tokenizer to decode"),
         (None, ["--report", "page.html", "--codes", "."], "holds no code shards"),
         (None, ["--report", "page.html", "--report-clusters", "99"], "from 1 to the 48 rows"),
         (None, ["--table", "detail"], "holds one array, so there is no --table detail"),
@@ -250,6 +251,20 @@ def test_report_with_images_and_codes(tmp_path, tiny_vq, capsys):
     for part in ("3 photographs", "(train shards)", "Semantic replacement test", "<td>kmeans</td>"):
         assert part in text
     assert capsys.readouterr().out.splitlines()[-1] == f"report in {tmp_path / 'page.html'}"
+
+
+def test_report_of_another_librarys_tokenizer(tmp_path):
+    model = diffusers.VQModel(
+        block_out_channels=(8,), latent_channels=4, num_vq_embeddings=16, norm_num_groups=4,
+        sample_size=16,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "vq")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (20, 24), "red").save(tmp_path / "photos" / "a.png")
+    options = ["--report", tmp_path / "page.html", "--images", tmp_path / "photos"]
+    assert run(tmp_path / "vq", "--clusters", 8, "--out", tmp_path / "map", *options) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "1 photographs of" in text and ", 16x16, center crops" in text
 
 
 def test_help_has_examples(capsys):

@@ -11,7 +11,7 @@ from .. import __version__
 from ..clustering import METHODS, cut, make
 from ..clustering.codebook import as_codebook, choose, normalized
 from ..components.cluster_map import ClusterMap
-from ..components.weight_files import read_json
+from ..components.weight_files import read_json, shortened
 from ..data.atomic import new_folder, write_json
 from ..data.records import Provenance
 
@@ -87,10 +87,16 @@ def cut_tree(children: np.ndarray, clusters: int) -> np.ndarray:
     return cut(children, clusters)
 
 
-def check_out(out: str | Path) -> None:
-    """Raise a ValueError unless a cluster map can be saved as `out`: new, empty, or another map.
+def check_out(out: str | Path) -> str | None:
+    """Make sure that a cluster map can be saved as `out`: new, empty, or another map's folder.
 
     Called before the clustering, which can take hours.
+
+    Returns:
+        What the new map will replace, in words; None where nothing is there.
+
+    Raises:
+        ValueError: a link, a file, or a folder that holds anything else.
     """
     out = Path(out)
     # The map is written beside `out` and renamed, which would replace a link and not its target.
@@ -100,13 +106,15 @@ def check_out(out: str | Path) -> None:
         raise ValueError(f"--out {out} is a file; give a folder.")
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not there:
-        return
+        return None
     # A map may be made anew in its own folder. `new_folder` refuses any other folder as well, but
     # only when the clustering is done.
     config = out / "config.json"
-    known = config.is_file() and read_json(config).get("_class_name") == "ClusterMap"
-    if not known or there - FILES:
+    before = read_json(config) if config.is_file() else {}
+    if before.get("_class_name") != "ClusterMap" or there - FILES:
         raise ValueError(f"--out {out} holds other files; give a new folder or a cluster map's.")
+    method, clusters = shortened(before.get("method")), shortened(before.get("num_clusters"))
+    return f"the cluster map in {out} ({method}, {clusters} clusters)"
 
 
 def save_cluster_map(cluster_map: ClusterMap, out: str | Path, source: str) -> None:

@@ -1,6 +1,7 @@
 """`codeclade cluster`: a codebook to a cluster map, with a report on request."""
 
 import argparse
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +90,13 @@ def _cluster(arguments: argparse.Namespace) -> None:
     from ..checkpoints.codebooks import load_codebook
     from ..clustering.codebook import check_clusters
 
-    check_out(arguments.out)
-    report = _prepared_report(arguments, recipe) if arguments.report else None
+    replaced = check_out(arguments.out)
+    report = _prepared_report(arguments, recipe, options) if arguments.report else None
     codebook = load_codebook(arguments.source, arguments.table)
     for count in arguments.report_clusters or ():
         check_clusters(count, len(codebook))
+    if replaced:
+        print(f"this replaces {replaced}", file=sys.stderr)
 
     weights = usage(arguments.codes, codebook, arguments.table) if by_usage else None
 
@@ -173,7 +176,7 @@ def read_recipe(arguments: argparse.Namespace) -> tuple[ClusterRecipe, dict[str,
     return ClusterRecipe(**{key: values[key] for key in own if key in values}), options
 
 
-def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe):
+def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe, options: dict[str, Any]):
     """What writes the report of a cluster map; all that can be wrong is found before the work."""
     from ..evaluation.cluster_report import prepare_report
     from ..evaluation.comparison import Settings
@@ -183,6 +186,7 @@ def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe):
         method=recipe.method,
         table=arguments.table,
         normalized=recipe.normalize,
+        options=options,
         counts=arguments.report_clusters,
         images=arguments.images,
         num_images=arguments.num_images,

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from .cluster_map import ClusterMap
 from .compatibility import check_components
+from .contents import check_finite
 from .editing import Edit, clusters_to_keep, prepare_edit
+from .fields import check_settings
 from .generation import (
     Draws,
     SamplingSettings,
@@ -31,11 +33,12 @@ from .generation import (
     tokens_to_ids,
 )
 from .guidance import Number, Schedule
-from .loading import check_weight_files, installed_index
+from .loading import check_index, check_weight_files, installed_index
 from .refiner import Refiner, check_refiner_settings, check_way, clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
+from .weight_files import read_json
 
 OUTPUT_TYPES = ("pil", "np", "pt", "ids", "clusters")
 OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
@@ -60,11 +63,21 @@ class PipelineSteps:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """As in diffusers; weights of a local folder are checked first, for short errors."""
+        """As in diffusers; a local folder is checked before anything is built of it.
+
+        Raises:
+            ValueError: a config with a value that it cannot have, or parts that do not fit.
+            OSError: naming the file that is missing or damaged.
+        """
         folder = Path(pretrained_model_name_or_path)
         if (folder / "model_index.json").is_file():
-            check_weight_files(folder, tuple(kwargs))
-        return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
+            check_weight_files(folder, tuple(kwargs), kwargs.get("variant"))
+        pipe = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # The other parts have looked at their own numbers; a text encoder is not of this package.
+        encoder = getattr(pipe, "text_encoder", None)
+        if isinstance(encoder, torch.nn.Module) and "text_encoder" not in kwargs:
+            check_finite(encoder)
+        return pipe
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
@@ -72,8 +85,14 @@ class PipelineSteps:
 
         Not where this file itself came with a repository: then the package may not be there.
         """
-        index = cast(Any, super())._dict_from_json_file(json_file)
+        index = read_json(Path(json_file))
         return installed_index(index) if __name__.startswith("codeclade.") else index
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """diffusers takes parts and defaults out of the index here, before it loads any."""
+        check_index(config_dict)
+        return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
 
     def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
         """Register parts and settings, once they are known to go together."""
@@ -83,6 +102,7 @@ class PipelineSteps:
             raise ValueError("the default guidance_scale is one number; give pairs to the call.")
         shared = ("vq_model", "transformer", "cluster_map", "refiner")
         check_components(*(parts[name] for name in shared))
+        check_settings(settings, "defaults of the pipeline")
         Schedule(settings["guidance_schedule"])
         self.image_processor = VaeImageProcessor(vae_scale_factor=parts["vq_model"].downsample)
         self._guidance_scale = settings["guidance_scale"]

@@ -28,6 +28,7 @@ from .blocks import (
     rotation,
 )
 from .cluster_map import ClusterMap
+from .fields import Count, CountOrZero, Grid, Layers, Share, Temperature, Width
 from .sampling import guide, sample
 from .transformer import CodecladeTransformer
 
@@ -48,19 +49,19 @@ class RefinerConfig(DecoderConfig):
 
     def __init__(
         self,
-        codebook_size: int = 16384,  # N
-        num_clusters: int = 8192,  # K
-        grid_size: int = 16,
-        num_classes: int = 1000,  # 0: no class prefix
+        codebook_size: Count = 16384,  # N
+        num_clusters: Count = 8192,  # K
+        grid_size: Grid = 16,
+        num_classes: CountOrZero = 1000,  # 0: no class prefix
         *,
         null_class: bool = False,  # one more class row, for guidance
-        context_dim: int | None = None,  # C: hidden states of the generator are an input (MASC)
-        num_hidden_layers: int = 1,
+        context_dim: Width | None = None,  # C: hidden states of the generator are an input (MASC)
+        num_hidden_layers: Layers = 1,
         causal: bool = True,  # DCPE attends to earlier clusters only, CTF to all
         mask_to_members: bool = False,  # only ids of the given cluster have a probability
-        sampling_temperature: float = 0.0,  # of `refine` where none is given; 0 is arg-max
-        token_dropout: float = 0.0,
-        class_dropout: float = 0.0,  # share of classes replaced by the null class
+        sampling_temperature: Temperature = 0.0,  # of `refine` where none is given; 0 is arg-max
+        token_dropout: Share = 0.0,
+        class_dropout: Share = 0.0,  # share of classes replaced by the null class
         **kwargs,
     ):
         # Otherwise dropped labels would index past the last row of the class table.

@@ -1,8 +1,10 @@
 """Tokenize a dataset once into code shards (the format is in data/codes.py)."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..components.cluster_map import codebook_sketch
 from ..components.vq_model import VQModel
+from ..components.weight_files import read_json, shortened
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
 from ..data.columns import Columns
@@ -61,44 +64,99 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
     """Tokenize the training and validation images of a source into out/train and out/validation.
 
     Several processes share the shards, whose codes are the same on any number of them.
-    Finished shards of an interrupted run with the same recipe are kept. preview.png shows a few
-    images decoded from their codes, under their labels' order in codes.json, to check by eye.
+    Finished shards of an interrupted run with the same recipe are kept, and so are finished codes.
+    preview.png shows a few images decoded from their codes, under their labels' order in
+    codes.json, to check by eye.
+
+    Raises:
+        ValueError: images that the tokenizer cannot cut into tokens, or a folder with the codes of
+            another recipe, tokenizer or data set.
     """
-    processes = all_processes()
+    size, factor, own = recipe.image_size, vq_model.downsample, vq_model.config["sample_size"]
+    if size % factor:
+        raise ValueError(
+            f"image_size is {size}; this tokenizer needs a multiple of {factor}, as its own {own}."
+        )
+    # Published models do this on purpose (LlamaGen at 384), everybody else by mistake.
+    if size != own:
+        print(
+            f"note: this tokenizer was trained on {own}x{own} pixels; images of {size}x{size} give "
+            f"{size // factor}x{size // factor} tokens, not {own // factor}x{own // factor}",
+            file=sys.stderr,
+        )
+    # Both splits are looked at before the first one is written.
+    processes, todo = all_processes(), []
     columns = Columns(recipe.image_column, recipe.label_column, recipe.caption_column)
     for split in ("train", "validation"):
         source = recipe.data, split, recipe.image_size, recipe.classes, recipe.crop
         with processes.main_process_first():  # the others find its cache
             images = load_images(*source, damaged=recipe.damaged_images, columns=columns)
-        _encode_split(recipe, vq_model, images, split, Path(out) / split, processes)
+        header, folder = _header(recipe, vq_model, images, split), Path(out) / split
+        if not _is_done(folder, header):
+            todo.append((images, header, folder))
+    if not todo:
+        print(f"{out} already holds these codes", file=sys.stderr)
+    for images, header, folder in todo:
+        _encode_split(recipe, vq_model, images, header, folder, processes)
 
 
-def _encode_split(
-    recipe: EncodeRecipe,
-    vq_model: VQModel,
-    images: LabeledImages,
-    split: str,
-    folder: Path,
-    processes: PartialState,
-) -> None:
-    # The header is known before any work: an interrupted run is told by it.
-    folder.mkdir(parents=True, exist_ok=True)
-    views = recipe.views if split == "train" else 1
-    starts = range(0, len(images), recipe.shard_size)
+def _header(
+    recipe: EncodeRecipe, vq_model: VQModel, images: LabeledImages, split: str
+) -> dict[str, Any]:
+    """The content of a split's codes.json."""
+    shards = range(-(-len(images) // recipe.shard_size))
     header = {
         "split": split,
         "images": len(images),
-        "views": views,
+        "views": recipe.views if split == "train" else 1,
         "grid_size": recipe.image_size // vq_model.downsample,
         "codebook_size": vq_model.codebook_size,
         "detail_codebook_size": vq_model.detail_codebook_size,
         "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
         "class_names": images.class_names,
         "recipe": asdict(recipe),
-        "shards": [f"codes-{i:05d}.safetensors" for i in range(len(starts))],
+        "shards": [f"codes-{i:05d}.safetensors" for i in shards],
     }
     if recipe.caption_column:
-        header["captions"] = [f"captions-{i:05d}.json" for i in range(len(starts))]
+        header["captions"] = [f"captions-{i:05d}.json" for i in shards]
+    return header
+
+
+def _is_done(folder: Path, header: dict[str, Any]) -> bool:
+    """Whether a folder holds the codes of a header already.
+
+    Raises:
+        ValueError: it holds finished codes of another header.
+    """
+    if not (folder / HEADER).is_file():
+        return False
+    before = read_json(folder / HEADER)
+    # Of the recipe only what changes codes, and nothing that older versions did not write.
+    recipe, now = before.get("recipe") or {}, header["recipe"]
+    differ = [key for key in now if key in recipe and recipe[key] != now[key]]
+    differ = [key for key in differ if key not in ("batch_size", "workers")]
+    differ += [name for name in header if name != "recipe" and before.get(name) != header[name]]
+    if differ:
+        # A sketch is a fingerprint of the codebook; in words it is the tokenizer.
+        said = dict.fromkeys("tokenizer" if n == "codebook_sketch" else n for n in differ)
+        raise ValueError(
+            f"{folder} holds other codes ({shortened(', '.join(said))} differ); give another "
+            "--out, or delete them first."
+        )
+    return True
+
+
+def _encode_split(
+    recipe: EncodeRecipe,
+    vq_model: VQModel,
+    images: LabeledImages,
+    header: dict[str, Any],
+    folder: Path,
+    processes: PartialState,
+) -> None:
+    # The header is written before any work: an interrupted run is told by it.
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(images), recipe.shard_size)
     begun = folder / "codes.partial.json"
     keep = begun.is_file() and json.loads(begun.read_text()) == header
     processes.wait_for_everyone()  # all have read what an interrupted run wrote
@@ -110,8 +168,8 @@ def _encode_split(
     largest = max(vq_model.codebook_size, vq_model.detail_codebook_size or 0)
     dtype = torch.uint16 if largest <= 2**16 else torch.int32
     mine = slice(processes.process_index, None, processes.num_processes)
-    hidden = not processes.is_main_process
-    with tqdm(total=len(images), desc=f"encode {split}", unit="image", disable=hidden) as bar:
+    desc, hidden = f"encode {header['split']}", not processes.is_main_process
+    with tqdm(total=len(images), desc=desc, unit="image", disable=hidden) as bar:
         for number, start in list(enumerate(starts))[mine]:
             name = header["shards"][number]
             indices = range(start, min(start + recipe.shard_size, len(images)))

@@ -25,8 +25,10 @@ from ..components.schemes import scheme_class
 from ..components.text_pipeline import CodecladeTextPipeline
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
+from ..data.atomic import write_json
 from ..data.captioned import CaptionedCodes
 from ..data.codes import Codes, codes_folder
+from ..data.records import TrainingRecord
 from ..data.sheets import contact_sheet
 from .context_noise import noise_rate
 from .drop_path import add_drop_path
@@ -133,7 +135,16 @@ def train_generator(
     if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
         run.record(run.out / "pipeline", "generator", train.source, len(train), len(names))
+        keep_record(vq_model, run.out / "pipeline" / "vq_model")
     return pipeline
+
+
+def keep_record(vq_model: VQModel, folder: Path) -> None:
+    """Copy how a tokenizer was trained beside its copy in `folder`, where it says so."""
+    origin = vq_model.config.get("_name_or_path")  # the folder it was loaded from, if it was
+    record = Path(origin) / TrainingRecord.FILE if origin else None
+    if record and record.is_file():
+        write_json(folder / TrainingRecord.FILE, TrainingRecord.read(record).to_json())
 
 
 def build_objective(
