@@ -59,6 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_processes_makes_the_same_codes(photos, alone, tmp_path, count):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

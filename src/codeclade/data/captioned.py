@@ -24,7 +24,7 @@ TEXT_HEADER = "text.json"
 class CaptionedCodes(Codes):
     """Tokenized images of one split with features of their captions.
 
-    An item is `(ids, label, features, mask)`: features (P, C) float32, padded on the left as the
+    An item is `(ids, label, features, mask)`: features (P, C) float16, padded on the left as the
     transformer takes them, and mask (P,) int64, 1 where they are none of the padding.
 
     Raises:
@@ -69,9 +69,9 @@ class CaptionedCodes(Codes):
         row = index - (self.ends[place] - len(self.shards[place]))
         stops = self.stops[place]
         found = self.features[place][int(stops[row - 1]) if row else 0 : int(stops[row])]
-        features = torch.zeros(self.prefix_length, self.text_dim)
+        features = torch.zeros(self.prefix_length, self.text_dim, dtype=found.dtype)
         mask = torch.zeros(self.prefix_length, dtype=torch.int64)
-        features[len(mask) - len(found) :], mask[len(mask) - len(found) :] = found.float(), 1
+        features[len(mask) - len(found) :], mask[len(mask) - len(found) :] = found, 1
         return features, mask
 
     def first_views(
