@@ -67,12 +67,14 @@ class PipelineSteps:
         return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **options) -> dict[str, Any]:
         """diffusers reads model_index.json here; code in the repository gives way to this package.
+
+        `options` is what diffusers gives before 0.42: the entries of a DDUF file.
 
         Not where this file itself came with a repository: then the package may not be there.
         """
-        index = cast(Any, super())._dict_from_json_file(json_file)
+        index = cast(Any, super())._dict_from_json_file(json_file, **options)
         return installed_index(index) if __name__.startswith("codeclade.") else index
 
     def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
