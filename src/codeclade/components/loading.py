@@ -312,7 +312,9 @@ def _names_a_class(part: str, library: Any, name: Any) -> bool:
         return False
     if part in OWN_PARTS:
         return name == OWN_PARTS[part] and bool(OWN_CODE.match(library))
-    return library == "transformers" and name.isidentifier()
+    import transformers
+
+    return library == "transformers" and isinstance(getattr(transformers, name, None), type)
 
 
 def check_weight_files(
@@ -344,8 +346,8 @@ def check_encoder(name: str, part: Path, variant: str | None) -> None:
     """Check the folder of a text encoder, a class of transformers."""
     import transformers
 
-    kind = getattr(transformers, name, None)
-    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+    kind = getattr(transformers, name)
+    if not issubclass(kind, transformers.PreTrainedModel):
         raise ValueError(f"model_index.json: text_encoder names {shortened(name)}, no model.")
     check_component(kind, part, variant if weight_groups(part, variant) else None)
 
