@@ -115,7 +115,7 @@ def test_quantized_weights_are_not_taken_for_damaged_ones(tmp_path):
     with pytest.raises(ValueError, match="no weight is quantized"):
         check_component(CodecladeTransformer, tmp_path)
     # As bitsandbytes stores a layer: whole numbers, and their scale beside them.
-    name = "layers.0.qkv.weight"
+    name = "layers.0.attention.qkv.weight"
     quantized = {name: weights[name].mul(20).to(torch.int8), f"{name[:-7]}.SCB": torch.ones(96)}
     save_file(weights | quantized, file, metadata={"format": "pt"})
     check_component(CodecladeTransformer, tmp_path)

@@ -255,8 +255,8 @@ class Weights(Pipelines):
                 "another partition": lambda t: t.roll(1),
                 "all zero": lambda t: t * 0,
             }.items():
-                # A new model of the joint scheme has zeros; a pipeline of it is refused.
-                alone = part == "transformer" and what == "all zero"
+                # A generator alone may be new, or of any partition; a pipeline has a map as well.
+                alone = part == "transformer" and what in ("all zero", "another partition")
                 found = self.edit(f"{what} {base.name}", base, part, name, change)
                 yield found._replace(load=self.case("", base, put).load) if alone else found
 
