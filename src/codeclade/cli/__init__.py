@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 
+from safetensors import SafetensorError
+
 from .. import __version__
 from .arguments import VerbParser
 from .cluster import add_cluster
@@ -40,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     # Input and machine are answered with a sentence. Any other exception is a mistake in this
-    # package and keeps its traceback, which a report needs.
-    except (ValueError, OSError, MemoryError, ImportError) as error:
+    # package and keeps its traceback, which a report needs. The writer of weights says that a disk
+    # is full in an error of its own.
+    except (ValueError, OSError, MemoryError, ImportError, SafetensorError) as error:
         if os.environ.get("CODECLADE_TRACEBACK"):
             raise
         print(f"codeclade {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -109,6 +109,10 @@ class PipelineSteps:
         check_components(*(parts[name] for name in shared))
         check_settings(settings, "defaults of the pipeline")
         Schedule(settings["guidance_schedule"])
+        count = parts["transformer"].config.num_classes
+        for number in settings.get("id2label", {}):
+            if int(number) >= count:
+                raise ValueError(f"id2label names class {number}, but classes are 0..{count - 1}.")
         self.image_processor = VaeImageProcessor(vae_scale_factor=parts["vq_model"].downsample)
         self._guidance_scale = settings["guidance_scale"]
         self._interrupt = False
