@@ -133,7 +133,6 @@ def measure_pipeline(
         images=len(parts),
         sampled_size=side,
         evaluated_size=size,
-        resize=resize_words(side, size),
         dtype=type_name(pipe.transformer.dtype),
         machine=machine_name(pipe.device),
     )
@@ -191,6 +190,7 @@ def _sampling_protocol(protocol: Protocol, pipe: Pipeline, parts: SampleParts) -
         prompts=prompts and prompts.name,
         prompts_fingerprint=prompts and prompts.fingerprint,
         seeds=sampling.seeds,
+        resize=resize_words(protocol.sampled_size, protocol.evaluated_size, sampling.plain_resize),
         draws=judge and sampling.draws,
         judge=judge and judge.network.name,
         judge_fingerprint=judge and judge.network.fingerprint,
