@@ -38,7 +38,7 @@ def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path,
         f"KID-{lite0}",
         *(f"{name}-{lite0}" for name in ("Precision", "Recall", "Density", "Coverage")),
         f"Inception Score-{lite0}",
-        "Class accuracy",
+        f"Class accuracy-{lite0}",
     }
     assert 3 < results["PSNR of reconstructions"]["value"] < 20
     distance = results[f"FD-{lite0}"]
@@ -53,10 +53,10 @@ def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path,
     assert conditions["guidance_scale"] == 2 and len(conditions["network_fingerprint"]) == 64
     assert conditions["versions"]["torch"] == torch.__version__
     assert results[f"KID-{lite0}"]["floor"] is not None
-    for name in (f"Inception Score-{lite0}", "Class accuracy", f"rFD-{lite0}"):
+    for name in (f"Inception Score-{lite0}", f"Class accuracy-{lite0}", f"rFD-{lite0}"):
         assert results[name]["conditions"]["network"] == lite0
     assert "network" not in results["PSNR of reconstructions"]["conditions"]
-    accuracy = results["Class accuracy"]["protocol"]
+    accuracy = results[f"Class accuracy-{lite0}"]["protocol"]
     assert "10 generated images, guidance 2, seed 0" in accuracy and "chance 20.0 %" in accuracy
     with np.load(samples) as file:
         assert file["arr_0"].shape == (10, 16, 16, 3) and file["arr_0"].dtype == np.uint8

@@ -174,7 +174,7 @@ def measure_pipeline(
         others += f"{100 * photos.accuracy:.1f} %, chance {100 / len(own):.1f} %"
         error = 100 * share_error(samples.accuracy, samples.count)
         measured.add(
-            "Class accuracy", 100 * samples.accuracy, protocol,
+            f"Class accuracy-{network.name}", 100 * samples.accuracy, protocol,
             f"{network.name} among {len(own)} classes, {words}; {others}", " %", error,
         )  # fmt: skip
     return measured
