@@ -99,6 +99,7 @@ def test_the_npz_file_is_what_adm_reads(tiny_pipeline, tmp_path, monkeypatch):
     assert np.array_equal(rows, images.permute(0, 2, 3, 1).numpy())
 
 
+@pytest.mark.slow  # three processes that import everything
 def test_two_processes_write_what_one_writes(saved, tmp_path):
     command = ["evaluate", str(saved), "--images", "30", "--samples-only", "--device", "cpu"]
     command += ["--npz"]

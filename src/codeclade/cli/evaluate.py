@@ -1,6 +1,8 @@
 """`codeclade evaluate`: numbers of a tokenizer or a pipeline, each with its protocol."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from ..data.atomic import new_file, write_json
@@ -122,6 +124,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not (tokenizer or arguments.likelihood):
         check_captions(arguments, takes_captions(arguments.source))
     out, npz = _places(arguments)
+    # Of several processes, which torchrun and accelerate number here, one is enough to say it.
+    if out.is_file() and not arguments.samples_only and os.environ.get("RANK", "0") == "0":
+        print(f"this replaces the numbers in {out}; --out FILE keeps them", file=sys.stderr)
     if arguments.fetch_lpips:
         from ..metrics.lpips_weights import fetch_lpips_weights
 

@@ -20,6 +20,7 @@ from ..data.codes import Codes
 from ..data.pixels import to_pixels
 from ..data.records import EvaluationRecord
 from ..metrics.clip_score import ClipScore
+from ..metrics.image_quality import QUALITIES
 from ..metrics.lpips import Lpips
 from ..metrics.networks import FeatureNetwork
 from .feature_sets import FeatureSet, scores, set_distances, share_error
@@ -29,8 +30,6 @@ from .reconstruction import Reconstruction, reconstruct
 from .reference import Photographs, imagenet_indices
 from .resize import resize_words
 from .sampling import Pipeline, SampleParts, class_names_of, image_side
-
-UNITS = {"PSNR of reconstructions": " dB"}
 
 
 @dataclass
@@ -81,7 +80,8 @@ class Measurement:
             protocol = protocol.using(estimator="mean over the images that are not exact")
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
         mean = float(values.mean())
-        self.add(name, mean, protocol, words, UNITS.get(name, ""), error)
+        unit = QUALITIES[name].unit if name in QUALITIES else ""
+        self.add(name, mean, protocol, words, unit, error)
 
 
 def measure_tokenizer(

@@ -17,7 +17,7 @@ from ..components.vq_model import VQModel
 from ..data.images import plain_batches
 from ..data.pixels import to_pixels
 from ..metrics.codebook import CodebookUse, codebook_use, count_ids
-from ..metrics.image_quality import llamagen_ssim, psnr, ssim
+from ..metrics.image_quality import QUALITIES
 from ..metrics.lpips import Lpips
 from ..metrics.networks import FeatureNetwork
 from .feature_cache import PhotographSets
@@ -100,9 +100,8 @@ def _qualities(
     decoded: Tensor, pixels: Tensor, lpips: Lpips | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Every measure (B,) of reconstructions against photographs, by its name."""
-    yield "PSNR of reconstructions", psnr(decoded, pixels)
-    yield "SSIM of reconstructions", ssim(decoded, pixels)
-    yield "SSIM of reconstructions, LlamaGen's", llamagen_ssim(decoded, pixels)
+    for name, quality in QUALITIES.items():
+        yield name, quality.function(decoded, pixels)
     if lpips is not None:
         device = next(lpips.parameters()).device
         yield f"{lpips.name} of reconstructions", lpips(decoded.to(device), pixels.to(device))

@@ -298,23 +298,30 @@ def describe_map(folder: Path) -> str:
 
 
 def _training(repository: Repository) -> str:
-    training = repository.training
-    if training:
-        # A recipe is text of unknown origin: the fence is longer than any run of backticks in it,
-        # so nothing in the recipe ends the block.
-        settings = yaml.safe_dump(training.recipe, sort_keys=False).strip()
-        fence = "`" * (1 + max(map(len, re.findall("`{3,}", settings)), default=2))
-        minutes, seconds = divmod(round(training.seconds), 60)
-        time = f"{minutes:,} minutes" if minutes > 1 else f"{60 * minutes + seconds} seconds"
-        return (
-            f"## Training\n\nTrained on {training.images:,} images of {training.classes:,} "
-            f"classes from {inline(training.data)}: {training.steps:,} steps in {time}, "
-            f"{inline(training.machine)}.\n\n<details><summary>Recipe of the "
-            f"{inline(training.stage)}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"
-        )
-    if "recipe.yaml" in repository.files:
-        return "## Training\n\nThe recipe is in [recipe.yaml](recipe.yaml)."
-    return ""
+    # A pipeline's own record is of its generator; the others stand beside their components.
+    told = [_trained(repository.training)] if repository.training else []
+    told += [_trained(part.training) for part in repository.parts.values() if part.training]
+    if not told and "recipe.yaml" in repository.files:
+        told = ["The recipe is in [recipe.yaml](recipe.yaml)."]
+    return "\n\n".join(["## Training", *told]) if told else ""
+
+
+def _trained(training: TrainingRecord) -> str:
+    """One stage of training, with its recipe folded away."""
+    # A recipe is text of unknown origin: the fence is longer than any run of backticks in it, so
+    # nothing in the recipe ends the block. Settings left empty are not choices.
+    chosen = {k: v for k, v in training.recipe.items() if v not in ("", None, [], {})}
+    settings = yaml.safe_dump(chosen, sort_keys=False).strip()
+    fence = "`" * (1 + max(map(len, re.findall("`{3,}", settings)), default=2))
+    minutes, seconds = divmod(round(training.seconds), 60)
+    time = f"{minutes:,} minutes" if minutes > 1 else f"{60 * minutes + seconds} seconds"
+    stage = inline(training.stage)
+    return (
+        f"{stage.capitalize()}: trained on {training.images:,} images of {training.classes:,} "
+        f"classes from {inline(training.data)}, {training.steps:,} steps in {time}, "
+        f"{inline(training.machine)}.\n\n<details><summary>Recipe of the "
+        f"{stage}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"
+    )
 
 
 def _evaluation(results: list[EvaluationRecord], training: TrainingRecord | None) -> str:

@@ -67,6 +67,7 @@ class Part:
     config: dict[str, Any]
     parameters: int
     folder: Path
+    training: TrainingRecord | None = None  # where the component was trained by itself
 
 
 @dataclass
@@ -189,7 +190,10 @@ def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> 
         if WEIGHTS.fullmatch(path.name) or (not own and path.name in TOKENIZER):
             repository.files[f"{name}/{path.name}"] = path
         elif path.name in BESIDE_WEIGHTS:  # of a component trained or converted by itself
-            repository.files[f"{name}/{path.name}"] = _as_json(read_record(path)[1])
+            record, content = read_record(path)
+            repository.files[f"{name}/{path.name}"] = _as_json(content)
+            if isinstance(record, TrainingRecord) and name in repository.parts:
+                repository.parts[name].training = record
     # The index names the file beside the weights, which is what diffusers looks for; codeclade
     # itself takes its installed class instead and runs nothing from the repository.
     if own:
