@@ -97,5 +97,7 @@ def test_wrong_flags_are_one_sentence(given, capsys, flags, words):
 def test_captions_and_classes_are_not_mixed_up(given, saved, tmp_path, capsys):
     assert main([*given[:2], "--clip", "x"]) == 2
     assert "--prompts FILE is needed" in capsys.readouterr().err
+    assert main([*given[:2], "--likelihood", "x"]) == 2
+    assert "--likelihood does not go with" in capsys.readouterr().err
     assert main(["evaluate", str(saved), *given[2:], "--clip", "x"]) == 2
     assert "--prompts does not go with" in capsys.readouterr().err

@@ -121,7 +121,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not tokenizer:
         check_source(arguments.source)
     _check_modes(arguments, tokenizer)
-    if not (tokenizer or arguments.likelihood):
+    if not tokenizer:
         check_captions(arguments, takes_captions(arguments.source))
     out, npz = _places(arguments)
     # Of several processes, which torchrun and accelerate number here, one is enough to say it.
