@@ -22,8 +22,9 @@ FLAGS = {
     "recipes": "--out --configs --size --table --settings",
     "cluster": "--method --clusters --out --normalize --no-normalize --seed --table --report "
     "--report-clusters --images --num-images --codes --recipe --size",
-    "train-tokenizer": "--recipe --size --out",
+    "train-tokenizer": "--recipe --size --out --fetch-lpips",
     "encode": "--tokenizer --recipe --size --out",
+    "encode-text": "--codes --recipe --size",
     "train-generator": "--tokenizer --cluster-map --codes --recipe --size --out",
     "train-refiner": "--pipeline --tokenizer --cluster-map --codes --generator --recipe "
     "--size --out",

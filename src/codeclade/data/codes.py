@@ -2,8 +2,9 @@
 
 A folder holds codes.json (what made it) and codes-00000.safetensors, ... with `ids` (n, V, T) and
 `labels` (n,): V random views (crop and flip) of every image, T tokens in raster order. Tokenizers
-with a detail codebook give pairs, `ids` (n, V, T, 2). Shards are memory-mapped: what a process
-holds of them is what it last read.
+with a detail codebook give pairs, `ids` (n, V, T, 2). Texts of the same images are in
+captions-00000.json, ... where the source had any. Shards are memory-mapped: what a process holds of
+them is what it last read.
 """
 
 import json
@@ -67,6 +68,22 @@ class Codes(Dataset):
     def ids(self) -> Tensor:
         """All ids (images, V, T) or (images, V, T, 2) in one tensor: a copy of all shards."""
         return torch.cat(self.shards)
+
+    def captions(self, shard: int) -> list[str]:
+        """Captions of the images of one shard.
+
+        Raises:
+            ValueError: codes without captions, or not one for each image.
+        """
+        if not self.header.get("captions"):
+            raise ValueError(
+                f"{self.folder} has no captions; encode with caption_column=NAME of the data set."
+            )
+        name = self.header["captions"][shard]
+        texts = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        if len(texts) != len(self.shards[shard]):
+            raise ValueError(f"{self.folder / name} has not one caption an image; encode again.")
+        return texts
 
     def __len__(self) -> int:
         return len(self.labels)

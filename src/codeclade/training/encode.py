@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..components.cluster_map import codebook_sketch
@@ -16,9 +18,11 @@ from ..components.vq_model import VQModel
 from ..components.weight_files import read_json, shortened
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
+from ..data.columns import Columns
 from ..data.images import DAMAGED, LabeledImages, load_images
 from ..data.pixels import to_pixels
 from ..data.sheets import image_grid
+from .processes import all_processes
 from .recipe import PRECISIONS, check_settings
 
 
@@ -33,11 +37,15 @@ class EncodeRecipe:
     data: str  # image folder, parquet folder or Hub dataset
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
+    image_column: str = ""  # of the data set; empty: image or img
+    label_column: str = ""  # class labels, numbers or names; empty: label, labels or fine_label
+    caption_column: str = ""  # texts that are kept beside the codes; empty: none
     views: int = 2  # random crops and flips of every training image; validation has one, centered
     crop: float = 1.1  # largest resize factor before the random crop
     shard_size: int = 10_000  # images a shard
     batch_size: int = 32  # views that go through the tokenizer at once: bounds the memory
     mixed_precision: str = "no"  # no, fp16, bf16: of the convolutions; code search stays float32
+    workers: int = 0  # processes that decode images, an encoding process; 0 = it decodes itself
     seed: int = 0  # of the random views
     damaged_images: str = "refuse"  # refuse names the first and ends; skip looks for them first
 
@@ -48,11 +56,14 @@ class EncodeRecipe:
                 f"damaged_images is {self.damaged_images!r}; it must be one of {choices}."
             )
         check_settings(self, "image_size", "views", "shard_size", "batch_size")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be 0 or more.")
 
 
 def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
     """Tokenize the training and validation images of a source into out/train and out/validation.
 
+    Several processes share the shards, whose codes are the same on any number of them.
     Finished shards of an interrupted run with the same recipe are kept, and so are finished codes.
     preview.png shows a few images decoded from their codes, under their labels' order in
     codes.json, to check by eye.
@@ -74,24 +85,27 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
             file=sys.stderr,
         )
     # Both splits are looked at before the first one is written.
-    todo = []
+    processes, todo = all_processes(), []
+    columns = Columns(recipe.image_column, recipe.label_column, recipe.caption_column)
     for split in ("train", "validation"):
         source = recipe.data, split, recipe.image_size, recipe.classes, recipe.crop
-        images = load_images(*source, damaged=recipe.damaged_images)
+        with processes.main_process_first():  # the others find its cache
+            images = load_images(*source, damaged=recipe.damaged_images, columns=columns)
         header, folder = _header(recipe, vq_model, images, split), Path(out) / split
         if not _is_done(folder, header):
             todo.append((images, header, folder))
     if not todo:
         print(f"{out} already holds these codes", file=sys.stderr)
     for images, header, folder in todo:
-        _encode_split(recipe, vq_model, images, header, folder)
+        _encode_split(recipe, vq_model, images, header, folder, processes)
 
 
 def _header(
     recipe: EncodeRecipe, vq_model: VQModel, images: LabeledImages, split: str
 ) -> dict[str, Any]:
     """The content of a split's codes.json."""
-    return {
+    shards = range(-(-len(images) // recipe.shard_size))
+    header = {
         "split": split,
         "images": len(images),
         "views": recipe.views if split == "train" else 1,
@@ -101,10 +115,11 @@ def _header(
         "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
         "class_names": images.class_names,
         "recipe": asdict(recipe),
-        "shards": [
-            f"codes-{i:05d}.safetensors" for i in range(-(-len(images) // recipe.shard_size))
-        ],
+        "shards": [f"codes-{i:05d}.safetensors" for i in shards],
     }
+    if recipe.caption_column:
+        header["captions"] = [f"captions-{i:05d}.json" for i in shards]
+    return header
 
 
 def _is_done(folder: Path, header: dict[str, Any]) -> bool:
@@ -119,7 +134,7 @@ def _is_done(folder: Path, header: dict[str, Any]) -> bool:
     # Of the recipe only what changes codes, and nothing that older versions did not write.
     recipe, now = before.get("recipe") or {}, header["recipe"]
     differ = [key for key in now if key in recipe and recipe[key] != now[key]]
-    differ = [key for key in differ if key != "batch_size"]
+    differ = [key for key in differ if key not in ("batch_size", "workers")]
     differ += [name for name in header if name != "recipe" and before.get(name) != header[name]]
     if differ:
         # A sketch is a fingerprint of the codebook; in words it is the tokenizer.
@@ -137,21 +152,31 @@ def _encode_split(
     images: LabeledImages,
     header: dict[str, Any],
     folder: Path,
+    processes: PartialState,
 ) -> None:
     # The header is written before any work: an interrupted run is told by it.
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(images), recipe.shard_size)
     begun = folder / "codes.partial.json"
     keep = begun.is_file() and json.loads(begun.read_text()) == header
-    write_json(begun, header)
+    processes.wait_for_everyone()  # all have read what an interrupted run wrote
+    if processes.is_main_process:
+        write_json(begun, header)
+    processes.wait_for_everyone()
 
     # Shards appear whole, so one that is there with the same header is finished.
     largest = max(vq_model.codebook_size, vq_model.detail_codebook_size or 0)
     dtype = torch.uint16 if largest <= 2**16 else torch.int32
-    with tqdm(total=len(images), desc=f"encode {header['split']}", unit="image") as bar:
-        for start, name in zip(starts, header["shards"], strict=True):
+    mine = slice(processes.process_index, None, processes.num_processes)
+    desc, hidden = f"encode {header['split']}", not processes.is_main_process
+    with tqdm(total=len(images), desc=desc, unit="image", disable=hidden) as bar:
+        for number, start in list(enumerate(starts))[mine]:
+            name = header["shards"][number]
             indices = range(start, min(start + recipe.shard_size, len(images)))
             if not (keep and (folder / name).is_file()):
+                captions = images.captions(indices)
+                if captions is not None:
+                    write_json(folder / header["captions"][number], captions, indent=None)
                 ids = _encode_shard(recipe, vq_model, images, indices, header, bar).to(dtype)
                 with new_file(folder / name) as partial:
                     save_file({"ids": ids, "labels": images.labels[list(indices)].int()}, partial)
@@ -159,8 +184,11 @@ def _encode_split(
             bar.refresh()
 
     # The header under its final name says that all shards are there.
-    begun.replace(folder / HEADER)
-    _save_preview(vq_model, Codes(folder), folder / "preview.png")
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        begun.replace(folder / HEADER)
+        _save_preview(vq_model, Codes(folder), folder / "preview.png")
+    processes.wait_for_everyone()
 
 
 def _encode_shard(
@@ -169,19 +197,35 @@ def _encode_shard(
 ) -> Tensor:  # fmt: skip
     """Ids (n, V, T) or (n, V, T, 2) of the images at `indices`."""
     views, rows = header["views"], []
-    group = max(1, recipe.batch_size // views)  # images whose views make about one pass
-    for start in range(indices.start, indices.stop, group):
-        batch = range(start, min(start + group, indices.stop))
-        pixels = []
-        for index in batch:
-            # A view's seed depends on the image and the recipe alone, not on shards or batches.
-            first = (recipe.seed * len(images) + index) * views
-            seeds = range(first, first + views) if header["split"] == "train" else [None]
-            pixels.append(images.views(index, seeds))
-        parts = torch.cat(pixels).split(recipe.batch_size)
+    groups = _Groups(recipe, images, indices, views, header["split"] == "train")
+    for pixels in DataLoader(groups, batch_size=None, num_workers=recipe.workers):
+        parts = pixels.split(recipe.batch_size)
         rows += [_ids(vq_model, part, recipe.mixed_precision) for part in parts]
-        bar.update(len(batch))
+        bar.update(len(pixels) // views)
     return torch.cat(rows).unflatten(0, (-1, views))
+
+
+class _Groups(Dataset):
+    """Views (n V, 3, S, S) uint8 of n images at a time, about one pass through the tokenizer."""
+
+    def __init__(
+        self, recipe: EncodeRecipe, images: LabeledImages, indices: range, views: int, random: bool
+    ):
+        self.recipe, self.images, self.views, self.random = recipe, images, views, random
+        group = max(1, recipe.batch_size // views)
+        self.groups = [indices[start : start + group] for start in range(0, len(indices), group)]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, group: int) -> Tensor:
+        pixels = []
+        for index in self.groups[group]:
+            # A view's seed depends on the image and the recipe alone, not on shards or batches.
+            first = (self.recipe.seed * len(self.images) + index) * self.views
+            seeds = range(first, first + self.views) if self.random else [None]
+            pixels.append(self.images.views(index, seeds))
+        return torch.cat(pixels)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,20 +22,22 @@ from ..components.cluster_map import ClusterMap
 from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
 from ..components.schemes import scheme_class
+from ..components.text_pipeline import CodecladeTextPipeline
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from ..data.atomic import write_json
+from ..data.captioned import CaptionedCodes
 from ..data.codes import Codes, codes_folder
 from ..data.records import TrainingRecord
 from ..data.sheets import contact_sheet
 from .context_noise import noise_rate
 from .drop_path import add_drop_path
 from .embedding_priors import add_embedding_priors, folded, token_vectors
-from .generator_recipe import GeneratorRecipe, generator_config
+from .generator_recipe import GeneratorRecipe, generator_config, read_codes
 from .growing import Growth
 from .initialization import initialize, load_source
 from .low_rank import add_low_rank, merged
-from .objective import GeneratorObjective, TokenNoise
+from .objective import GeneratorObjective, TokenNoise, model_condition
 from .optimization import build_optimizer
 from .processes import share, summed
 from .run import Run
@@ -51,7 +54,7 @@ def train_generator(
     vq_model: VQModel,
     cluster_map: ClusterMap | None,
     out: str | Path,
-) -> CodecladePipeline:
+) -> CodecladePipeline | CodecladeTextPipeline:
     """Train a generator on code shards and save the whole pipeline; a second call goes on.
 
     Args:
@@ -65,7 +68,7 @@ def train_generator(
     # Everything that can be refused is refused before the first weight is drawn.
     Schedule(recipe.guidance_schedule)
     codes = codes_folder(codes)
-    train, held_out = Codes(codes / "train"), Codes(codes / "validation")
+    train, held_out = (read_codes(recipe, codes / part) for part in ("train", "validation"))
     train.check_tokenizer(vq_model)
     if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
         raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
@@ -115,23 +118,17 @@ def train_generator(
     if run.accelerator.is_main_process:
         run.log(run.first, baselines(train, mapping))
 
-    def pipeline_of(model: CodecladeTransformer) -> CodecladePipeline:
-        return CodecladePipeline(
-            vq_model,
-            model,
-            cluster_map,
-            id2label=dict(enumerate(names)),
-            guidance_scale=recipe.guidance_scale,
-            temperature=recipe.temperature,
-            top_k=recipe.top_k,
-            top_p=recipe.top_p,
-            guidance_schedule=recipe.guidance_schedule,
-        )
+    def pipeline_of(model: CodecladeTransformer) -> CodecladePipeline | CodecladeTextPipeline:
+        sampling = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule")
+        given = {name: getattr(recipe, name) for name in sampling} | {"cluster_map": cluster_map}
+        if config.text_dim:
+            return CodecladeTextPipeline(vq_model, model, **given)
+        return CodecladePipeline(vq_model, model, id2label=dict(enumerate(names)), **given)
 
     for done in _train(run, train, held_out, mapping, noise, growth):
         if recipe.sample_every and done % recipe.sample_every == 0:
             with run.averaged_weights():
-                save_samples(run, pipeline_of, len(names), done)
+                save_samples(run, pipeline_of, sheet_conditions(held_out, names), done)
 
     # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
     pipeline = pipeline_of(merged(folded(run.finished_model(build, recipe.use_best).model)))
@@ -205,12 +202,13 @@ def _train(
         if clusters is not None:
             run.log(done, {"clusters": clusters})
 
-        def losses(ids: Tensor, labels: Tensor, rate: float = rate) -> dict[str, Tensor]:
+        def losses(
+            ids: Tensor, labels: Tensor, *text: Tensor, rate: float = rate
+        ) -> dict[str, Tensor]:
             tokens = ids if mapping is None else mapping[ids]
-            given = [tokens, labels]
-            if noise is not None:
-                given += noise(tokens, rate)
-            return run.model(*(tensor.to(device) for tensor in given))
+            noisy = (None, None) if noise is None else noise(tokens, rate)
+            given = (tokens, labels, *noisy, *text)
+            return run.model(*(one if one is None else one.to(device) for one in given))
 
         run.log_losses(done, run.optimize(batch, losses))
         if run.evaluates(done):
@@ -226,11 +224,11 @@ def _train(
 @torch.no_grad()
 def save_samples(
     run: Run,
-    pipeline_of: Callable[[CodecladeTransformer], CodecladePipeline],
-    classes: int,
+    pipeline_of: Callable[[CodecladeTransformer], CodecladePipeline | CodecladeTextPipeline],
+    conditions: list[tuple[str, dict[str, Any]]],
     done: int,
 ) -> None:
-    """Write samples/step-N.png with the weights in the model: rows are classes, seeds are fixed.
+    """Write samples/step-N.png with the weights in the model: a row each condition, fixed seeds.
 
     Draws nothing from the random state that training goes on with.
     """
@@ -246,10 +244,10 @@ def save_samples(
     try:
         rows = []
         with parametrize.cached():  # sums of an embedding prior once, not once a position
-            for label in range(min(classes, SHEET_CLASSES)):
+            for name, given in conditions:
                 draws = [torch.Generator().manual_seed(seed) for seed in range(SHEET_IMAGES)]
-                images = pipeline(label, num_images_per_prompt=SHEET_IMAGES, generator=draws).images
-                rows.append((pipeline.config.id2label[str(label)], images))
+                given = given | {"num_images_per_prompt": SHEET_IMAGES, "generator": draws}
+                rows.append((name, pipeline(**given).images))
     finally:
         pipeline.vq_model.to(vq_device)
         model.train()
@@ -257,6 +255,17 @@ def save_samples(
         folder = run.out / "samples"
         folder.mkdir(exist_ok=True)
         contact_sheet(rows).save(folder / f"step-{done:08d}.png")
+
+
+def sheet_conditions(held_out: Codes, names: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of a sheet: the first classes, or the first validation captions; name and arguments."""
+    if not isinstance(held_out, CaptionedCodes):
+        return [(name, {"class_labels": i}) for i, name in enumerate(names[:SHEET_CLASSES])]
+    rows = []
+    for index, text in enumerate(held_out.captions(0)[:SHEET_CLASSES]):
+        features, mask = (one.unsqueeze(0) for one in held_out.caption(index))
+        rows.append((text, {"prompt_embeds": features, "prompt_attention_mask": mask}))
+    return rows
 
 
 @torch.no_grad()
@@ -278,12 +287,13 @@ def validation_loss(
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)  # sum of losses, images
     first = model.config.prefix_length - 1
-    for ids, labels in codes.first_views(batch_size, *share(accelerator)):
+    for ids, *rest in codes.first_views(batch_size, *share(accelerator)):
         tokens = (ids if mapping is None else mapping[ids]).to(model.device)
+        given = model_condition(tokens, *(one.to(model.device) for one in rest))
         if sparse is None:
-            loss = model(tokens[:, :-1], labels.to(model.device), labels=tokens).loss
+            loss = model(tokens[:, :-1], labels=tokens, **given).loss
         else:
-            output = model(tokens[:, :-1], labels.to(model.device), return_logits=False)
+            output = model(tokens[:, :-1], return_logits=False, **given)
             hidden = output.hidden_states[:, first : first + tokens.shape[1]]
             loss, _ = sparse(model.head, hidden, tokens)
         total += torch.tensor([loss.item() * len(tokens), len(tokens)])

@@ -1,17 +1,21 @@
 """Settings of `codeclade train-generator`, and the architecture that they give."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from ..components.cluster_map import ClusterMap
 from ..components.schemes import scheme_class
 from ..components.transformer import CodecladeConfig
+from ..data.captioned import CaptionedCodes
 from ..data.codes import Codes
 from .context_noise import KINDS
 from .embedding_priors import PRIORS
 from .growing import growth_steps
 from .low_rank import PARTS, check_low_rank
 from .recipe import RunRecipe
+
+CONDITIONS = ("class", "text")
 
 
 @dataclass(kw_only=True)
@@ -23,6 +27,7 @@ class GeneratorRecipe(RunRecipe):
     )  # fmt: skip
 
     scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
+    condition: str = "class"  # class, or text: features that encode-text made of captions
     embedding_prior: str = "none"  # none, tree, codebook, both, random_tree, random_codebook
     cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
     tree_loss_weight: float = 0.0  # of the cross-entropies in cuts of the codes' merge tree
@@ -60,7 +65,8 @@ class GeneratorRecipe(RunRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("embedding_prior", PRIORS), ("context_noise", KINDS)):
+        choices = {"condition": CONDITIONS, "embedding_prior": PRIORS, "context_noise": KINDS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}."
@@ -125,7 +131,7 @@ def generator_config(
         coarse_vocab_size=coarse[0] if coarse else None,
         scheme=scheme,
         grid_size=codes.header["grid_size"],
-        num_classes=len(codes.header["class_names"]),
+        **condition_sizes(codes),
         hidden_size=recipe.hidden_size,
         num_hidden_layers=recipe.num_hidden_layers,
         num_attention_heads=recipe.num_attention_heads,
@@ -133,6 +139,23 @@ def generator_config(
         **dropouts(recipe),
         class_dropout=recipe.class_dropout,
     )
+
+
+def read_codes(recipe: GeneratorRecipe, folder: Path) -> Codes:
+    """Code shards of one split, with features of captions where the recipe conditions on text.
+
+    Raises:
+        ValueError: shards or features that are not there.
+    """
+    return CaptionedCodes(folder) if recipe.condition == "text" else Codes(folder)
+
+
+def condition_sizes(codes: Codes) -> dict[str, int]:
+    """Fields of a config that say what a generator is conditioned on."""
+    if isinstance(codes, CaptionedCodes):
+        length, width = codes.prefix_length, codes.text_dim
+        return {"num_classes": 0, "prefix_length": length, "text_dim": width}
+    return {"num_classes": len(codes.header["class_names"])}
 
 
 def dropouts(recipe: GeneratorRecipe) -> dict[str, float]:

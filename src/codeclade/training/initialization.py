@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..components.cluster_map import SKETCH_TOLERANCE, ClusterMap, codebook_sketch
 from ..components.pipeline import CodecladePipeline
+from ..components.text_pipeline import CodecladeTextPipeline
 from ..components.transformer import CodecladeConfig, CodecladeTransformer
 from ..components.vq_model import VQModel
 
@@ -24,7 +25,7 @@ TABLES = ("token_embedding.weight", "head.weight")  # theirs
 SAME = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def load_source(source: str, config: CodecladeConfig) -> CodecladePipeline:
+def load_source(source: str, config: CodecladeConfig) -> CodecladePipeline | CodecladeTextPipeline:
     """The pipeline to start from.
 
     Args:
@@ -34,7 +35,8 @@ def load_source(source: str, config: CodecladeConfig) -> CodecladePipeline:
     Raises:
         ValueError: a source of other sizes or of a scheme that has nothing in common.
     """
-    pipeline = CodecladePipeline.from_pretrained(source, dtype=torch.float32)
+    kind = CodecladeTextPipeline if config.text_dim else CodecladePipeline
+    pipeline = kind.from_pretrained(source, dtype=torch.float32)
     theirs = pipeline.transformer.config
     other = [name for name in SAME if getattr(theirs, name) != getattr(config, name)]
     if other:
@@ -51,7 +53,7 @@ def load_source(source: str, config: CodecladeConfig) -> CodecladePipeline:
 @torch.no_grad()
 def initialize(
     model: CodecladeTransformer,
-    source: CodecladePipeline,
+    source: CodecladePipeline | CodecladeTextPipeline,
     class_names: Sequence[str],
     vq_model: VQModel,
     cluster_map: ClusterMap | None,
@@ -115,7 +117,7 @@ def class_row(name: str, labels: dict[str, list[int]]) -> int | None:
 
 def _copy_tokens(
     model: CodecladeTransformer,
-    source: CodecladePipeline,
+    source: CodecladePipeline | CodecladeTextPipeline,
     ours: dict[str, Tensor],
     theirs: dict[str, Tensor],
     vq_model: VQModel,

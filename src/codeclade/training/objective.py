@@ -88,6 +88,8 @@ class GeneratorObjective(nn.Module):
         class_labels: Tensor,
         inputs: Tensor | None = None,
         replaced: Tensor | None = None,
+        features: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses by name, "loss" their weighted sum, and "accuracy".
 
@@ -96,9 +98,12 @@ class GeneratorObjective(nn.Module):
             class_labels: (B,).
             inputs: what the model reads instead of `tokens`: those with context noise.
             replaced: (B, T) bool, where the two differ by noise.
+            features, mask: (B, P, C) and (B, P) of captions, instead of classes.
         """
         inputs = tokens if inputs is None else inputs
-        found, predicted = self._likelihood(tokens, class_labels, inputs)
+        found, predicted = self._likelihood(
+            tokens, model_condition(tokens, class_labels, features, mask), inputs
+        )
         total = likelihood = found["loss"]
         if self.weights["cluster_loss"]:
             found["cluster_loss"] = cluster_loss(*predicted[0], self.clusters)
@@ -117,16 +122,16 @@ class GeneratorObjective(nn.Module):
         return found | {"loss": total}
 
     def _likelihood(
-        self, tokens: Tensor, class_labels: Tensor, inputs: Tensor
+        self, tokens: Tensor, condition: dict[str, Tensor], inputs: Tensor
     ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
         """The scheme's loss and accuracy, and (logits (B, T, V), tokens (B, T)) by vocabulary."""
         model, count = self.model, tokens.shape[1]
         if self.sparse is not None:
-            output = model(inputs[:, :-1], class_labels, return_logits=False)
+            output = model(inputs[:, :-1], return_logits=False, **condition)
             hidden = output.hidden_states[:, self.first : self.first + count]
             loss, accuracy = self.sparse(model.head, hidden, tokens)
             return {"loss": loss, "accuracy": accuracy}, []
-        output = model(inputs[:, :-1], class_labels, labels=tokens)
+        output = model(inputs[:, :-1], labels=tokens, **condition)
         if output.semantic_logits is not None:
             logits = [output.semantic_logits, output.detail_logits]
             predicted = list(zip(logits, tokens.unbind(-1), strict=True))
@@ -150,6 +155,21 @@ class GeneratorObjective(nn.Module):
         columns = tokens.unbind(-1) if self.columns > 1 else [tokens]
         tables = [getattr(self, f"vectors_{index}") for index in range(self.columns)]
         return torch.cat([t[ids] for t, ids in zip(tables, columns, strict=True)], dim=-1)
+
+
+def model_condition(
+    tokens: Tensor, labels: Tensor, features: Tensor | None = None, mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Arguments of the transformer that condition tokens (B, T) or (B, T, 2), all but the last.
+
+    Args:
+        labels: (B,) classes; unused with text.
+        features, mask: (B, P, C) and (B, P) of captions.
+    """
+    if features is None:
+        return {"class_labels": labels}
+    visible = torch.cat([mask, mask.new_ones(len(mask), tokens.shape[1] - 1)], dim=1)
+    return {"text_embeds": features, "attention_mask": visible}
 
 
 class _Cuts(nn.Module):

@@ -1,7 +1,18 @@
 """Work that several training processes share."""
 
+import os
+
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
+
+
+def all_processes() -> PartialState:
+    """The processes of this launch, for work without a model to train; one where none launched."""
+    # accelerate asks for gloo by this argument alone; machines without CUDA have nothing else.
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    without = launched and not torch.cuda.is_available()
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or without)
 
 
 def share(accelerator: Accelerator | None) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..components.vq_model import VQModel
 from ..data.atomic import new_file
+from ..data.columns import Columns
 from ..data.images import LabeledImages, load_images
 from ..data.pixels import to_pixels
 from .codebook_training import CodebookTraining
@@ -39,8 +40,9 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
     image_losses = ImageLosses(recipe)
     run = Run(recipe, out)
     source, damaged = (recipe.image_size, recipe.classes), recipe.damaged_images
-    images = load_images(recipe.data, "train", *source, recipe.crop, damaged=damaged)
-    held_out = load_images(recipe.data, "validation", *source, damaged=damaged)
+    given = {"damaged": damaged, "columns": Columns(recipe.image_column, recipe.label_column)}
+    images = load_images(recipe.data, "train", *source, recipe.crop, **given)
+    held_out = load_images(recipe.data, "validation", *source, **given)
 
     # Weights: drawn, then those of `init_from`, then those of the newest checkpoint.
     training = TokenizerTraining(run, recipe, image_losses)

@@ -27,6 +27,8 @@ class TokenizerRecipe(RunRecipe):
     data: str  # image folder, parquet folder or Hub dataset
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
+    image_column: str = ""  # of the data set; empty: image or img
+    label_column: str = ""  # class labels, numbers or names; empty: label, labels or fine_label
     crop: float = 1.0  # largest resize factor before the random crop
     damaged_images: str = "refuse"  # refuse names the first and ends; skip looks for them first
     init_from: str = ""  # weights to start from: VQModel, pipeline or run folder, or Hub id
