@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+from .progress import without_weights_bar
 from .weight_files import read_header
 
 # How indexes name this package's classes: by module, or by code that came with a repository.
@@ -27,7 +28,9 @@ class StrictLoading:
         """
         # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
-        model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        with without_weights_bar(source or ""):
+            model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 names = ", ".join(sorted(str(key) for key in report[problem])[:5])

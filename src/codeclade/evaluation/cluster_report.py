@@ -7,7 +7,6 @@ import numpy as np
 from torch import Tensor
 
 from ..checkpoints.codebooks import load_tokenizer
-from ..clustering import KMeans
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
@@ -138,8 +137,8 @@ def _partition_protocol(result: Comparison) -> str:
             " balanced always clusters rows of unit length, the others these rows as they are; "
             "/ random, unit: the same, of all methods, between rows of unit length."
         )
-    own = result.settings.options if result.settings.method == "kmeans" else {}
-    text += f" k-means: best of {own.get('n_init', KMeans.n_init)} starts."
+    if result.starts:
+        text += f" k-means: best of {result.starts} start{'s' if result.starts > 1 else ''}."
     if result.cophenetic is not None:
         text += " Cophenetic correlation: over all pairs of codes, or 200,000 drawn at random."
     if result.tokens:
