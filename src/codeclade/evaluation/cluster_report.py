@@ -98,7 +98,7 @@ def write_report(result: Comparison, path: Path, vq_model: Tokenizer | None = No
         page.add("Semantic replacement test", _image_protocol(result), table=_image_table(result))
         page.add(
             f"The same images, codes replaced inside their clusters, K = {result.clusters:,}",
-            f"First {len(result.photographs)} of the {result.image_count} photographs.",
+            f"The first {len(result.photographs)} of {result.image_count} photographs.",
             picture=_sheet(result),
             pixelated=True,
         )
@@ -170,9 +170,10 @@ def _partition_table(result: Comparison) -> Table:
 
 
 def _image_protocol(result: Comparison) -> str:
-    side = result.photographs.shape[-1]
+    side, count = result.photographs.shape[-1], result.image_count
     return (
-        f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, center "
+        f"{count} photograph{'s' if count > 1 else ''} of {result.settings.images}, "
+        f"{side}x{side}, center "
         f"crops; {DRAWS} random draws of members (first seed {result.settings.seed}); means over "
         f"draws and images. PSNR against {result.settings.method}: mean difference over the same "
         "images ± its standard error, above 0 where the other method is the better one; below two "
