@@ -19,6 +19,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from .contents import check_finite
 from .fields import check_fields, check_settings
+from .progress import without_weights_bar
 from .weight_files import StoredTensor, read_header, read_json, shortened, shown
 
 # How indexes name this package's classes: by module, or by code that came with a repository.
@@ -57,7 +58,9 @@ class StrictLoading:
             check_component(cls, part, kwargs.get("variant"))
         # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
-        model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        with without_weights_bar(source or ""):
+            model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 raise ValueError(_of_weights(problem.replace("_", " "), report[problem]))
