@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from .cluster_map import ClusterMap
 from .editing import Edit
 from .guidance import Number, Schedule
+from .image_cache import ImageCache, compiled
 from .refiner import Refiner, clusters_to_ids
 from .sampling import guide, image_uniforms, sample
 from .transformer import CodecladeOutput, CodecladeTransformer
@@ -112,7 +113,7 @@ def sample_tokens(
     tokens = torch.zeros(shape, dtype=torch.int64, device=uniforms.device)
     if edit is not None:
         tokens, start, stop = edit.tokens.clone(), edit.start, edit.stop
-    cache = StaticCache(config, max_cache_len=config.prefix_length + steps)
+    cache = make_cache(transformer, condition, uniforms.device)
     states = None
     for step in range(start, stop):
         # Prefix and known tokens once; then each step adds the token that the one before chose.
@@ -141,6 +142,17 @@ def sample_tokens(
             if stopped:
                 break
     return tokens
+
+
+def make_cache(
+    transformer: CodecladeTransformer, condition: dict[str, Tensor], device: torch.device
+) -> Cache:
+    """An empty cache for all positions: of the filled part where that is faster, else static."""
+    config = transformer.config
+    # Compiled code wants shapes that stay, and flash and flex attention masks of their own.
+    if compiled(transformer) or config._attn_implementation not in ("sdpa", "eager"):
+        return StaticCache(config, max_cache_len=config.prefix_length + config.num_tokens)
+    return ImageCache(config, device, condition.get("attention_mask"))
 
 
 def prefill(

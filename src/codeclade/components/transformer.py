@@ -30,6 +30,7 @@ from .blocks import (
     init_weights,
     rotation,
 )
+from .image_cache import ImageCache
 from .loading import StrictLoading
 from .schemes import SCHEMES, Scheme, scheme_class
 
@@ -234,17 +235,21 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         # A compiled static cache counts on the device; asking it would stop the stream every token.
         if not isinstance(past, Tensor):
             self._check_length(past + x.shape[1])
-        # The form of the mask depends on the attention backend, which may need none at all.
-        mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
-        config = self.config
-        cos, sin = rotation(
-            positions,
-            config.grid_size,
-            config.head_dim,
-            config.rope_theta,
-            config.prefix_length,
-            config.positions_per_cell,
-        )
+        # A cache made for sampling has tables for every position; the prefix is like any prompt.
+        if isinstance(past_key_values, ImageCache) and past:
+            mask, cos, sin = past_key_values.prepared(x.shape[1], x.dtype)
+        else:
+            # The form of the mask depends on the attention backend, which may need none at all.
+            mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
+            config = self.config
+            cos, sin = rotation(
+                positions,
+                config.grid_size,
+                config.head_dim,
+                config.rope_theta,
+                config.prefix_length,
+                config.positions_per_cell,
+            )
         # The last layer's input is kept: the attention's share is computed from it, see below.
         for layer in self.layers:
             before = x
