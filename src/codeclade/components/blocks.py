@@ -22,12 +22,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .loading import StrictLoading
 
 
 class DecoderConfig(PreTrainedConfig):
@@ -327,3 +329,15 @@ def init_weights(module: nn.Module, std: float) -> None:
         init.ones_(module.weight)
     elif isinstance(module, TextPrefix):
         init.normal_(module.null, std=module.null.shape[1] ** -0.5)
+
+
+class DecoderModel(StrictLoading, PreTrainedModel):
+    """What generator and refiner promise transformers as models made of `Block`s."""
+
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a list)
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_weights(module, self.config.initializer_range)

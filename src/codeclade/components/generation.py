@@ -100,7 +100,7 @@ def sample_tokens(
         after_token: called as `after_token(step, tokens)` when a token is known; returns the tokens
             to go on with, the guidance scale from here on, and whether to stop.
     """
-    config, scheme = transformer.config, transformer.scheme
+    scheme = transformer.scheme
     batch, _, steps = uniforms.shape
     # Guidance needs unconditional rows; whether they are there is settled before the first step.
     guided = settings.guided
@@ -169,13 +169,7 @@ def prefill(
     Args:
         attend: also ask for the condition's share of the attention.
     """
-    return transformer(
-        input_ids=known,
-        past_key_values=cache,
-        return_logits=False,
-        output_condition_attention=attend,
-        **condition,
-    )
+    return extend_cache(transformer, cache, known, attend, **condition)
 
 
 def decode_one_token(
@@ -191,12 +185,23 @@ def decode_one_token(
         attention_mask: (R, P+T), where the condition has one.
         attend: also ask for the condition's share of the attention.
     """
+    return extend_cache(transformer, cache, token, attend, attention_mask=attention_mask)
+
+
+def extend_cache(
+    transformer: CodecladeTransformer,
+    cache: Cache,
+    tokens: Tensor | None,
+    attend: bool,
+    **condition: Tensor | None,
+) -> CodecladeOutput:
+    """One call while images are sampled: hidden states (R, n, D), and no logits yet."""
     return transformer(
-        input_ids=token,
+        input_ids=tokens,
         past_key_values=cache,
-        attention_mask=attention_mask,
         return_logits=False,
         output_condition_attention=attend,
+        **condition,
     )
 
 

@@ -75,7 +75,7 @@ class ImageCache(Cache):
         """Mask, cosines and sines for the next `count` positions, after the prefix.
 
         Returns:
-            The mask to add to scores (R, H, n, S), or None where all of S is visible; tables (n, h).
+            The mask to add to scores (R, H, n, S), None where all is visible, and tables (n, h).
         """
         past = cast(int, self.get_seq_length())
         seen = past + count

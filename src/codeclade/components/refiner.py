@@ -16,20 +16,18 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from .blocks import (
     Block,
     ClassPrefix,
     DecoderConfig,
+    DecoderModel,
     Output,
     causal_mask,
-    init_weights,
     rotation,
 )
 from .cluster_map import ClusterMap
-from .loading import StrictLoading
 from .sampling import guide, sample
 from .transformer import CodecladeTransformer
 
@@ -99,17 +97,13 @@ class RefinerOutput(ModelOutput):
     logits: Tensor | None = None  # (B, T, N) float32; position t speaks of token t
 
 
-class Refiner(StrictLoading, PreTrainedModel):
+class Refiner(DecoderModel):
     """Network from clusters to ids, not autoregressive: one forward pass refines a whole image."""
 
     config: RefinerConfig
     config_class = RefinerConfig
     base_model_prefix = "refiner"
     main_input_name = "clusters"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a list)
-    _supports_sdpa = True
-    _supports_attention_backend = True
 
     def __init__(self, config: RefinerConfig):
         super().__init__(config)
@@ -127,9 +121,6 @@ class Refiner(StrictLoading, PreTrainedModel):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Output(config.hidden_size, config.codebook_size)  # the loss starts at ln N
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        init_weights(module, self.config.initializer_range)
 
     def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
         """Raise a ValueError unless this refiner speaks of the map's clusters and ids."""

@@ -17,7 +17,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
@@ -25,13 +24,12 @@ from .blocks import (
     Block,
     ClassPrefix,
     DecoderConfig,
+    DecoderModel,
     TextPrefix,
     causal_mask,
-    init_weights,
     rotation,
 )
 from .image_cache import ImageCache
-from .loading import StrictLoading
 from .schemes import SCHEMES, Scheme, scheme_class
 
 __all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransformer"]
@@ -115,17 +113,13 @@ class CodecladeOutput(ModelOutput):
         return self.cache
 
 
-class CodecladeTransformer(StrictLoading, PreTrainedModel):
+class CodecladeTransformer(DecoderModel):
     """Autoregressive transformer over the tokens of an image (LlamaGen, arXiv 2406.06525)."""
 
     config: CodecladeConfig
     config_class = CodecladeConfig
     base_model_prefix = "codeclade"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a list)
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     def __init__(self, config: CodecladeConfig):
@@ -139,9 +133,6 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         self.norm = scheme.norm()
         self.head = scheme.head()
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        init_weights(module, self.config.initializer_range)
 
     def null_labels(self, count: int) -> Tensor:
         """The null class (count,): what unconditional rows are given."""
