@@ -149,6 +149,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         clusters: Tensor | None = None,
         refine: str | None = None,
         latents: Tensor | None = None,
+        parallel: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of classes, or change given ones.
 
@@ -181,6 +182,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             ids: ids (B, G, G) or (B, G, G, 2) to change, instead of `init_image`.
             clusters: (B, G, G) choices of the first stage to keep everywhere; see `redraw`.
             refine: how clusters become ids: "refiner" (the default where there is one) or "member".
+            parallel: tokens decoded in one pass at most, which changes the time and not the image;
+                1 decodes one by one, None chooses: several for one image on a CPU. See parallel.py.
             latents: another name of `ids`, after diffusers.
 
         Returns:
@@ -195,7 +198,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
+        decoding = parallel, callback_on_step_end
+        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors, *decoding)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
         condition, null_condition = self.encode_condition(class_labels, num_images_per_prompt)

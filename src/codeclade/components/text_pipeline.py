@@ -258,6 +258,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ids: Tensor | None = None,
         clusters: Tensor | None = None,
         latents: Tensor | None = None,
+        parallel: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of captions, or change given ones.
 
@@ -280,7 +281,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             return_dict: False returns a plain tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
                 for `CodecladePipeline`.
-            init_image, mask_image, strength, ids, clusters, latents: as for `CodecladePipeline`.
+            init_image, mask_image, strength, ids, clusters, latents, parallel: as for
+                `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -294,7 +296,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
+        decoding = parallel, callback_on_step_end
+        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors, *decoding)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
         condition, null_condition = self.encode_condition(

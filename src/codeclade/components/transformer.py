@@ -152,7 +152,11 @@ class CodecladeTransformer(DecoderModel):
         self.scheme.use_clusters(self.token_embedding, mapping)
 
     def stage_logits(
-        self, hidden: Tensor, step: int, chosen: Tensor | None = None, cache: Cache | None = None
+        self,
+        hidden: Tensor,
+        step: int | slice,
+        chosen: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits float32 of one stage of one position, while images are sampled.
 
@@ -160,15 +164,15 @@ class CodecladeTransformer(DecoderModel):
             hidden: (B, T, D) `hidden_states` of positions P-1.. so far; later ones are not read.
                 Schemes that do not read earlier states also take the last position alone, (B, 1,
                 D), with step -1.
-            step: which token is predicted.
-            chosen: (B,) what the first of two stages chose for this token; None asks for the first
-                stage's logits.
+            step: which token is predicted, or a slice of n tokens.
+            chosen: (B,) or (B, n): what the first of two stages chose for this token; None asks for
+                the first stage's logits.
             cache: "semantic_detail" keeps the keys of its head from the first to the second stage
                 in it; give a fresh `DynamicCache` for every token.
 
         Returns:
             (B, V) of a one-stage model; else (B, K) for the first stage, (B, V) for the second.
-            Ids outside the cluster have -1e30.
+            Ids outside the cluster have -1e30. With a slice (B, n, K) and (B, n, V).
 
         Raises:
             ValueError: `chosen` given to a model with one stage.
