@@ -2,10 +2,10 @@
 
     PYTHONPATH=src:tests python tests/pinned.py
 
-writes tests/golden/pinned.json anew, where a change of any number is a change of what users get. The
-greedy ids in it were written by codeclade 0.1.0 and must never change; the sampled ones were written
-when tokens came to be sampled by Gumbel noise, in 0.2. tests/golden/pushed_0_1/ was written once, by
-0.1.0, with `write_pushed`; `greedy_ids.json` in it was made by 0.1.0's own code of those repositories.
+writes tests/golden/pinned.json anew, where a change of any number is a change of what users get.
+The greedy ids in it were written by codeclade 0.1.0 and must never change; the sampled ones were
+written when 0.2 began to sample tokens by Gumbel noise. tests/golden/pushed_0_1/ was written once,
+by 0.1.0, with `write_pushed`; `greedy_ids.json` in it by the last code that gave the ids of 0.1.0.
 """
 
 import json
