@@ -97,9 +97,9 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
     make = PackedProduct if weights == "packed" else Int8Product
     for part in list(model.modules()):
         if isinstance(part, FeedForward) and weights == "packed":
-            replace(part, PackedFeedForward(part), (part.gate, part.up, part.down))
+            exchange(part, PackedFeedForward(part), (part.gate, part.up, part.down))
         elif isinstance(part, nn.Linear) and not is_optimized(part):
-            replace(part, make(part), (part,))
+            exchange(part, make(part), (part,))
 
 
 def check_form(model: nn.Module, weights: str) -> None:
@@ -125,11 +125,11 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def is_optimized(part: nn.Module) -> bool:
-    """Whether `replace` gave up the weights of this layer."""
+    """Whether `exchange` gave up the weights of this layer."""
     return isinstance(part, nn.Linear) and part.weight.numel() == 0
 
 
-def replace(part: nn.Module, forward: Callable, layers: tuple[nn.Linear, ...]) -> None:
+def exchange(part: nn.Module, forward: Callable, layers: tuple[nn.Linear, ...]) -> None:
     """Let `forward` compute what a module did, and give up the weights of its layers."""
     part.forward = forward
     for layer in layers:

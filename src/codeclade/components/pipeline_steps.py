@@ -20,7 +20,9 @@ from torch import Tensor
 
 from .cluster_map import ClusterMap
 from .compatibility import check_components
+from .contents import check_finite
 from .editing import Edit, clusters_to_keep, prepare_edit
+from .fields import check_settings
 from .generation import (
     Draws,
     SamplingSettings,
@@ -31,13 +33,14 @@ from .generation import (
     tokens_to_ids,
 )
 from .guidance import Number, Schedule
-from .loading import check_weight_files, installed_index
+from .loading import check_index, check_weight_files, installed_index
 from .optimization import optimize
 from .parallel import check_parallel, choose_window, sample_in_parallel
-from .refiner import Refiner, check_way, clusters_to_ids
+from .refiner import Refiner, check_refiner_settings, check_way, clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
+from .weight_files import read_json
 
 OUTPUT_TYPES = ("pil", "np", "pt", "ids", "clusters")
 OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
@@ -62,11 +65,21 @@ class PipelineSteps:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """As in diffusers; weights of a local folder are checked first, for short errors."""
+        """As in diffusers; a local folder is checked before anything is built of it.
+
+        Raises:
+            ValueError: a config with a value that it cannot have, or parts that do not fit.
+            OSError: naming the file that is missing or damaged.
+        """
         folder = Path(pretrained_model_name_or_path)
         if (folder / "model_index.json").is_file():
-            check_weight_files(folder, tuple(kwargs))
-        return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
+            check_weight_files(folder, tuple(kwargs), kwargs.get("variant"))
+        pipe = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # The other parts have looked at their own numbers; a text encoder is not of this package.
+        encoder = getattr(pipe, "text_encoder", None)
+        if isinstance(encoder, torch.nn.Module) and "text_encoder" not in kwargs:
+            check_finite(encoder)
+        return pipe
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
@@ -74,8 +87,14 @@ class PipelineSteps:
 
         Not where this file itself came with a repository: then the package may not be there.
         """
-        index = cast(Any, super())._dict_from_json_file(json_file)
+        index = read_json(Path(json_file))
         return installed_index(index) if __name__.startswith("codeclade.") else index
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """diffusers takes parts and defaults out of the index here, before it loads any."""
+        check_index(config_dict)
+        return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
 
     def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
         """Register parts and settings, once they are known to go together."""
@@ -85,6 +104,7 @@ class PipelineSteps:
             raise ValueError("the default guidance_scale is one number; give pairs to the call.")
         shared = ("vq_model", "transformer", "cluster_map", "refiner")
         check_components(*(parts[name] for name in shared))
+        check_settings(settings, "defaults of the pipeline")
         Schedule(settings["guidance_schedule"])
         self.image_processor = VaeImageProcessor(vae_scale_factor=parts["vq_model"].downsample)
         self._guidance_scale = settings["guidance_scale"]
@@ -134,6 +154,7 @@ class PipelineSteps:
         guidance_schedule: str | dict | None = None,
         refine: str | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
+        refiner_settings: dict[str, Any] | None = None,
         parallel: int | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> SamplingSettings:
@@ -186,6 +207,7 @@ class PipelineSteps:
                 f"output_type={output_type!r} needs a cluster_map, which this pipeline lacks."
             )
         check_way(refine, self.refiner)
+        check_refiner_settings(refiner_settings, refine, self.refiner)
         if refine == "refiner" and not scheme.predicts_clusters:
             raise ValueError(
                 f"refine='refiner' is for transformers that predict clusters, not for scheme "
@@ -277,6 +299,7 @@ class PipelineSteps:
         refine: str | None,
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str],
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """The steps after `encode_condition`, in order: prepare_edit, sample_tokens, decode.
 
@@ -295,7 +318,8 @@ class PipelineSteps:
         callback = callback_on_step_end, callback_on_step_end_tensor_inputs
         # The condition goes to the decoder too: refiners read the class, or the generator's states.
         tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
-        return self.decode(tokens, draws.members, output_type, edit, refine, condition)
+        refining = refine, condition, refiner_settings
+        return self.decode(tokens, draws.members, output_type, edit, *refining)
 
     @torch.no_grad()
     def decode(
@@ -306,6 +330,7 @@ class PipelineSteps:
         edit: Edit | None = None,
         refine: str | None = None,
         condition: dict[str, Tensor] | None = None,
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """Tokens (B, T, ...) as images, fine ids (B, G, G, ...) or clusters (B, G, G).
 
@@ -313,6 +338,7 @@ class PipelineSteps:
             members: (B, T), `Draws.members`.
             refine: "refiner" or "member" for tokens that are clusters; None: the refiner, if any.
             condition: what the tokens were sampled with, for a refiner.
+            refiner_settings: temperature, top_k and guidance_scale of the refiner.
         """
         # Clusters need neither a draw nor the tokenizer.
         kind, scheme = OUTPUT_ALIASES.get(output_type, output_type), self.transformer.scheme
@@ -322,7 +348,8 @@ class PipelineSteps:
             return scheme.tokens_to_clusters(tokens, mapping).unflatten(1, grid)
         # From here on clusters must become ids, by the member draw or by the refiner.
         parts = self.transformer, self.cluster_map, self.refiner
-        ids = tokens_to_ids(tokens, members, *parts, refine, condition, edit).unflatten(1, grid)
+        how = refine, condition, edit, refiner_settings
+        ids = tokens_to_ids(tokens, members, *parts, *how).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)
@@ -348,6 +375,7 @@ class PipelineSteps:
         output_type: str,
         return_dict: bool,
         refine: str,
+        refiner_settings: dict[str, Any] | None,
         settings: dict[str, Any],
     ) -> ImagePipelineOutput | tuple:
         """`redraw` of clusters (B, T), once the condition is encoded.
@@ -365,7 +393,8 @@ class PipelineSteps:
         scheme, grid = self.transformer.scheme, self.transformer.config.grid_size
         if not scheme.two_stages:
             given = num_images_per_prompt, generator, output_type, refine, settings
-            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
+            images = self.redraw_members(clusters, condition, *given, refiner_settings)
+            return self.finish(images, return_dict)
         if not asked:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs {wanted}.")
         # Two stages: a call that holds the first; "member" is the draw that its second one makes.
@@ -377,6 +406,7 @@ class PipelineSteps:
             return_dict=return_dict,
             clusters=clusters.unflatten(1, (grid, grid)),
             refine=None if refine == "member" else refine,
+            refiner_settings=refiner_settings,
             **settings,
         )
 
@@ -389,12 +419,14 @@ class PipelineSteps:
         output_type: str,
         refine: str,
         settings: dict[str, Any],
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """New ids, or images of them, of clusters (B, T): `redraw` without a second stage.
 
         Args:
             condition: rows of labels or text features, one a row of clusters, for a refiner.
             settings: what else `redraw` was given, which only a second stage could use.
+            refiner_settings: temperature, top_k and guidance_scale of the refiner.
 
         Raises:
             ValueError: any settings, or an argument with a value it cannot have.
@@ -405,6 +437,7 @@ class PipelineSteps:
         # Sampling settings play no part; neutral ones let the other arguments be checked.
         self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
         check_way(refine, self.refiner)
+        check_refiner_settings(refiner_settings, refine, self.refiner)
         # Copies of a grid differ by their own numbers, as images of one label do in a call.
         clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
         condition = {
@@ -419,7 +452,8 @@ class PipelineSteps:
         uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)  # (B, T)
         # One-stage pipelines that have clusters have them from a map.
         parts = self.transformer, cast(ClusterMap, self.cluster_map), self.refiner
-        ids = clusters_to_ids(clusters, uniforms, *parts, refine, condition).unflatten(1, grid)
+        how = refine, condition, refiner_settings
+        ids = clusters_to_ids(clusters, uniforms, *parts, *how).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)
