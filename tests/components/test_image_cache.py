@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from builders import build_scheme, build_transformer
 from codeclade.components.blocks import few_on_cpu
@@ -70,10 +72,16 @@ def test_unconditional_rows_go_when_an_interval_has_ended():
     null = {"class_labels": model.null_labels(2)}
     shortened = sample_tokens(model, labels, null, seeds, settings)
     assert rows == [4] * 5 + [2] * 11  # tokens 0..4 are guided
-    model.set_attn_implementation("flex_attention")  # whose cache keeps its rows
-    assert isinstance(cache_for(model, labels, seeds.device), StaticCache)
-    model.set_attn_implementation("sdpa")
     assert shortened.shape == (2, 16)
+
+
+def test_attention_of_ones_own_gets_a_cache_that_asks_for_masks():
+    ALL_ATTENTION_FUNCTIONS.register("own", sdpa_attention_forward)
+    pipe = build_scheme("token")
+    pipe.transformer.config._attn_implementation = "own"
+    assert isinstance(cache_for(pipe.transformer, {}, torch.device("cpu")), StaticCache)
+    with pytest.raises(ValueError, match="parallel=4 does not go with attention 'own'"):
+        pipe.check_inputs(parallel=4)
 
 
 def test_compiled_models_get_a_cache_whose_shapes_stay():
@@ -90,9 +98,46 @@ def test_compiled_models_get_a_cache_whose_shapes_stay():
     assert compiled(other)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["image", "static", "dynamic"])
+@pytest.mark.parametrize("text", [False, True])
+def test_half_precision_sees_the_same_positions_as_float32(kind, text):
+    """Plain attention takes over for few queries, whatever form their mask has, or none."""
+    changes = {"text_dim": 6, "prefix_length": 4, "num_classes": 0} if text else {}
+    model = build_transformer(**changes)
+    prefix, mask = (4, torch.ones(3, 20, dtype=torch.int64)) if text else (1, None)
+    features = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
+    first = {"text_embeds": features} if text else {"class_labels": CLASSES}
+    if text:
+        mask[1, :2] = 0
+        first["attention_mask"] = mask
+    expected = model(tokens(), **first).logits
+    model.to(torch.bfloat16)
+    room = prefix + 16
+    cache = {
+        "image": lambda: ImageCache(model.config, attention_mask=mask),
+        "static": lambda: StaticCache(model.config, room),
+        "dynamic": DynamicCache,
+    }[kind]()
+    later = {"attention_mask": mask} if text else {}
+    parts = tokens().split([5, 1, 1, 4, 5], dim=1)
+    found, length = [], prefix
+    for number, part in enumerate(parts):
+        length += part.shape[1]
+        given = {"attention_mask": mask[:, :length]} if text and kind == "dynamic" else later
+        given = first | given if number == 0 else given
+        found.append(model(part, past_key_values=cache, **given).logits)
+    seen = torch.ones(3, room, dtype=torch.bool) if mask is None else mask.bool()
+    wrong = (torch.cat(found, 1) - expected)[seen].square().mean() / expected[seen].var()
+    assert wrong < 1e-3
+
+
 def test_plain_attention_is_for_few_queries_in_half_precision():
-    query = torch.zeros(1, 2, 4, 8)
-    assert not few_on_cpu(query)
-    assert few_on_cpu(query.to(torch.bfloat16))
-    assert not few_on_cpu(query.to(torch.bfloat16).expand(-1, -1, 4, -1).repeat(1, 1, 8, 1))
-    assert not few_on_cpu(query.to("meta", torch.bfloat16))
+    several, mask = torch.zeros(1, 2, 4, 8, dtype=torch.bfloat16), torch.zeros(4, 4)
+    one = several[:, :, :1]
+    assert few_on_cpu(one, None)
+    assert few_on_cpu(several, mask)
+    assert not few_on_cpu(several, None)  # causal, which only the fused kernel knows
+    assert not few_on_cpu(several.repeat(1, 1, 5, 1), mask)
+    assert not few_on_cpu(one.float(), None)
+    assert not few_on_cpu(one.to("meta"), None)

@@ -193,18 +193,28 @@ def causal_mask(
     )
 
 
-def few_on_cpu(query: Tensor) -> bool:
+def few_on_cpu(query: Tensor, mask: Tensor | None) -> bool:
     """Whether plain attention is faster: half precision on a CPU, where the fused kernel packs all
     keys and values anew for every call, which pays for many queries (B, H, L, h) only.
+
+    Several queries without a mask are causal, which plain attention is not by itself.
     """
-    return query.device.type == "cpu" and query.dtype != torch.float32 and query.shape[2] <= 16
+    few = query.shape[2] == 1 or (mask is not None and query.shape[2] <= 16)
+    return few and query.device.type == "cpu" and query.dtype != torch.float32
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S)."""
+    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S).
+
+    The mask is added to the scores, or says where they count if it is one of truth values.
+    """
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, L, S)
     if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
+        mask = attention_mask[..., : key.shape[-2]]
+        if mask.dtype == torch.bool:  # finite, so that a row that sees nothing has no NaN
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).type_as(query), dropout)
     return (weights @ value).transpose(1, 2), weights  # (B, L, H, h)
 
@@ -238,9 +248,9 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, h)
         # A config has no implementation until a model is made with it; then it always has one.
-        plain = self.plain or few_on_cpu(query)
-        chosen = "eager" if plain else self.config._attn_implementation
-        implementation = cast(str, chosen)
+        implementation = cast(str, self.config._attn_implementation)
+        if self.plain or (implementation == "sdpa" and few_on_cpu(query, mask)):
+            implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = self.config.head_dim**-0.5
         mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)

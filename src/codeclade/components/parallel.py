@@ -61,6 +61,7 @@ def check_parallel(
         "callback_on_step_end": callback is not None,
         "a compiled transformer": compiled(transformer),
         f"attention {backend!r}": backend not in ("sdpa", "eager"),
+        f"scheme {transformer.config.scheme!r}": not transformer.scheme.takes_slices,
     }
     obstacle = next((name for name, there in obstacles.items() if there), None)
     if obstacle is None:

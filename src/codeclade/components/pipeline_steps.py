@@ -128,9 +128,10 @@ class PipelineSteps:
         return self._interrupt
 
     def optimize(self, weights: str = "packed"):
-        """Bring the generator's weights into a form that a CPU multiplies faster; returns self.
+        """Bring weights into a form that a CPU computes with faster; returns self.
 
-        For inference alone: an optimized pipeline cannot be saved or moved.
+        The tokenizer's convolutions get their channels last, which changes no number. For inference
+        alone: an optimized pipeline cannot be saved or moved.
 
         Args:
             weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16), or "int8",
@@ -141,6 +142,7 @@ class PipelineSteps:
             ValueError: an unknown form, or one that this generator cannot have where it is.
         """
         optimize(self.transformer, weights)
+        self.vq_model.to(memory_format=torch.channels_last)
         return self
 
     def check_inputs(

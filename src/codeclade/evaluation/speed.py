@@ -196,9 +196,9 @@ def logits_of(model: CodecladeTransformer, ids: Tensor) -> Tensor:
     """Teacher-forced logits of ids; of pairs those of the semantic code."""
     labels = conditions(model, len(ids))[0]["class_labels"]
     output = model(ids, labels)
-    return (
-        output.semantic_logits if output.logits is None else output.logits[:, -ids.shape[1] - 1 :]
-    )
+    if output.logits is None:
+        return output.semantic_logits
+    return output.logits[:, -ids.shape[1] - 1 : -1]  # position P - 1 + t speaks of token t
 
 
 @torch.no_grad()
