@@ -45,6 +45,13 @@ def test_its_edits_keep_what_they_should(example, sampled):
     assert torch.equal(redrawn // 8, sampled // 8)
 
 
+def test_a_head_of_one_position_is_asked_for_one_at_a_time(example):
+    pipe = example["pipe"]
+    assert len(pipe(1, output_type="ids").images) == 1  # one image, which others decode in parallel
+    with pytest.raises(ValueError, match="parallel=4 does not go with scheme 'digits'"):
+        pipe(1, parallel=4)
+
+
 @torch.no_grad()
 def test_one_position_has_the_likelihood_of_the_teacher_forced_pass(example):
     model, ids = example["model"], example["ids"]

@@ -132,7 +132,7 @@ def rotation(
     prefix_length: int = 1,
     positions_per_cell: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (L, h/2) of 2-D rotary positions (L,), float32.
+    """Cosines and signed sines (L, h) of 2-D rotary positions (L,), float32, for `rotate`.
 
     Sequence position p holds grid cell p - P in raster order; the first half of the pairs turns
     with the row, the second with the column. Prefix positions have cosine AND sine 0: their queries
@@ -149,15 +149,17 @@ def rotation(
     angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)
     # The product hides the prefix, by a table rather than by a branch, so it compiles.
     visible = (cell >= 0).unsqueeze(-1)  # (L, 1)
-    return angles.cos() * visible, angles.sin() * visible
+    cos, sin = angles.cos() * visible, angles.sin() * visible  # (L, h/2)
+    # Both entries of a pair have its angle; the first one gets minus the second's part.
+    return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (0,1), (2,3), ... of x (B, H, L, h) by angles given as (L, h/2)."""
+    """Turn the pairs (0,1), (2,3), ... of x (..., h) by `rotation`'s tables, which broadcast."""
     # Neighboring entries are a pair, as in the published weights; Llama pairs halves.
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, L, h/2)
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).type_as(x)
+    wide = x.float()
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (wide * cos + swapped * sin).type_as(x)
 
 
 # transformers 5.24 renamed the argument; older versions know the old name only.
@@ -191,11 +193,28 @@ def causal_mask(
     )
 
 
+def few_on_cpu(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether plain attention is faster: half precision on a CPU, where the fused kernel packs all
+    keys and values anew for every call, which pays for many queries (B, H, L, h) only.
+
+    Several queries without a mask are causal, which plain attention is not by itself.
+    """
+    few = query.shape[2] == 1 or (mask is not None and query.shape[2] <= 16)
+    return few and query.device.type == "cpu" and query.dtype != torch.float32
+
+
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S)."""
+    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S).
+
+    The mask is added to the scores, or says where they count if it is one of truth values.
+    """
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, L, S)
     if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
+        mask = attention_mask[..., : key.shape[-2]]
+        if mask.dtype == torch.bool:  # finite, so that a row that sees nothing has no NaN
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).type_as(query), dropout)
     return (weights @ value).transpose(1, 2), weights  # (B, L, H, h)
 
@@ -221,14 +240,17 @@ class Attention(nn.Module):
         self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
     ) -> Tensor:
         heads = self.config.num_attention_heads
-        query, key, value = self.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = self.qkv(x).unflatten(-1, (3, heads, -1))  # (B, L, 3, H, h)
         # Keys are rotated before they enter the cache, so a step turns its own positions only.
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)  # (B, H, L, h)
+        turned = rotate(mixed[:, :, :2], cos[:, None, None], sin[:, None, None])
+        query, key = turned.permute(2, 0, 3, 1, 4)  # (B, H, L, h)
+        value = mixed[:, :, 2].transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, h)
         # A config has no implementation until a model is made with it; then it always has one.
-        chosen = "eager" if self.plain else self.config._attn_implementation
-        implementation = cast(str, chosen)
+        implementation = cast(str, self.config._attn_implementation)
+        if self.plain or (implementation == "sdpa" and few_on_cpu(query, mask)):
+            implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = self.config.head_dim**-0.5
         mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)

@@ -10,13 +10,15 @@ Every head has two methods:
     teacher_forced(hidden, labels, tokens, embedding, conditioned) -> fields of CodecladeOutput
         all positions at once: hidden (B, L, D), labels and tokens (B, T, ...) or None;
         `conditioned` says that the prefix is part of this call, not only in the cache
-    stage_logits(hidden, step, chosen, cache, embedding) -> (B, V)
-        one stage of one position while images are sampled; see CodecladeTransformer.stage_logits
+    stage_logits(hidden, step, chosen, cache, embedding) -> (B, V), or (B, n, V) for a slice
+        one stage of one position, or of n, while images are sampled; see
+        CodecladeTransformer.stage_logits
 
 Shapes: B batch, T tokens, L prefix and tokens, D width, V vocabulary, K coarse vocabulary
 (clusters or semantic codes), G token grid side. Logits are float32 whatever the dtype.
 """
 
+import functools
 from typing import Protocol
 
 import torch
@@ -34,8 +36,8 @@ class Head(Protocol):
         """Fields of CodecladeOutput at all positions."""
         ...
 
-    def stage_logits(self, hidden, step: int, chosen, cache, embedding) -> Tensor:
-        """Logits (B, V) of one stage of one position."""
+    def stage_logits(self, hidden, step: int | slice, chosen, cache, embedding) -> Tensor:
+        """Logits (B, V) of one stage of one position, or (B, n, V) of a slice of them."""
         ...
 
 
@@ -56,10 +58,10 @@ class TokenHead(Output):
             "loss": F.cross_entropy(predicted.flatten(0, 1), labels.flatten()),
         }
 
-    def stage_logits(self, hidden, step: int, chosen, cache, embedding) -> Tensor:
+    def stage_logits(self, hidden, step, chosen, cache, embedding) -> Tensor:
         if chosen is not None:
             raise ValueError("this transformer has one stage, so nothing is chosen before it.")
-        return self(hidden[:, step]).float()  # (B, V)
+        return self(hidden[:, step]).float()  # (B, ..., V)
 
 
 def cluster_logsumexp(logits: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
@@ -125,10 +127,10 @@ class ClusterTokenHead(nn.Module):
             output["loss"] = -predicted.gather(-1, labels.unsqueeze(-1)).mean()
         return output
 
-    def stage_logits(self, hidden, step: int, chosen: Tensor | None, cache, embedding) -> Tensor:
+    def stage_logits(self, hidden, step, chosen: Tensor | None, cache, embedding) -> Tensor:
         if chosen is None:
             return self.clusters(hidden[:, step]).float()
-        outside = embedding.cluster_of != chosen.unsqueeze(-1)  # (B, V)
+        outside = embedding.cluster_of != chosen.unsqueeze(-1)  # (B, ..., V)
         # Finite, so that guidance between two masked rows stays a number.
         return self.tokens(hidden[:, step]).float().masked_fill(outside, -1e30)
 
@@ -164,6 +166,13 @@ def neighbors(cells: Tensor, grid_size: int, window: int) -> Tensor:
     column = (cells % grid_size).unsqueeze(-1) + column[:earlier]
     inside = (row >= 0) & (column >= 0) & (column < grid_size)
     return torch.where(inside, row * grid_size + column, -1)
+
+
+@functools.lru_cache(maxsize=8)
+def neighbor_table(grid_size: int, window: int, device: torch.device) -> Tensor:
+    """`neighbors` (T, 12) of all cells, made once: a step then asks the host for nothing."""
+    with torch.inference_mode(False):  # a tensor made in that mode could not be used outside of it
+        return neighbors(torch.arange(grid_size**2, device=device), grid_size, window)
 
 
 class SemanticDetailHead(nn.Module):
@@ -231,14 +240,21 @@ class SemanticDetailHead(nn.Module):
             output["loss"] = self.config.semantic_loss_weight * coarse + fine
         return output
 
-    def stage_logits(self, hidden, step: int, chosen: Tensor | None, cache, embedding) -> Tensor:
+    def stage_logits(self, hidden, step, chosen: Tensor | None, cache, embedding) -> Tensor:
+        one = not isinstance(step, slice)
+        cells = slice(step, step + 1) if one else step
+        # Every position is a short sequence of its own, as in `teacher_forced`.
         if chosen is not None:  # the third token; the first two are in the cache
-            x = self.run(embedding.semantic(chosen).unsqueeze(1), 2, cache)  # (B, 1, D)
-            return self.detail(x[:, 0]).float()  # (B, V)
-        # The same sums for one cell, from the states kept so far; both first tokens go in together.
-        cell = torch.tensor([step], device=hidden.device)
-        index = neighbors(cell, self.config.grid_size, self.config.head_window)[0]
-        around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, 12, D)
-        local = self.combine(self.compress(around).flatten(-2))  # (B, D)
-        x = self.run(torch.stack([local, hidden[:, step]], dim=1), 0, cache)  # (B, 2, D)
-        return self.semantic(x[:, 1]).float()  # (B, K)
+            x = embedding.semantic(chosen.unsqueeze(1) if one else chosen)  # (B, n, D)
+            x, predict = self.run(x.flatten(0, 1).unsqueeze(1), 2, cache), self.detail
+        else:
+            # The same sums for these cells, from the states kept so far; both first tokens go in
+            # together.
+            index = neighbor_table(self.config.grid_size, self.config.head_window, hidden.device)
+            index = index[cells]  # (n, 12)
+            around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, n, 12, D)
+            local = self.combine(self.compress(around).flatten(-2))  # (B, n, D)
+            x = torch.stack([local, hidden[:, cells]], dim=2)  # (B, n, 2, D)
+            x, predict = self.run(x.flatten(0, 1), 0, cache), self.semantic
+        logits = predict(x[:, -1]).float().unflatten(0, (len(hidden), -1))  # (B, n, V)
+        return logits.squeeze(1) if one else logits

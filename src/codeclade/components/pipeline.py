@@ -150,6 +150,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         refine: str | None = None,
         refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
+        parallel: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of classes, or change given ones.
 
@@ -184,6 +185,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             refine: how clusters become ids: "refiner" (the default where there is one) or "member".
             refiner_settings: `temperature`, `top_k` and `guidance_scale` of the refiner, as for
                 `Refiner.refine`; what is not there is the refiner's default.
+            parallel: tokens decoded in one pass at most, which changes the time and not the image;
+                1 decodes one by one, None chooses: several for one image on a CPU. See parallel.py.
             latents: another name of `ids`, after diffusers.
 
         Returns:
@@ -198,7 +201,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        rest = guidance_schedule, refine, tensors, refiner_settings
+        rest = guidance_schedule, refine, tensors, refiner_settings, parallel, callback_on_step_end
         settings = self.check_inputs(*sampling, *rest)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)

@@ -34,6 +34,8 @@ from .generation import (
 )
 from .guidance import Number, Schedule
 from .loading import check_index, check_weight_files, installed_index
+from .optimization import optimize
+from .parallel import check_parallel, choose_window, sample_in_parallel
 from .refiner import Refiner, check_refiner_settings, check_way, clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
@@ -134,6 +136,24 @@ class PipelineSteps:
     def interrupt(self) -> bool:
         return self._interrupt
 
+    def optimize(self, weights: str = "packed"):
+        """Bring weights into a form that a CPU computes with faster; returns self.
+
+        The tokenizer's convolutions get their channels last, which changes no number. For inference
+        alone: an optimized pipeline cannot be saved or moved.
+
+        Args:
+            weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16), or "int8",
+                rounded to 8 bits with a scale for every output (bfloat16 pipelines); see
+                optimization.py.
+
+        Raises:
+            ValueError: an unknown form, or one that this generator cannot have where it is.
+        """
+        optimize(self.transformer, weights)
+        self.vq_model.to(memory_format=torch.channels_last)
+        return self
+
     def check_inputs(
         self,
         guidance_scale: Number | None = None,
@@ -146,6 +166,8 @@ class PipelineSteps:
         refine: str | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
         refiner_settings: dict[str, Any] | None = None,
+        parallel: int | None = None,
+        callback_on_step_end: Callable | None = None,
     ) -> SamplingSettings:
         """How tokens are sampled, once all arguments have values they can have.
 
@@ -202,7 +224,9 @@ class PipelineSteps:
                 f"refine='refiner' is for transformers that predict clusters, not for scheme "
                 f"{scheme.name!r}."
             )
-        return replace(settings, schedule=Schedule(asked_schedule))
+        settings = replace(settings, schedule=Schedule(asked_schedule))
+        possible = check_parallel(parallel, self.transformer, settings, callback_on_step_end)
+        return replace(settings, parallel=possible)
 
     @torch.no_grad()
     def prepare_edit(
@@ -262,15 +286,18 @@ class PipelineSteps:
                 bar.update()
                 return tokens, self._guidance_scale, self._interrupt
 
-            return sample_tokens(
-                self.transformer,
-                condition,
-                null_condition,
-                draws.tokens.to(self._execution_device),
-                settings,
-                edit,
-                after_token,
-            )
+            def after_pass(count: int) -> bool:
+                bar.update(count)
+                return self._interrupt
+
+            device = self._execution_device
+            seeds = draws.tokens.to(device)  # (B, S, T)
+            given = self.transformer, condition, null_condition, seeds, settings
+            # Several tokens a pass where one image leaves the machine waiting; ids are the same.
+            window = choose_window(settings.parallel, len(seeds), device)
+            if window > 1:
+                return sample_in_parallel(*given, window, edit, after_pass)
+            return sample_tokens(*given, edit, after_token)
 
     def generate(
         self,

@@ -47,6 +47,7 @@ class Scheme:
     holds_clusters = False  # the generator keeps the cluster of every id (`use_clusters`)
     # Tables of the generator by what their rows stand for: "ids", "clusters" or "details".
     tables: ClassVar[dict[str, tuple[str, ...]]] = {"ids": ("token_embedding", "head")}
+    takes_slices = False  # the head's `stage_logits` takes several positions; see parallel.py
     reads_earlier_states = False  # the head needs the hidden states of earlier positions too
 
     def __init__(self, config: DecoderConfig):
@@ -163,6 +164,7 @@ class Token(Scheme):
     name = "token"
     description = "codebook ids, one by one"
     stages = ("tokens",)
+    takes_slices = True
 
 
 class Cluster(Scheme):
@@ -171,6 +173,7 @@ class Cluster(Scheme):
     name = "cluster"
     description = "clusters of codebook ids"
     stages = ("clusters",)
+    takes_slices = True
     predicts_clusters = True
     tables: ClassVar = {"clusters": ("token_embedding", "head")}
 
@@ -191,6 +194,7 @@ class ClusterToken(Scheme):
     name = "cluster_token"
     description = "a cluster, then an id of it, in one model"
     stages = ("clusters", "tokens")
+    takes_slices = True
     holds_clusters = True
     tables: ClassVar = {
         "ids": ("token_embedding.token", "head.tokens"),
@@ -240,6 +244,7 @@ class SemanticDetail(Scheme):
     name = "semantic_detail"
     description = "pairs of a semantic and a detail code"
     stages = ("semantic codes", "detail codes")
+    takes_slices = True
     token_shape = (2,)
     detail_codes = True
     tables: ClassVar = {

@@ -259,6 +259,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         clusters: Tensor | None = None,
         refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
+        parallel: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of captions, or change given ones.
 
@@ -281,8 +282,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             return_dict: False returns a plain tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
                 for `CodecladePipeline`.
-            init_image, mask_image, strength, ids, clusters, refiner_settings, latents: as for
-                `CodecladePipeline`.
+            init_image, mask_image, strength, ids, clusters, refiner_settings, latents, parallel: as
+                for `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -296,7 +297,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        rest = guidance_schedule, refine, tensors, refiner_settings
+        rest = guidance_schedule, refine, tensors, refiner_settings, parallel, callback_on_step_end
         settings = self.check_inputs(*sampling, *rest)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)

@@ -30,6 +30,7 @@ from .blocks import (
     rotation,
 )
 from .fields import Count, CountOrZero, Grid, Layers, Prefix, Weight, Width, Window
+from .image_cache import ImageCache
 from .schemes import SCHEMES, Scheme, scheme_class
 
 __all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransformer"]
@@ -166,7 +167,11 @@ class CodecladeTransformer(DecoderModel):
         self.scheme.use_clusters(self.token_embedding, mapping)
 
     def stage_logits(
-        self, hidden: Tensor, step: int, chosen: Tensor | None = None, cache: Cache | None = None
+        self,
+        hidden: Tensor,
+        step: int | slice,
+        chosen: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits float32 of one stage of one position, while images are sampled.
 
@@ -174,15 +179,15 @@ class CodecladeTransformer(DecoderModel):
             hidden: (B, T, D) `hidden_states` of positions P-1.. so far; later ones are not read.
                 Schemes that do not read earlier states also take the last position alone, (B, 1,
                 D), with step -1.
-            step: which token is predicted.
-            chosen: (B,) what the first of two stages chose for this token; None asks for the first
-                stage's logits.
+            step: which token is predicted, or a slice of n tokens.
+            chosen: (B,) or (B, n): what the first of two stages chose for this token; None asks for
+                the first stage's logits.
             cache: "semantic_detail" keeps the keys of its head from the first to the second stage
                 in it; give a fresh `DynamicCache` for every token.
 
         Returns:
             (B, V) of a one-stage model; else (B, K) for the first stage, (B, V) for the second.
-            Ids outside the cluster have -1e30.
+            Ids outside the cluster have -1e30. With a slice (B, n, K) and (B, n, V).
 
         Raises:
             ValueError: `chosen` given to a model with one stage.
@@ -240,17 +245,21 @@ class CodecladeTransformer(DecoderModel):
         # A compiled static cache counts on the device; asking it would stop the stream every token.
         if not isinstance(past, Tensor):
             self._check_length(past + x.shape[1])
-        # The form of the mask depends on the attention backend, which may need none at all.
-        mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
-        config = self.config
-        cos, sin = rotation(
-            positions,
-            config.grid_size,
-            config.head_dim,
-            config.rope_theta,
-            config.prefix_length,
-            config.positions_per_cell,
-        )
+        # A cache made for sampling has tables for every position; the prefix is like any prompt.
+        if isinstance(past_key_values, ImageCache) and past:
+            mask, cos, sin = past_key_values.prepared(x.shape[1], x.dtype)
+        else:
+            # The form of the mask depends on the attention backend, which may need none at all.
+            mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
+            config = self.config
+            cos, sin = rotation(
+                positions,
+                config.grid_size,
+                config.head_dim,
+                config.rope_theta,
+                config.prefix_length,
+                config.positions_per_cell,
+            )
         # The last layer's input is kept: the attention's share is computed from it, see below.
         for layer in self.layers:
             before = x
