@@ -124,7 +124,7 @@ def sample_tokens(
             mask = condition.get("attention_mask")
             output = decode_one_token(transformer, cache, last, mask, attend)
         # A head that looks at neighbors gets the states of all tokens, others the last one alone.
-        new = cast(Tensor, output.hidden_states)
+        new = cast(Tensor, output.last_hidden_state)
         if scheme.reads_earlier_states:
             states, at = place_states(states, new, step, steps), step
         else:
@@ -152,7 +152,7 @@ def prefill(
 ) -> CodecladeOutput:
     """Fill the cache with the prefix and the tokens known at the start, (R, n, ...).
 
-    The last of `hidden_states` predicts token n.
+    The last of `last_hidden_state` predicts token n.
 
     Args:
         attend: also ask for the condition's share of the attention.

@@ -55,7 +55,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ValueError: components that do not belong together.
     """
 
-    model_cpu_offload_seq = "transformer->cluster_map->refiner->vq_model"
+    model_cpu_offload_seq = "transformer->refiner->vq_model"
     _optional_components = ["cluster_map", "refiner"]  # noqa: RUF012 (diffusers reads a list)
 
     def __init__(

@@ -47,6 +47,8 @@ class PipelineSteps:
 
     _callback_tensor_inputs = list(TOKEN_NAMES)  # noqa: RUF012 (diffusers reads a list)
 
+    _exclude_from_cpu_offload = ["cluster_map"]  # noqa: RUF012 (small, and without parameters)
+
     # What `_set_up` registers, and what the steps use of DiffusionPipeline.
     vq_model: VQModel
     transformer: CodecladeTransformer

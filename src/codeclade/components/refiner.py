@@ -11,7 +11,7 @@ What is float32 whatever the dtype stands in blocks.py.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,12 @@ from .blocks import (
     ClassPrefix,
     DecoderConfig,
     Output,
+    as_dict,
     causal_mask,
+    decode_layers,
     init_weights,
     rotation,
+    wanted_outputs,
 )
 from .cluster_map import ClusterMap
 from .loading import StrictLoading
@@ -47,6 +50,7 @@ class RefinerConfig(DecoderConfig):
     """
 
     model_type = "codeclade_refiner"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]  # noqa: RUF012 (Trainer's)
 
     def __init__(
         self,
@@ -97,6 +101,8 @@ class RefinerOutput(ModelOutput):
 
     loss: Tensor | None = None  # mean cross-entropy in nats
     logits: Tensor | None = None  # (B, T, N) float32; position t speaks of token t
+    hidden_states: tuple[Tensor, ...] | None = None  # (B, L, D) before each layer, and the last
+    attentions: tuple[Tensor, ...] | None = None  # (B, H, L, S) of every layer
 
 
 class Refiner(StrictLoading, PreTrainedModel):
@@ -107,7 +113,10 @@ class Refiner(StrictLoading, PreTrainedModel):
     base_model_prefix = "refiner"
     main_input_name = "clusters"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a list)
+    # Lists that transformers and diffusers read.
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _repeated_blocks = ["Block"]  # noqa: RUF012
+    _supports_group_offloading = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -130,6 +139,33 @@ class Refiner(StrictLoading, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module, self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of clusters."""
+        return self.cluster_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another table of clusters in its place."""
+        self.cluster_embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The linear layer whose rows are ids."""
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another layer in place of `get_output_embeddings()`."""
+        self.head = new_embeddings
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """There is no other number of clusters: they are the cluster map's.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"the {self.config.num_clusters} clusters are those of a ClusterMap, which stay as "
+            "many as they are; make a new refiner for another map."
+        )
 
     def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
         """Raise a ValueError unless this refiner speaks of the map's clusters and ids."""
@@ -171,7 +207,11 @@ class Refiner(StrictLoading, PreTrainedModel):
         context: Tensor | None = None,
         mapping: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> RefinerOutput:
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Logits of the id at every position.
 
         Args:
@@ -181,7 +221,12 @@ class Refiner(StrictLoading, PreTrainedModel):
                 the config has a context_dim.
             mapping: (N,) cluster of every id, needed where the config masks to members; other ids
                 get the logit -inf.
-            labels: (B, T) ids to predict.
+            labels: (B, T) ids to predict; -100 counts for nothing.
+            output_hidden_states, output_attentions, return_dict: as in transformers, the config's
+                where None; attentions need `attn_implementation="eager"`.
+
+        Returns:
+            `RefinerOutput`, or with `return_dict=False` a tuple of what it holds.
 
         Raises:
             ValueError: an input that is missing or of a wrong shape.
@@ -190,32 +235,40 @@ class Refiner(StrictLoading, PreTrainedModel):
         # A position knows its cluster and, in MASC, what the generator saw when it chose it.
         x = self.cluster_embedding(clusters)  # (B, T, D)
         if self.context is not None:
-            x = x + self.context(cast(Tensor, context).to(x.dtype))
+            x = x + self.context(cast(Tensor, context).to(x))
         if self.prefix is not None:
-            x = torch.cat([self.prefix(class_labels), x], dim=1)  # (B, L, D)
+            x = torch.cat([self.prefix(class_labels).to(x.device), x], dim=1)  # (B, L, D)
         x = self.token_dropout(x)
         positions = torch.arange(x.shape[1], device=x.device)
         # No mask at all where a refiner is bidirectional: every position sees the whole image.
         mask = None
         if self.config.causal:
             mask = causal_mask(self.config, x, positions)
-        config = self.config
+        config, first = self.config, self.config.prefix_length
         cos, sin = rotation(
             positions, config.grid_size, config.head_dim, config.rope_theta, config.prefix_length
         )
-        for layer in self.layers:
-            x = layer(x, mask, cos, sin, None)
+        wanted = wanted_outputs(config, output_hidden_states, output_attentions)
+        states = decode_layers(self.layers, x, (mask, cos, sin, None), wanted)
         # The prefix predicts nothing, so it is cut before the head, the largest matrix here.
-        logits = self.head(self.norm(x[:, self.config.prefix_length :])).float()
+        normed = self.norm(states.last)
+        logits = self.head(normed[:, first:]).float()
         # Exactly -inf, not a large number: an id outside its cluster must never be drawn.
         if self.config.mask_to_members:
-            cluster_of = cast(Tensor, mapping).to(clusters.device)
-            outside = cluster_of != clusters.unsqueeze(-1)  # (B, T, N)
+            cluster_of = cast(Tensor, mapping).to(logits.device)
+            outside = cluster_of != clusters.to(logits.device).unsqueeze(-1)  # (B, T, N)
             logits = logits.masked_fill(outside, -torch.inf)
         loss = None
         if labels is not None:
+            labels = labels.to(logits.device)
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return RefinerOutput(loss=loss, logits=logits)
+        output = RefinerOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=(*states.inputs, normed) if wanted.hidden_states else None,
+            attentions=states.attentions,
+        )
+        return output if as_dict(config, return_dict) else output.to_tuple()
 
     @torch.no_grad()
     def refine(
@@ -293,7 +346,7 @@ def generator_states(
         length = transformer.config.prefix_length + clusters.shape[1] - 1
         condition["attention_mask"] = condition["attention_mask"][:, :length]
     output = transformer(input_ids=clusters[:, :-1], return_logits=False, **condition)
-    return output.hidden_states[:, -clusters.shape[1] :]
+    return output.last_hidden_state[:, -clusters.shape[1] :]
 
 
 def check_way(way: str | None, refiner: Refiner | None) -> None:

@@ -77,7 +77,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ValueError: components that do not belong together.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->cluster_map->refiner->vq_model"
+    model_cpu_offload_seq = "text_encoder->transformer->refiner->vq_model"
     _optional_components = ["tokenizer", "text_encoder", "cluster_map", "refiner"]  # noqa: RUF012
 
     def __init__(
@@ -206,7 +206,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         rows = len(condition["text_embeds"])
         # Guidance leads away from the negative prompt, or from the learned empty caption.
         if negative_prompt is None and negative_prompt_embeds is None:
-            null = cast(Tensor, self.transformer.prefix.null).expand(rows, -1, -1)
+            null = self.transformer.prefix().expand(rows, -1, -1)
             against = condition | {"text_embeds": null.to(condition["text_embeds"])}
         else:
             against = self.encode_text(

@@ -257,7 +257,7 @@ def validation_loss(
             loss = model(tokens[:, :-1], labels.to(model.device), labels=tokens).loss
         else:
             output = model(tokens[:, :-1], labels.to(model.device), return_logits=False)
-            hidden = output.hidden_states[:, first : first + tokens.shape[1]]
+            hidden = output.last_hidden_state[:, first : first + tokens.shape[1]]
             loss, _ = sparse(model.head, hidden, tokens)
         total += torch.tensor([loss.item() * len(tokens), len(tokens)])
     model.train(training)
