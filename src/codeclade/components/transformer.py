@@ -164,9 +164,8 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module, self.config.initializer_range)
-        if isinstance(
-            module, ClusterTokenEmbedding
-        ):  # also made on the meta device, without values
+        # A model made on the meta device has no values yet, not even these.
+        if isinstance(module, ClusterTokenEmbedding):
             init.zeros_(module.cluster_of)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -280,7 +279,8 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
             stage: what `stage_logits` is given; nothing else is read then.
 
         Returns:
-            `CodecladeOutput`, or with `return_dict=False` a tuple of what it holds: logits (B, P+T, V), or (B, T, V) where the prefix is in the cache.
+            `CodecladeOutput`, or with `return_dict=False` a tuple of what it holds: logits
+            (B, P+T, V), or (B, T, V) where the prefix is in the cache.
             "cluster_token": `ClusterTokenHead` says what they are. "semantic_detail" has
             semantic_logits (B, T, K) and detail_logits (B, T, V) of the pairs in labels or
             input_ids, in calls that give the condition.

@@ -152,8 +152,9 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ("ResnetBlock2D", "Attention", "CosineQuantizer", "DetailQuantizer")
-    _keep_in_fp32_modules = list(IN_FLOAT32)  # what follows are lists that diffusers reads
-    _skip_layerwise_casting_patterns = list(IN_FLOAT32)
+    # Lists that diffusers reads.
+    _keep_in_fp32_modules = list(IN_FLOAT32)  # noqa: RUF012
+    _skip_layerwise_casting_patterns = list(IN_FLOAT32)  # noqa: RUF012
     _group_offload_block_modules = [*IN_FLOAT32, "post_quant_conv", "decoder"]  # noqa: RUF012
 
     @register_to_config
