@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from codeclade import ClusterMap, CodecladePipeline
-from fuzz.conversions import Conversions
+from fuzz.conversions import conversions
+from fuzz.published import Published
 from fuzz.runner import judge, run
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(1800)]
@@ -39,7 +40,7 @@ def test_every_mutation_is_refused_in_one_sentence_or_harmless(tmp_path):
 
     files = tmp_path / "f"
     files.mkdir()
-    good = Conversions(files)
+    good = Published(files)
     for arguments in (
         good.llamagen(),
         good.cluster(files / "vq.pt"),
@@ -51,7 +52,7 @@ def test_every_mutation_is_refused_in_one_sentence_or_harmless(tmp_path):
         shutil.rmtree(out)
     wrong, count = [], 0
     (tmp_path / "outcomes.txt").touch()
-    for name, arguments, accepted in good.all():
+    for name, arguments, accepted in conversions(good):
         count += 1
         out = tmp_path / "out"
         own = "--out" in arguments

@@ -14,7 +14,7 @@ from .evaluate import add_evaluate
 from .generate import add_generate
 from .push import add_push
 from .recipes import add_recipes
-from .train import add_encode, add_train_generator, add_train_refiner, add_train_tokenizer
+from .train import add_training
 
 EXAMPLES = """examples:
   codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
@@ -69,10 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(verbs)
     add_recipes(verbs)
     add_cluster(verbs)
-    add_train_tokenizer(verbs)
-    add_encode(verbs)
-    add_train_generator(verbs)
-    add_train_refiner(verbs)
+    add_training(verbs)
     add_evaluate(verbs)
     add_compare(verbs)
     add_convert(verbs)

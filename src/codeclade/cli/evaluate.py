@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 
 from ..data.atomic import new_file, write_json
-from .arguments import add_verb, check_device, check_on_hub, check_positive, check_source, load_part
+from .arguments import (
+    add_verb,
+    check_device,
+    check_on_hub,
+    check_positive,
+    check_source,
+    load_part,
+    sampling_arguments,
+)
 from .generate import load_pipeline
 
 EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
@@ -49,9 +57,7 @@ def add_evaluate(verbs) -> None:
         metavar="NAME",
         help="as in cosine_power:power=2.75; default: the pipeline's",
     )
-    parser.add_argument("--temperature", type=float, metavar="T", help="default: the pipeline's")
-    parser.add_argument("--top-k", type=int, metavar="K", help="default: the pipeline's")
-    parser.add_argument("--top-p", type=float, metavar="P", help="default: the pipeline's")
+    sampling_arguments(parser)
     parser.add_argument("--size", type=int, metavar="S", help="pixels a side at which to measure")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
     parser.add_argument("--out", metavar="FILE", help="default: evaluation.json in the folder")

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_verb, check_device, check_positive, check_source, unknown
+from .arguments import (
+    add_verb,
+    check_device,
+    check_positive,
+    check_source,
+    sampling_arguments,
+    unknown,
+)
 
 
 def add_generate(verbs) -> None:
@@ -28,11 +35,10 @@ def add_generate(verbs) -> None:
         "--images", type=int, metavar="N", help="images a class; default 1, sheet 8"
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    # Without these the pipeline samples by the defaults it was saved with, which differ by method.
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="active above 1")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is arg-max")
-    parser.add_argument("--top-k", type=int, metavar="K", help="0 keeps all")
-    parser.add_argument("--top-p", type=float, metavar="P", help="1 keeps all")
+    parser.add_argument(
+        "--guidance-scale", type=float, metavar="S", help="active above 1; default: the pipeline's"
+    )
+    sampling_arguments(parser)
     parser.add_argument("--scale", type=int, default=2, help="enlargement on sheets; default 2")
     parser.add_argument("--device", help="default: cuda where available, else cpu")
 

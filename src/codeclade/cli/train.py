@@ -1,30 +1,66 @@
 """`codeclade train-tokenizer`, `encode`, `train-generator` and `train-refiner`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from .arguments import VerbParser, add_verb, load_part, recipe_arguments, say_size
+from .arguments import add_verb, load_part, recipe_arguments, say_size
 
 FOLDERS = {
     "tokenizer": "VQModel folder or Hub id",
     "cluster-map": "ClusterMap folder or Hub id",
     "codes": "what encode wrote, or a Hub dataset",
+    "generator": "generator folder whose hidden states come in too (MASC)",
     "out": "folder of the run",
+}
+EXAMPLES = {
+    "train-tokenizer": """codeclade train-tokenizer --recipe tiny-imagenet --out runs/tokenizer \\
+      data=photos/ classes=""",
+    "encode": """codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer \\
+      --out runs/codes data=photos/ classes=""",
+    "train-generator": """codeclade train-generator --recipe masc --size l \\
+      --tokenizer runs/tokenizer --cluster-map runs/cluster_map --codes runs/codes \\
+      --out runs/generator batch_size=64""",
+    "train-refiner": """codeclade train-refiner --recipe dcpe --tokenizer runs/tokenizer \\
+      --cluster-map runs/cluster_map --codes runs/codes --out runs/refiner""",
 }
 
 
-def add_train_tokenizer(verbs) -> None:
-    """Declare the verb."""
-    parser = add_verb(
-        verbs,
-        "train-tokenizer",
-        _train_tokenizer,
-        "train a VQ tokenizer on photographs",
-        "codeclade train-tokenizer --recipe tiny-imagenet --out runs/tokenizer "
-        "data=photos/ classes=",
-    )
-    _folders(parser, "out")
-    recipe_arguments(parser, "tokenizer")
+def add_training(verbs) -> None:
+    """Declare the four verbs, in the order in which a pipeline is made."""
+    text = "train a VQ tokenizer on photographs"
+    _add(verbs, "train-tokenizer", _train_tokenizer, text, "tokenizer", ["out"])
+    text = "tokenize photographs into code shards"
+    _add(verbs, "encode", _encode, text, "encode", ["tokenizer", "out"])
+    text = "train a generator on code shards and save the whole pipeline"
+    folders, without = ["tokenizer", "cluster-map", "codes", "out"], {"cluster-map": "predict ids"}
+    _add(verbs, "train-generator", _train_generator, text, "generator", folders, without)
+    text = "train a network from clusters to ids on code shards"
+    folders = ["tokenizer", "cluster-map", "codes", "generator", "out"]
+    without = {"generator": "clusters alone"}
+    _add(verbs, "train-refiner", _train_refiner, text, "refiner", folders, without)
+
+
+def _add(
+    verbs,
+    name: str,
+    run: Callable,
+    text: str,
+    section: str,
+    folders: list[str],
+    without: dict[str, str] | None = None,
+) -> None:
+    """Add a verb that reads `section` of a recipe.
+
+    Args:
+        folders: flags of `FOLDERS`, in the order of the help.
+        without: those that may be left out, and what happens then.
+    """
+    parser = add_verb(verbs, name, run, text, EXAMPLES[name])
+    for folder in folders:
+        optional = (without or {}).get(folder)
+        about = FOLDERS[folder] + (f"; none: {optional}" if optional else "")
+        parser.add_argument(f"--{folder}", required=not optional, metavar="DIR", help=about)
+    recipe_arguments(parser, section)
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> None:
@@ -33,20 +69,6 @@ def _train_tokenizer(arguments: argparse.Namespace) -> None:
 
     train_tokenizer(recipe, arguments.out)
     print(f"saved {arguments.out}/vq_model")
-
-
-def add_encode(verbs) -> None:
-    """Declare the verb."""
-    parser = add_verb(
-        verbs,
-        "encode",
-        _encode,
-        "tokenize photographs into code shards",
-        "codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer --out runs/codes "
-        "data=photos/ classes=",
-    )
-    _folders(parser, "tokenizer", "out")
-    recipe_arguments(parser, "encode")
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -59,24 +81,6 @@ def _encode(arguments: argparse.Namespace) -> None:
     vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
     encode(recipe, vq_model.to("cuda" if torch.cuda.is_available() else "cpu"), arguments.out)
     print(f"saved {arguments.out}")
-
-
-def add_train_generator(verbs) -> None:
-    """Declare the verb."""
-    parser = add_verb(
-        verbs,
-        "train-generator",
-        _train_generator,
-        "train a generator on code shards and save the whole pipeline",
-        "codeclade train-generator --recipe masc --size l --tokenizer runs/tokenizer "
-        "--cluster-map runs/cluster_map --codes runs/codes --out runs/generator batch_size=64",
-    )
-    _folders(parser, "tokenizer")
-    parser.add_argument(
-        "--cluster-map", metavar="DIR", help=f"{FOLDERS['cluster-map']}; none: predict ids"
-    )
-    _folders(parser, "codes", "out")
-    recipe_arguments(parser, "generator")
 
 
 def _train_generator(arguments: argparse.Namespace) -> None:
@@ -94,26 +98,6 @@ def _train_generator(arguments: argparse.Namespace) -> None:
     print(f"saved {arguments.out}/pipeline")
 
 
-def add_train_refiner(verbs) -> None:
-    """Declare the verb."""
-    parser = add_verb(
-        verbs,
-        "train-refiner",
-        _train_refiner,
-        "train a network from clusters to ids on code shards",
-        "codeclade train-refiner --recipe dcpe --tokenizer runs/tokenizer "
-        "--cluster-map runs/cluster_map --codes runs/codes --out runs/refiner",
-    )
-    _folders(parser, "tokenizer", "cluster-map", "codes")
-    parser.add_argument(
-        "--generator",
-        metavar="DIR",
-        help="generator folder whose hidden states come in too (MASC); none: clusters alone",
-    )
-    _folders(parser, "out")
-    recipe_arguments(parser, "refiner")
-
-
 def _train_refiner(arguments: argparse.Namespace) -> None:
     recipe = _recipe("refiner", arguments, ("steps",))
     from ..components.cluster_map import ClusterMap
@@ -126,12 +110,6 @@ def _train_refiner(arguments: argparse.Namespace) -> None:
     generator = load_part(CodecladeTransformer, arguments.generator, "transformer")
     train_refiner(recipe, arguments.codes, vq_model, cluster_map, arguments.out, generator)
     print(f"saved {arguments.out}/refiner")
-
-
-def _folders(parser: VerbParser, *names: str) -> None:
-    """Add flags of `FOLDERS`, all required."""
-    for name in names:
-        parser.add_argument(f"--{name}", required=True, metavar="DIR", help=FOLDERS[name])
 
 
 def _recipe(section: str, arguments: argparse.Namespace, needed: Sequence[str] = ()):

@@ -22,12 +22,14 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .loading import StrictLoading
 
 
 class DecoderConfig(PreTrainedConfig):
@@ -401,3 +403,58 @@ def init_weights(module: nn.Module, std: float) -> None:
         init.ones_(module.weight)
     elif isinstance(module, TextPrefix):
         init.normal_(module.null, std=module.null.shape[1] ** -0.5)
+
+
+class DecoderModel(StrictLoading, PreTrainedModel):
+    """What generator and refiner promise transformers and diffusers as models made of `Block`s."""
+
+    supports_gradient_checkpointing = True
+    # Lists that the libraries read: modules that stay on one device, and those to compile alone.
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _repeated_blocks = ["Block"]  # noqa: RUF012
+    _supports_group_offloading = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_weights(module, self.config.initializer_range)
+
+    def token_tables(self) -> tuple[str, str]:
+        """Names of the embedding that takes tokens and of the linear layer that predicts them."""
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of `token_tables`."""
+        return self.get_submodule(self.token_tables()[0])
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another module in place of `get_input_embeddings()`."""
+        self.set_submodule(self.token_tables()[0], value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The linear layer of `token_tables`."""
+        return self.get_submodule(self.token_tables()[1])
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another module in place of `get_output_embeddings()`."""
+        self.set_submodule(self.token_tables()[1], new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """There is no other number of tokens: they are a tokenizer's codes, or their clusters.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"tokens of {type(self).__name__} are the codes of a VQModel or their clusters, and "
+            "stay as many as they are; make a new model for another codebook or cluster map."
+        )
+
+    def compile_repeated_blocks(self, *args, **kwargs) -> None:
+        """Compile the blocks, which are all the same, instead of the whole model.
+
+        The arguments are those of `torch.compile`.
+        """
+        for module in self.modules():
+            if type(module).__name__ in self._repeated_blocks:
+                module.compile(*args, **kwargs)

@@ -157,13 +157,7 @@ def prefill(
     Args:
         attend: also ask for the condition's share of the attention.
     """
-    return transformer(
-        input_ids=known,
-        past_key_values=cache,
-        return_logits=False,
-        output_condition_attention=attend,
-        **condition,
-    )
+    return extend_cache(transformer, cache, known, attend, **condition)
 
 
 def decode_one_token(
@@ -179,12 +173,23 @@ def decode_one_token(
         attention_mask: (R, P+T), where the condition has one.
         attend: also ask for the condition's share of the attention.
     """
+    return extend_cache(transformer, cache, token, attend, attention_mask=attention_mask)
+
+
+def extend_cache(
+    transformer: CodecladeTransformer,
+    cache: Cache,
+    tokens: Tensor | None,
+    attend: bool,
+    **condition: Tensor | None,
+) -> CodecladeOutput:
+    """One call while images are sampled: hidden states (R, n, D), and no logits yet."""
     return transformer(
-        input_ids=token,
+        input_ids=tokens,
         past_key_values=cache,
-        attention_mask=attention_mask,
         return_logits=False,
         output_condition_attention=attend,
+        **condition,
     )
 
 

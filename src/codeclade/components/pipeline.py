@@ -16,8 +16,7 @@ from diffusers.utils.doc_utils import replace_example_docstring
 from torch import Tensor
 
 from .cluster_map import ClusterMap
-from .editing import check_edit, clusters_to_keep, refuse_positional, spread, truthful
-from .generation import draw_uniforms
+from .editing import check_edit, refuse_positional, spread, truthful
 from .guidance import Number
 from .labels import ids_by_name, label_id
 from .pipeline_steps import TOKEN_NAMES, PipelineSteps
@@ -197,16 +196,11 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
         settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
-        check_edit(init_image, mask_image, strength, ids, clusters)
+        edited = init_image, mask_image, strength, ids, clusters
+        check_edit(*edited)
         condition, null_condition = self.encode_condition(class_labels, num_images_per_prompt)
-        # All numbers are drawn before sampling, so an edit or a callback cannot shift the stream.
-        count = len(condition["class_labels"])
-        draws = draw_uniforms(count, self.transformer, generator, strength)
-        edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
-        callback = callback_on_step_end, tensors
-        # The condition goes to the decoder too: refiners read the class, or the generator's states.
-        tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
-        images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
+        given = generator, edited, output_type, refine, callback_on_step_end, tensors
+        images = self.generate(condition, null_condition, settings, *given)
         return self.finish(images, return_dict)
 
     @torch.no_grad()
@@ -244,28 +238,11 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             ValueError: an argument with a value it cannot have; the message names both.
         """
         refuse_positional(tensors)
-        ids, device = truthful("ids", ids, "latents", latents), self._execution_device
-        # Whatever is given, only its clusters are kept; the details of ids are dropped here.
-        parts = self.vq_model, self.transformer, self.cluster_map
-        clusters, condition = clusters_to_keep(ids, clusters, *parts, device), {}  # (B, T)
-        scheme, grid = self.transformer.scheme, self.transformer.config.grid_size
+        clusters = self.clusters_to_keep(truthful("ids", ids, "latents", latents), clusters)
+        condition, asked = {}, {}
         if class_labels is not None:
-            labels = torch.tensor(self.get_label_ids(class_labels), device=device)
-            condition = {"class_labels": spread(labels, len(clusters), "labels")}
-        # One stage: nothing is sampled by the generator, the details lie outside of it.
-        if not scheme.two_stages:
-            given = num_images_per_prompt, generator, output_type, refine, settings
-            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
-        if not condition:
-            raise ValueError(f"redraw of scheme {scheme.name!r} needs class_labels.")
-        # Two stages: a call that holds the first; "member" is the draw that its second one makes.
-        return self(
-            condition["class_labels"].tolist(),
-            num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            clusters=clusters.unflatten(1, (grid, grid)),
-            refine=None if refine == "member" else refine,
-            **settings,
-        )
+            labels = torch.tensor(self.get_label_ids(class_labels), device=clusters.device)
+            labels = spread(labels, len(clusters), "labels")
+            condition, asked = {"class_labels": labels}, {"class_labels": labels.tolist()}
+        given = num_images_per_prompt, generator, output_type, return_dict, refine, settings
+        return self.redraw_clusters(clusters, condition, asked, "class_labels", *given)

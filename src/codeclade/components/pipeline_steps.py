@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .cluster_map import ClusterMap
 from .compatibility import check_components
-from .editing import Edit, prepare_edit
+from .editing import Edit, clusters_to_keep, prepare_edit
 from .generation import (
     Draws,
     SamplingSettings,
@@ -243,6 +243,37 @@ class PipelineSteps:
                 after_token,
             )
 
+    def generate(
+        self,
+        condition: dict[str, Tensor],
+        null_condition: dict[str, Tensor],
+        settings: SamplingSettings,
+        generator: torch.Generator | list[torch.Generator] | None,
+        edited: tuple[Any, Any, float, Tensor | None, Tensor | None],
+        output_type: str,
+        refine: str | None,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str],
+    ):
+        """The steps after `encode_condition`, in order: prepare_edit, sample_tokens, decode.
+
+        Args:
+            condition, null_condition: as `encode_condition` gives them, B rows each.
+            edited: init_image, mask_image, strength, ids and clusters of the call.
+
+        Returns:
+            As `decode`.
+        """
+        # All numbers are drawn before sampling, so an edit or a callback cannot shift the stream.
+        init_image, mask_image, strength, ids, clusters = edited
+        count = len(next(iter(condition.values())))
+        draws = draw_uniforms(count, self.transformer, generator, strength)
+        edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
+        callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+        # The condition goes to the decoder too: refiners read the class, or the generator's states.
+        tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
+        return self.decode(tokens, draws.members, output_type, edit, refine, condition)
+
     @torch.no_grad()
     def decode(
         self,
@@ -277,6 +308,54 @@ class PipelineSteps:
         """The output of a call, models put back where they wait."""
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def clusters_to_keep(self, ids: Tensor | None, clusters: Tensor | None) -> Tensor:
+        """Clusters (B, T) that `redraw` keeps; of ids the details are dropped."""
+        parts = self.vq_model, self.transformer, self.cluster_map
+        return clusters_to_keep(ids, clusters, *parts, self._execution_device)
+
+    def redraw_clusters(
+        self,
+        clusters: Tensor,
+        condition: dict[str, Tensor],
+        asked: dict[str, Any],
+        wanted: str,
+        num_images_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        return_dict: bool,
+        refine: str,
+        settings: dict[str, Any],
+    ) -> ImagePipelineOutput | tuple:
+        """`redraw` of clusters (B, T), once the condition is encoded.
+
+        Args:
+            condition: rows of labels or text features, one a row of clusters; empty: not given.
+            asked: the same as arguments of a call.
+            wanted: what to ask for where a condition is needed and not given.
+            settings: what else `redraw` was given.
+
+        Raises:
+            ValueError: no condition for a second stage, or what `redraw_members` refuses.
+        """
+        # One stage: nothing is sampled by the generator, the details lie outside of it.
+        scheme, grid = self.transformer.scheme, self.transformer.config.grid_size
+        if not scheme.two_stages:
+            given = num_images_per_prompt, generator, output_type, refine, settings
+            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
+        if not asked:
+            raise ValueError(f"redraw of scheme {scheme.name!r} needs {wanted}.")
+        # Two stages: a call that holds the first; "member" is the draw that its second one makes.
+        return cast(Any, self)(
+            **asked,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            return_dict=return_dict,
+            clusters=clusters.unflatten(1, (grid, grid)),
+            refine=None if refine == "member" else refine,
+            **settings,
+        )
 
     def redraw_members(
         self,

@@ -16,23 +16,21 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from .blocks import (
     Block,
     ClassPrefix,
     DecoderConfig,
+    DecoderModel,
     Output,
     as_dict,
     causal_mask,
     decode_layers,
-    init_weights,
     rotation,
     wanted_outputs,
 )
 from .cluster_map import ClusterMap
-from .loading import StrictLoading
 from .sampling import guide, sample
 from .transformer import CodecladeTransformer
 
@@ -105,20 +103,13 @@ class RefinerOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None  # (B, H, L, S) of every layer
 
 
-class Refiner(StrictLoading, PreTrainedModel):
+class Refiner(DecoderModel):
     """Network from clusters to ids, not autoregressive: one forward pass refines a whole image."""
 
     config: RefinerConfig
     config_class = RefinerConfig
     base_model_prefix = "refiner"
     main_input_name = "clusters"
-    supports_gradient_checkpointing = True
-    # Lists that transformers and diffusers read.
-    _no_split_modules = ["Block"]  # noqa: RUF012
-    _repeated_blocks = ["Block"]  # noqa: RUF012
-    _supports_group_offloading = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
 
     def __init__(self, config: RefinerConfig):
         super().__init__(config)
@@ -137,35 +128,9 @@ class Refiner(StrictLoading, PreTrainedModel):
         self.head = Output(config.hidden_size, config.codebook_size)  # the loss starts at ln N
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        init_weights(module, self.config.initializer_range)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The table of clusters."""
-        return self.cluster_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another table of clusters in its place."""
-        self.cluster_embedding = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The linear layer whose rows are ids."""
-        return self.head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Put another layer in place of `get_output_embeddings()`."""
-        self.head = new_embeddings
-
-    def resize_token_embeddings(self, *args, **kwargs):
-        """There is no other number of clusters: they are the cluster map's.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"the {self.config.num_clusters} clusters are those of a ClusterMap, which stay as "
-            "many as they are; make a new refiner for another map."
-        )
+    def token_tables(self) -> tuple[str, str]:
+        """Names of the table of clusters and of the linear layer whose rows are ids."""
+        return "cluster_embedding", "head"
 
     def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
         """Raise a ValueError unless this refiner speaks of the map's clusters and ids."""

@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from .cluster_map import ClusterMap
-from .editing import check_edit, clusters_to_keep, refuse_positional, spread, truthful
-from .generation import draw_uniforms
+from .editing import check_edit, refuse_positional, spread, truthful
 from .guidance import Number
 from .pipeline_steps import TOKEN_NAMES, PipelineSteps
 from .refiner import Refiner
@@ -296,7 +295,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
         settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
-        check_edit(init_image, mask_image, strength, ids, clusters)
+        edited = init_image, mask_image, strength, ids, clusters
+        check_edit(*edited)
         condition, null_condition = self.encode_condition(
             prompt,
             negative_prompt,
@@ -306,14 +306,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             negative_prompt_embeds,
             negative_prompt_attention_mask,
         )
-        # All numbers are drawn before sampling, so an edit or a callback cannot shift the stream.
-        count = len(condition["text_embeds"])
-        draws = draw_uniforms(count, self.transformer, generator, strength)
-        edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
-        callback = callback_on_step_end, tensors
-        # The condition goes to the decoder too, for refiners that read the generator's states.
-        tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
-        images = self.decode(tokens, draws.members, output_type, edit, refine, condition)
+        given = generator, edited, output_type, refine, callback_on_step_end, tensors
+        images = self.generate(condition, null_condition, settings, *given)
         return self.finish(images, return_dict)
 
     @torch.no_grad()
@@ -351,35 +345,19 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             ValueError: an argument with a value it cannot have; the message names both.
         """
         refuse_positional(tensors)
-        ids, device = truthful("ids", ids, "latents", latents), self._execution_device
-        # Whatever is given, only its clusters are kept; the details of ids are dropped here.
-        parts = self.vq_model, self.transformer, self.cluster_map
-        clusters, condition = clusters_to_keep(ids, clusters, *parts, device), {}  # (B, T)
-        scheme, config = self.transformer.scheme, self.transformer.config
+        clusters = self.clusters_to_keep(truthful("ids", ids, "latents", latents), clusters)
+        condition, asked = {}, {}
         if prompt is not None or prompt_embeds is not None:
             text = self.encode_text("prompt", prompt, prompt_embeds, prompt_attention_mask)
             condition = {
                 name: spread(rows, len(clusters), "prompts") for name, rows in text.items()
             }
-        # One stage: nothing is sampled by the generator, the details lie outside of it.
-        if not scheme.two_stages:
-            given = num_images_per_prompt, generator, output_type, refine, settings
-            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
-        if not condition:
-            raise ValueError(f"redraw of scheme {scheme.name!r} needs a prompt.")
-        # Two stages: a call that holds the first one; the caption is encoded already and goes in as
-        # features, its mask without the image's positions that `encode_text` put behind it.
-        return self(
-            prompt_embeds=condition["text_embeds"],
-            prompt_attention_mask=condition["attention_mask"][:, : config.prefix_length],
-            num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            clusters=clusters.unflatten(1, (config.grid_size, config.grid_size)),
-            refine=None if refine == "member" else refine,
-            **settings,
-        )
+            # A call takes features, and a mask without the image's positions that stand behind it.
+            length = self.transformer.config.prefix_length
+            asked["prompt_embeds"] = condition["text_embeds"]
+            asked["prompt_attention_mask"] = condition["attention_mask"][:, :length]
+        given = num_images_per_prompt, generator, output_type, return_dict, refine, settings
+        return self.redraw_clusters(clusters, condition, asked, "a prompt", *given)
 
 
 def check_text_parts(

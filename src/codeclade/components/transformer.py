@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
@@ -26,16 +25,15 @@ from .blocks import (
     Block,
     ClassPrefix,
     DecoderConfig,
+    DecoderModel,
     TextPrefix,
     as_dict,
     causal_mask,
     decode_layers,
-    init_weights,
     rotation,
     wanted_outputs,
 )
 from .heads import OWN_LAYERS, ClusterTokenEmbedding, Head
-from .loading import StrictLoading
 from .schemes import SCHEMES, Scheme, scheme_class
 
 __all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransformer"]
@@ -133,21 +131,14 @@ class CodecladeOutput(ModelOutput):
         return self.cache
 
 
-class CodecladeTransformer(StrictLoading, PreTrainedModel):
+class CodecladeTransformer(DecoderModel):
     """Autoregressive transformer over the tokens of an image (LlamaGen, arXiv 2406.06525)."""
 
     config: CodecladeConfig
     config_class = CodecladeConfig
     base_model_prefix = "codeclade"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    # Lists that transformers and diffusers read: modules that stay on one device, and the layers
-    # that `compile_repeated_blocks` compiles.
     _no_split_modules = ["Block", "TextPrefix", *OWN_LAYERS]  # noqa: RUF012
-    _repeated_blocks = ["Block"]  # noqa: RUF012
-    _supports_group_offloading = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     def __init__(self, config: CodecladeConfig):
@@ -163,45 +154,14 @@ class CodecladeTransformer(StrictLoading, PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        init_weights(module, self.config.initializer_range)
+        super()._init_weights(module)
         # A model made on the meta device has no values yet, not even these.
         if isinstance(module, ClusterTokenEmbedding):
             init.zeros_(module.cluster_of)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The table whose rows are tokens: ids, clusters, or the ids or details of two stages."""
-        return self.get_submodule(self.scheme.token_tables[0])
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another table in place of `get_input_embeddings()`."""
-        self.set_submodule(self.scheme.token_tables[0], value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The linear layer whose rows are tokens, as `get_input_embeddings`."""
-        return self.get_submodule(self.scheme.token_tables[1])
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Put another layer in place of `get_output_embeddings()`."""
-        self.set_submodule(self.scheme.token_tables[1], new_embeddings)
-
-    def resize_token_embeddings(self, *args, **kwargs):
-        """There is no other number of tokens: they are the tokenizer's codes.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"the {self.config.vocab_size} tokens are the codes or clusters of a VQModel, which "
-            "stay as many as they are; make a new model for another codebook."
-        )
-
-    def compile_repeated_blocks(self, *args, **kwargs) -> None:
-        """Compile every decoder block alone: as fast as `compile()`, and compiled once for all.
-
-        The arguments are those of `torch.compile`.
-        """
-        for layer in self.layers:
-            layer.compile(*args, **kwargs)
+    def token_tables(self) -> tuple[str, str]:
+        """Names of the embedding and of the linear layer whose rows are the vocabulary V."""
+        return self.scheme.token_tables
 
     def null_labels(self, count: int) -> Tensor:
         """The null class (count,): what unconditional rows are given."""

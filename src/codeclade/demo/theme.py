@@ -2,20 +2,9 @@
 
 import gradio as gr
 
-ACCENT = gr.themes.Color(
-    name="leaf",
-    c50="#eefaf3",
-    c100="#d6f2e2",
-    c200="#b0e4c8",
-    c300="#7dcfa7",
-    c400="#48b483",
-    c500="#269869",
-    c600="#187a54",
-    c700="#136245",
-    c800="#124e38",
-    c900="#104030",
-    c950="#07241b",
-)
+# From 50, the lightest, to 950, the darkest, as Gradio's colors go.
+SHADES = "eefaf3 d6f2e2 b0e4c8 7dcfa7 48b483 269869 187a54 136245 124e38 104030 07241b"
+ACCENT = gr.themes.Color(*(f"#{shade}" for shade in SHADES.split()), name="leaf")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 CSS = """

@@ -1,0 +1,386 @@
+"""The study of docs/study.md: what each method gives a small generator, on one axis.
+
+    python tests/benchmarks/study.py prepare --data DIR --out runs/study
+    python tests/benchmarks/study.py run both --learning-rate 2e-3 --seed 0 --out runs/study
+    python tests/benchmarks/study.py all --out runs/study
+    python tests/benchmarks/study.py figures
+
+`prepare` makes tokenizer, codes and cluster maps; `run` trains one method and adds its row to
+docs/study/runs.json; `all` makes the runs of the protocol that are not there yet; `figures` draws
+docs/study/*.png and prints the tables from runs.json alone. Everything that was interrupted goes
+on when it is called again.
+"""
+
+import argparse
+import fcntl
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "docs" / "study"
+RECIPE, RUNS = STUDY / "recipe.yaml", STUDY / "runs.json"
+CURVE_IMAGES = 10  # validation images a class that the curves use; the ends use all
+RATES = ("1e-3", "2e-3", "4e-3")
+SEEDS = 3
+MAIN = (
+    "flat", "prior-both", "prior-tree", "masc-half", "prior-codebook", "prior-random-tree",
+)  # fmt: skip
+
+# Name: cluster map and settings of the run.
+METHODS = {
+    "flat": (None, ()),
+    "random-half": ("random-half", ()),
+    "kmeans-half": ("kmeans-half", ()),
+    "masc-half": ("masc-half", ()),
+    "masc-quarter": ("masc-quarter", ()),
+    "masc-eighth": ("masc-eighth", ()),
+    "iar": ("balanced", ("scheme=token", "cluster_loss_weight=1.0")),
+    "cluster-token": ("masc-eighth", ("scheme=cluster_token",)),
+    "rear": (None, ("context_noise=uniform", "alignment_weight=1.0")),
+    "noise-cluster": (None, ("context_noise=cluster",)),
+    "tree-loss": (None, ("tree_loss_weight=1.0",)),
+    "prior-random-tree": (None, ("embedding_prior=random_tree",)),
+    "prior-random-codebook": (None, ("embedding_prior=random_codebook",)),
+    "prior-tree": (None, ("embedding_prior=tree",)),
+    "prior-codebook": (None, ("embedding_prior=codebook",)),
+    "prior-both": (None, ("embedding_prior=both",)),
+    "prior-both-tree-loss": (None, ("embedding_prior=both", "tree_loss_weight=1.0")),
+    "prior-both-noise": (None, ("embedding_prior=both", "context_noise=cluster")),
+    "prior-both-masc-half": ("masc-half", ("embedding_prior=both",)),
+    "prior-both-cluster-token": (
+        "masc-eighth",
+        ("embedding_prior=both", "scheme=cluster_token"),
+    ),
+}
+MAPS = {
+    "random-half": ("random", 2),
+    "kmeans-half": ("kmeans", 2),
+    "masc-half": ("masc", 2),
+    "masc-quarter": ("masc", 4),
+    "masc-eighth": ("masc", 8),
+    "balanced": ("balanced", 128),
+}
+
+
+def command(*words: object) -> None:
+    """Run the codeclade command line; its output goes through."""
+    subprocess.run([sys.executable, "-m", "codeclade", *map(str, words)], check=True)
+
+
+def prepare(data: str, out: Path) -> None:
+    """Tokenizer, codes of all images, codes of the images that curves use, cluster maps."""
+    recipe = ("--recipe", RECIPE)
+    tokenizer = out / "tokenizer" / "vq_model"
+    if not tokenizer.exists():
+        first_tokenizer(data, out / "start")
+        settings = (f"data={data}", f"init_from={out / 'start'}")
+        command("train-tokenizer", *recipe, "--out", out / "tokenizer", *settings)
+    if not (out / "codes" / "validation" / "codes.json").exists():
+        command("encode", *recipe, "--tokenizer", tokenizer, "--out", out / "codes", f"data={data}")
+    fewer_codes(out / "codes", out / "curve-codes")
+    for name, (method, members) in MAPS.items():
+        if not (out / name).exists():
+            count = load_file(next(tokenizer.glob("*.safetensors")))["quantize.embedding.weight"]
+            settings = ("--method", method, "--clusters", len(count) // members)
+            command("cluster", tokenizer, *settings, "--out", out / name)
+
+
+def first_tokenizer(data: str, folder: Path) -> None:
+    """The bundled tokenizer with a codebook of k-means centers of latents of 4,000 photographs."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    import codeclade
+    from codeclade.components.vq_model import VQModel
+    from codeclade.data.images import load_images
+    from codeclade.data.pixels import to_pixels
+
+    # Latents (n, d) of length one, as the quantizer compares them.
+    bundled = Path(codeclade.__file__).parent / "bundled_pipeline" / "vq_model"
+    model = VQModel.from_pretrained(bundled)
+    images = load_images(data, "train", 64, [], 1.0)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:4000]
+    with torch.no_grad():
+        parts = []
+        for part in order.split(50):
+            pixels = to_pixels(torch.stack([images[(i, 0)][0] for i in part.tolist()]))
+            latents = F.normalize(model.quant_conv(model.encoder(pixels)), dim=1)
+            parts.append(latents.permute(0, 2, 3, 1).flatten(0, 2))
+    rows = torch.cat(parts).numpy()
+    kmeans = MiniBatchKMeans(4096, batch_size=16384, n_init=1, random_state=0, max_iter=30)
+    centers = torch.from_numpy(kmeans.fit(rows).cluster_centers_).float()
+
+    # Everything else stays.
+    state = model.state_dict()
+    state["quantize.embedding.weight"] = F.normalize(centers, dim=1)
+    larger = VQModel.from_config({**model.config, "codebook_size": len(centers)})
+    larger.load_state_dict(state)
+    larger.save_pretrained(folder)
+
+
+def fewer_codes(source: Path, folder: Path) -> None:
+    """The same training codes, and CURVE_IMAGES validation images a class."""
+    (folder / "validation").mkdir(parents=True, exist_ok=True)
+    if not (folder / "train").exists():
+        (folder / "train").symlink_to((source / "train").resolve())
+    header = json.loads((source / "validation" / "codes.json").read_text())
+    shards = [load_file(source / "validation" / name) for name in header["shards"]]
+    ids, labels = (torch.cat([shard[key] for shard in shards]) for key in ("ids", "labels"))
+    kept = torch.cat([(labels == c).nonzero().flatten()[:CURVE_IMAGES] for c in labels.unique()])
+    save_file({"ids": ids[kept], "labels": labels[kept]}, folder / "validation" / "few.safetensors")
+    header |= {"images": len(kept), "shards": ["few.safetensors"]}
+    (folder / "validation" / "codes.json").write_text(json.dumps(header))
+
+
+def run(method: str, rate: str, seed: int, out: Path) -> dict:
+    """Train one method, measure it on all validation images, write its row."""
+    from codeclade.components.cluster_map import ClusterMap
+    from codeclade.components.pipeline import CodecladePipeline
+    from codeclade.data.codes import Codes
+    from codeclade.evaluation.likelihood import likelihood, tree_partitions
+
+    name, settings = METHODS[method]
+    folder = out / "runs" / f"{method}-{rate}-{seed}"
+    words = ["train-generator", "--recipe", RECIPE, "--tokenizer", out / "tokenizer" / "vq_model"]
+    words += ["--codes", out / "curve-codes", "--out", folder]
+    words += ["--cluster-map", out / name] if name else []
+    words += [*settings, f"learning_rate={rate}", f"final_learning_rate={rate}", f"seed={seed}"]
+    start = time.time()
+    command(*words)
+    seconds = time.time() - start
+
+    # The curve: nats of what the model predicts, and what a uniform draw of the member adds.
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    pipeline = CodecladePipeline.from_pretrained(folder / "pipeline", dtype=torch.float32)
+    predicts_clusters = pipeline.transformer.scheme.predicts_clusters
+    cluster_map = pipeline.cluster_map if predicts_clusters else None
+    curve = {row["step"]: row["validation_loss"] for row in log if "validation_loss" in row}
+    few = torch.cat([ids for ids, _ in Codes(out / "curve-codes" / "validation").first_views(500)])
+    if cluster_map is not None:
+        added = cluster_map.sizes[cluster_map.mapping[few]].double().log().mean().item()
+        curve = {step: value + added for step, value in curve.items()}
+    held_out = Codes(out / "codes" / "validation")
+    partitions = tree_partitions(ClusterMap.from_pretrained(out / "masc-half"))
+    found = likelihood(pipeline.transformer, held_out, cluster_map, partitions, batch_size=25)
+    row = {
+        "method": method,
+        "learning_rate": rate,
+        "seed": seed,
+        "steps": max(curve),
+        "curve": [[step, round(value, 5)] for step, value in sorted(curve.items())],
+        "nats": {key: round(value, 5) for key, value in found.nats.items()},
+        "standard_errors": {key: round(v, 5) for key, v in found.standard_errors.items()},
+        "parameters": sum(p.numel() for p in pipeline.transformer.parameters()),
+        "seconds": round(seconds, 1),
+        "command": "codeclade " + " ".join(str(w).replace(str(ROOT) + "/", "") for w in words),
+        "machine": machine(),
+    }
+    write_row(row)
+    return row
+
+
+def machine() -> dict:
+    """What a row was measured on."""
+    names = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": names[0].split(":")[1].strip() if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": version("torch"),
+    }
+
+
+def read_rows() -> list[dict]:
+    return json.loads(RUNS.read_text()) if RUNS.exists() else []
+
+
+def write_row(row: dict) -> None:
+    """Add a row, or replace that of the same run; several runs may end together."""
+    same = ("method", "learning_rate", "seed", "steps")
+    with (STUDY / "runs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [r for r in read_rows() if any(r[key] != row[key] for key in same)] + [row]
+        rows.sort(key=lambda r: (list(METHODS).index(r["method"]), r["learning_rate"], r["seed"]))
+        partial = RUNS.with_suffix(".partial")
+        partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        partial.replace(RUNS)
+
+
+def best_rate(rows: list[dict], method: str) -> str | None:
+    """The learning rate whose search run (seed 0) ended lowest; None while some are missing."""
+    ends = {
+        r["learning_rate"]: r["nats"]["ids"]
+        for r in rows
+        if r["method"] == method and r["seed"] == 0
+    }
+    return min(ends, key=ends.get) if set(ends) >= set(RATES) else None
+
+
+def plan(rows: list[dict]) -> Iterator[tuple[str, str, int]]:
+    """All runs of the protocol in their order: method, learning rate, seed."""
+    yield from ((method, rate, 0) for method in MAIN for rate in RATES)
+    for seed in range(1, SEEDS):
+        yield from ((method, best_rate(rows, method), seed) for method in MAIN)
+    # The others first at the flat model's rate, which says where a search is worth its time.
+    others = [method for method in METHODS if method not in MAIN]
+    yield from ((method, best_rate(rows, "flat"), 0) for method in others)
+    yield from ((method, rate, 0) for method in others for rate in RATES)
+    for seed in range(1, SEEDS):
+        yield from ((method, best_rate(rows, method), seed) for method in others)
+
+
+def run_all(out: Path) -> None:
+    """Runs of the plan that are not done, one after the other; several processes share them."""
+    (out / "taken").mkdir(parents=True, exist_ok=True)
+    held = []  # locks live as long as this process
+    while True:
+        rows = read_rows()
+        done = {(r["method"], r["learning_rate"], r["seed"]) for r in rows}
+        for method, rate, seed in plan(rows):
+            if rate is None or (method, rate, seed) in done:
+                continue
+            lock = (out / "taken" / f"{method}-{rate}-{seed}").open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            held.append(lock)
+            print(f"{method} at {rate}, seed {seed}", flush=True)
+            run(method, rate, seed, out)
+            break
+        else:
+            return
+
+
+def steps_to(curve: list[list[float]], value: float) -> float | None:
+    """Step at which a curve first reaches a value, on straight lines between its points."""
+    for (before, high), (after, low) in pairwise(curve):
+        if low <= value:
+            return before + (after - before) * min(1.0, (high - value) / max(high - low, 1e-9))
+    return None
+
+
+def summaries(rows: list[dict]) -> dict[str, dict]:
+    """Of every method at its best rate: ends and steps to the flat model's end, seed by seed."""
+    found, flat = {}, None
+    for method in METHODS:
+        own = [r for r in rows if r["method"] == method]
+        if not own:
+            continue
+        rate = min((r for r in own if r["seed"] == 0), key=lambda r: r["nats"]["ids"])
+        own = [r for r in own if r["learning_rate"] == rate["learning_rate"]]
+        if method == "flat":
+            flat = float(np.mean([r["curve"][-1][1] for r in own]))
+        tried = {r["learning_rate"] for r in rows if r["method"] == method}
+        steps = [steps_to(r["curve"], flat) for r in own]
+        found[method] = {
+            "rate": rate["learning_rate"], "rates": len(tried), "rows": own, "steps": steps,
+        }  # fmt: skip
+    return found
+
+
+def figures() -> None:
+    """docs/study/curves.png, docs/study/ends.png and the table, from runs.json alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = summaries(read_rows())
+    flat = found["flat"]
+    end = np.mean([r["curve"][-1][1] for r in flat["rows"]])
+    total = flat["rows"][0]["steps"]
+
+    # Curves of the main methods: mean of the seeds, and their range.
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for method in MAIN:
+        if method not in found:
+            continue
+        curves = np.array([r["curve"] for r in found[method]["rows"]])  # (seeds, points, 2)
+        steps, values = curves[0, :, 0], curves[..., 1]
+        (line,) = axes.plot(steps, values.mean(0), label=f"{method} ({len(curves)} seeds)")
+        axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
+    axes.axhline(end, color="gray", linestyle=":", label="end of flat")
+    axes.set(xlabel="steps of 32 images", ylabel="validation, nats per id (lower is better)")
+    axes.set_ylim(top=float(np.percentile([c[1] for c in flat["rows"][0]["curve"]], 90)))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(STUDY / "curves.png", dpi=120)
+
+    # What every method ends with, against the flat model, on ids and on clusters.
+    keys = ["ids", "N/2", "N/8", "N/16"]
+    figure, axes = plt.subplots(figsize=(8, 0.36 * len(found) + 1.6), layout="constrained")
+    names = [m for m in found if m != "flat"]
+    places = np.arange(len(names))
+    for i, key in enumerate(keys):
+        base = np.mean([r["nats"][key] for r in flat["rows"]])
+        gains = [np.mean([r["nats"][key] for r in found[m]["rows"]]) - base for m in names]
+        axes.barh(places + 0.2 * (i - 1.5), gains, height=0.2, label=key)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="nats per position against flat, at the same steps (lower is better)")
+    axes.legend(title="likelihood of")
+    axes.grid(alpha=0.3, axis="x")
+    figure.savefig(STUDY / "ends.png", dpi=120)
+
+    # The table.
+    print(
+        "| method | rate (tried) | seeds | nats per id | N/2 | N/8 | N/16 | steps to flat's end |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for method, one in found.items():
+        cells = [method, f"{one['rate']} ({one['rates']})", str(len(one["rows"]))]
+        for key in keys:
+            values = [r["nats"][key] for r in one["rows"]]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 and key == "ids" else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        reached = [s for s in one["steps"] if s is not None]
+        text = "not reached"
+        if reached and len(reached) == len(one["steps"]):
+            text = f"{np.mean(reached):.0f} ({np.mean(reached) / total:.0%}"
+            text += f"; {min(reached):.0f} to {max(reached):.0f})" if len(reached) > 1 else ")"
+        print("| " + " | ".join([*cells, text]) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("prepare", "run", "all", "figures"):
+        one = verbs.add_parser(verb)
+        if verb != "figures":
+            one.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
+        if verb == "prepare":
+            one.add_argument("--data", default="zh-plus/tiny-imagenet", help="folder or Hub id")
+        if verb == "run":
+            one.add_argument("method", choices=METHODS)
+            one.add_argument("--learning-rate", choices=RATES, default=RATES[0])
+            one.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.verb == "prepare":
+        prepare(arguments.data, arguments.out)
+    elif arguments.verb == "run":
+        run(arguments.method, arguments.learning_rate, arguments.seed, arguments.out)
+    elif arguments.verb == "all":
+        run_all(arguments.out)
+    else:
+        figures()
+
+
+if __name__ == "__main__":
+    main()
