@@ -283,5 +283,14 @@ def tokens_to_ids(
 def ids_to_images(
     ids: Tensor, vq_model: VQModel, processor: VaeImageProcessor, output_type: str = "pil"
 ):
-    """Images of ids (B, G, G, ...), as diffusers' image processor gives them."""
-    return processor.postprocess(vq_model.decode(ids).float(), output_type=output_type)
+    """Images of ids (B, G, G, ...), as diffusers' image processor gives them.
+
+    Raises:
+        ValueError: a decoder whose numbers are not finite in its dtype.
+    """
+    pixels = vq_model.decode(ids).float()
+    if not pixels.isfinite().all():
+        raise ValueError(
+            f"vq_model gives numbers that are not finite in {vq_model.dtype}; load it in float32."
+        )
+    return processor.postprocess(pixels, output_type=output_type)

@@ -1,7 +1,9 @@
 """Strict loading: whole weight files, and every weight in its place, or one clear sentence."""
 
+import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,10 @@ class StrictLoading:
         Raises:
             ValueError: naming the weights.
         """
+        # Parts that stay in float32 are loaded one by one, for which diffusers wants the way that
+        # saves memory; the weights are the same.
+        if kwargs.get("low_cpu_mem_usage") is False and getattr(cls, "_keep_in_fp32_modules", None):
+            del kwargs["low_cpu_mem_usage"]
         # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
         model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -34,11 +40,46 @@ class StrictLoading:
                 raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
         return (model, report) if output_loading_info else model
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in the parent class; `safe_serialization=False` is refused.
+
+        Raises:
+            ValueError: a pickle was asked for.
+        """
+        refuse_pickle(kwargs)
+        return cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
+
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
         """diffusers reads config.json here; `auto_map` is for AutoModel, so it needs no warning."""
         config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
         return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
+
+
+def refuse_pickle(arguments: dict[str, Any]) -> None:
+    """Raise a ValueError where arguments of `save_pretrained` ask for a pickle."""
+    if not arguments.get("safe_serialization", True):
+        raise ValueError(
+            "safe_serialization=False would write a pickle, which can execute code and is not "
+            "loaded here; weights are saved as safetensors."
+        )
+
+
+def keep_code(pipeline: Any, folder: Path) -> None:
+    """Copy code that came with a repository into a saved pipeline, and name it in the index.
+
+    diffusers saves weights and configs alone, and an index that names modules of its own cache.
+    """
+    index_file = folder / "model_index.json"
+    index = json.loads(index_file.read_text())
+    for name, part in {"_class_name": pipeline, **pipeline.components}.items():
+        if not type(part).__module__.startswith("diffusers_modules."):
+            continue
+        file = Path(inspect.getfile(type(part)))
+        where = folder if part is pipeline else folder / name
+        shutil.copyfile(file, where / file.name)
+        index[name] = [file.stem, type(part).__name__]
+    index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def installed_index(index: dict[str, Any]) -> dict[str, Any]:

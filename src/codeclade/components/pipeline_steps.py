@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils import logging
 from torch import Tensor
 
 from .cluster_map import ClusterMap
@@ -31,15 +32,22 @@ from .generation import (
     tokens_to_ids,
 )
 from .guidance import Number, Schedule
-from .loading import check_weight_files, installed_index
+from .loading import check_weight_files, installed_index, keep_code, refuse_pickle
 from .refiner import Refiner, check_way, clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
 
-OUTPUT_TYPES = ("pil", "np", "pt", "ids", "clusters")
+PICTURES = ("pil", "np", "pt")
+OUTPUT_TYPES = (*PICTURES, "ids", "clusters")
 OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
+logger = logging.get_logger(__name__)
 TOKEN_NAMES = ("tokens", "latents")  # what callbacks may call the tokens; the second is diffusers'
+
+
+def dtyped(part: Any) -> bool:
+    """Whether a part of a pipeline computes in a dtype of its own; a cluster map does not."""
+    return isinstance(part, torch.nn.Module) and next(part.parameters(), None) is not None
 
 
 class PipelineSteps:
@@ -66,7 +74,28 @@ class PipelineSteps:
         folder = Path(pretrained_model_name_or_path)
         if (folder / "model_index.json").is_file():
             check_weight_files(folder, tuple(kwargs))
-        return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # transformers loads what was saved, diffusers float32; results depend on it, so it is said.
+        found = {name: part.dtype for name, part in pipe.components.items() if dtyped(part)}
+        if not {"dtype", "torch_dtype"} & set(kwargs) and len(set(found.values())) > 1:
+            kinds = ", ".join(f"{name} {str(kind)[6:]}" for name, kind in found.items())
+            logger.warning(f"parts are loaded as {kinds}; give dtype for the same everywhere.")
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """As in diffusers; `safe_serialization=False` is refused.
+
+        Raises:
+            ValueError: a pickle was asked for.
+        """
+        refuse_pickle(kwargs)
+        cast(Any, super()).save_pretrained(save_directory, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in diffusers, which comes here last; then code that came with a repository."""
+        cast(Any, super()).save_config(save_directory, *args, **kwargs)
+        if not __name__.startswith("codeclade."):
+            keep_code(self, Path(save_directory))
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
@@ -84,9 +113,13 @@ class PipelineSteps:
         if isinstance(settings["guidance_scale"], (tuple, list)):  # an index reads pairs as parts
             raise ValueError("the default guidance_scale is one number; give pairs to the call.")
         shared = ("vq_model", "transformer", "cluster_map", "refiner")
-        check_components(*(parts[name] for name in shared))
+        # Without one of these a pipeline serves for a part of its work, such as encoding captions.
+        if parts["vq_model"] is not None and parts["transformer"] is not None:
+            check_components(*(parts[name] for name in shared))
         Schedule(settings["guidance_schedule"])
-        self.image_processor = VaeImageProcessor(vae_scale_factor=parts["vq_model"].downsample)
+        factor = 1 if parts["vq_model"] is None else parts["vq_model"].downsample
+        self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
+        self._num_timesteps: int | None = None
         self._guidance_scale = settings["guidance_scale"]
         self._interrupt = False
 
@@ -100,8 +133,10 @@ class PipelineSteps:
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of one call: the tokens of one image."""
-        return self.transformer.config.num_tokens
+        """Steps of the last call, which an edit has fewer of; before any, tokens of an image."""
+        if self._num_timesteps is None:
+            return self.transformer.config.num_tokens
+        return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
@@ -126,6 +161,10 @@ class PipelineSteps:
         Raises:
             ValueError: naming the first argument with a value it cannot have.
         """
+        kind = OUTPUT_ALIASES.get(output_type, output_type)
+        self.check_parts_for("transformer", "sample tokens")
+        if kind in PICTURES:
+            self.check_parts_for("vq_model", "decode images; ask for ids or clusters")
         # None means the repository's default: published models differ in what suits them.
         given: dict[str, Any] = {
             "guidance_scale": guidance_scale,
@@ -144,7 +183,6 @@ class PipelineSteps:
         fits = len(scales) in (1, stages) and min(scales) >= 0
         pairs = ", or a pair of such numbers" if scheme.two_stages else ""
         names, several = callback_on_step_end_tensor_inputs, num_images_per_prompt
-        kind = OUTPUT_ALIASES.get(output_type, output_type)
         checks = (
             ("guidance_scale", scale, fits, f"0 or more{pairs}"),
             ("temperature", settings.temperature, settings.temperature >= 0, "0 (arg-max) or more"),
@@ -175,6 +213,11 @@ class PipelineSteps:
             )
         return replace(settings, schedule=Schedule(asked_schedule))
 
+    def check_parts_for(self, name: str, purpose: str) -> None:
+        """Raise a ValueError unless a part is loaded that is needed for a purpose."""
+        if getattr(self, name) is None:
+            raise ValueError(f"this pipeline was loaded without {name}, so it cannot {purpose}.")
+
     @torch.no_grad()
     def prepare_edit(
         self,
@@ -186,6 +229,8 @@ class PipelineSteps:
         clusters: Tensor | None = None,
     ) -> Edit | None:
         """What the call keeps of images, ids or clusters; None: nothing, all is sampled."""
+        if init_image is not None or ids is not None:
+            self.check_parts_for("vq_model", "edit images or ids")
         # The function does not know pipelines, so that it can be used and tested without one.
         parts = self.vq_model, self.transformer, self.cluster_map, self.image_processor
         return prepare_edit(
@@ -219,8 +264,9 @@ class PipelineSteps:
         # State of one call, which a callback may change through the pipeline as in diffusers.
         self._guidance_scale, self._interrupt = settings.guidance_scale, False
         # An edit samples only from its first change to its last, and the bar counts those.
-        total = self.num_timesteps if edit is None else edit.stop - edit.start
-        with self.progress_bar(total=total) as bar:
+        steps = self.transformer.config.num_tokens if edit is None else edit.stop - edit.start
+        self._num_timesteps = steps
+        with self.progress_bar(total=steps) as bar:
 
             def after_token(step: int, tokens: Tensor) -> tuple[Tensor, Number, bool]:
                 if callback_on_step_end is not None:
@@ -311,6 +357,9 @@ class PipelineSteps:
 
     def clusters_to_keep(self, ids: Tensor | None, clusters: Tensor | None) -> Tensor:
         """Clusters (B, T) that `redraw` keeps; of ids the details are dropped."""
+        self.check_parts_for("transformer", "redraw")
+        if ids is not None:
+            self.check_parts_for("vq_model", "redraw ids; give clusters")
         parts = self.vq_model, self.transformer, self.cluster_map
         return clusters_to_keep(ids, clusters, *parts, self._execution_device)
 
@@ -393,7 +442,7 @@ class PipelineSteps:
         kind = OUTPUT_ALIASES.get(output_type, output_type)
         if kind == "clusters":
             return clusters.unflatten(1, grid)
-        uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)  # (B, T)
+        uniforms = image_uniforms(len(clusters), (clusters.shape[1],), generator)  # (B, T)
         # One-stage pipelines that have clusters have them from a map.
         parts = self.transformer, cast(ClusterMap, self.cluster_map), self.refiner
         ids = clusters_to_ids(clusters, uniforms, *parts, refine, condition).unflatten(1, grid)
