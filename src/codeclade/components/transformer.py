@@ -290,18 +290,19 @@ class CodecladeTransformer(DecoderModel):
             prefix_share=output_condition_attention,
         )
         last = self.norm(states.last)
+        # Logits of all positions are V numbers each; sampling needs those of the last one alone.
+        found: dict[str, Any] = {}
+        if return_logits:
+            given = last, labels, input_ids, self.token_embedding, conditioned
+            found = self.head.teacher_forced(*given)
         output = CodecladeOutput(
+            **found,
             cache=past_key_values,
             last_hidden_state=last,
             condition_attention=states.prefix_share,
             hidden_states=(*states.inputs, last) if wanted.hidden_states else None,
             attentions=states.attentions,
         )
-        # Logits of all positions are V numbers each; sampling needs those of the last one alone.
-        if return_logits:
-            given = last, labels, input_ids, self.token_embedding, conditioned
-            for name, value in self.head.teacher_forced(*given).items():
-                output[name] = value
         return output if as_dict(config, return_dict) else output.to_tuple()
 
     def _check_length(self, length: int) -> None:
