@@ -4,7 +4,13 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from codeclade import (
     ClusterMap,
@@ -198,6 +204,23 @@ def build_t5(width: int = TEXT_DIM) -> T5EncoderModel:
             vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2
         )
         return T5EncoderModel(config).eval()
+
+
+def build_clip(folder, max_length: int = 16) -> CLIPModel:
+    """A random CLIP of 32 x 32 pixels, saved with the tokenizer of `build_tokenizer`."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2}
+    text = {"vocab_size": len(WORDS), "max_position_embeddings": max_length}
+    text |= {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2}
+    vision = {"image_size": 32, "patch_size": 16}
+    parts = {"text_config": sizes | text, "vision_config": sizes | vision}
+    model = CLIPModel(CLIPConfig(**parts, projection_dim=8)).eval()
+    draws = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3, generator=draws)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return model
 
 
 def build_text_pipeline(

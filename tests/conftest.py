@@ -10,6 +10,7 @@ import tempfile
 
 os.environ["TQDM_DISABLE"] = "1"  # bars would stand between the lines that tests read
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="codeclade-tests-")  # read at import time
+os.environ["CODECLADE_FEATURES"] = os.path.join(os.environ["HF_HOME"], "features")
 
 import pytest
 import torch

@@ -92,7 +92,7 @@ def test_tokenizers(tmp_path, tiny_pipeline):
     ids = torch.arange(16).view(1, 16)
     for source in ("pipe", "pipe/vq_model"):
         assert torch.equal(load_tokenizer(tmp_path / source).decode(ids), pipe.vq_model.decode(ids))
-    with pytest.raises(ValueError, match="holds no codeclade tokenizer"):
+    with pytest.raises(ValueError, match="holds no tokenizer to decode with"):
         load_tokenizer(tmp_path / "pipe" / "cluster_map")
 
 

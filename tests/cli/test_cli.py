@@ -17,14 +17,16 @@ from codeclade.cli.arguments import check_device, load_part
 
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
-    "--scale --device --list",
+    "--refine --refiner-temperature --refiner-top-k --refiner-guidance-scale --scale --device "
+    "--list",
     "recipes": "--out --configs --size --table --settings",
     "cluster": "--method --clusters --out --normalize --no-normalize --seed --table --report "
     "--report-clusters --images --num-images --codes --recipe --size",
     "train-tokenizer": "--recipe --size --out",
     "encode": "--tokenizer --recipe --size --out",
     "train-generator": "--tokenizer --cluster-map --codes --recipe --size --out",
-    "train-refiner": "--tokenizer --cluster-map --codes --generator --recipe --size --out",
+    "train-refiner": "--pipeline --tokenizer --cluster-map --codes --generator --recipe "
+    "--size --out",
     "evaluate": "--data --split --features --images --classes --seed --guidance-scale "
     "--guidance-schedule --temperature --top-k --top-p --size --batch-size --out --npz "
     "--samples-only --likelihood --fetch-lpips --search --search-images --write-defaults --device",
@@ -210,6 +212,7 @@ def test_devices_and_counts_are_checked_before_the_work(capsys, tmp_path):
 
 
 def test_python_runs_the_package_as_a_module():
-    command = [sys.executable, "-m", "codeclade", "generate", "--list"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0 and "golden retriever" in result.stdout
+    result = subprocess.run(
+        [sys.executable, "-m", "codeclade", "recipes"], capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "tiny-imagenet" in result.stdout

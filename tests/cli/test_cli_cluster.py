@@ -1,5 +1,8 @@
 """`codeclade cluster`: what it writes, what it replaces, and one sentence for everything wrong."""
 
+import json
+
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,10 @@ from sklearn.cluster import KMeans
 
 from codeclade import ClusterMap
 from codeclade.cli import build_parser, main
-from codeclade.cli.cluster import ClusterRecipe, read_recipe
+from codeclade.cli.cluster import ClusterRecipe, read_recipe, usage
+from codeclade.clustering import Masc
 from codeclade.clustering import codebook as checks
+from codeclade.components.cluster_map import codebook_sketch
 from codeclade.training.encode import EncodeRecipe, encode
 
 
@@ -65,6 +70,54 @@ def test_every_method_and_its_seed(source, tmp_path, method):
     assert torch.equal(first, mapping("c", 2)) == (method == "dcpe")
     if method == "balanced":
         assert (first.bincount() == 6).all()
+
+
+def write_shards(folder, rows, ids) -> None:
+    """Code shards of a codebook (N, d), one image."""
+    folder.mkdir(parents=True)
+    shard = {"ids": torch.as_tensor(ids).int()[None, None], "labels": torch.zeros(1).int()}
+    save_file(shard, folder / "codes-00000.safetensors")
+    header = {
+        "codebook_size": len(rows),
+        "codebook_sketch": codebook_sketch(torch.from_numpy(rows)).tolist(),
+        "shards": ["codes-00000.safetensors"],
+    }
+    (folder / "codes.json").write_text(json.dumps(header))
+
+
+def test_usage_weighs_codes_by_their_number(source, rows, tmp_path, capsys):
+    ids = np.random.default_rng(0).zipf(1.5, 4000) % 48
+    write_shards(tmp_path / "codes" / "train", rows, ids)
+    words = ["--clusters", 8, "--codes", tmp_path / "codes", "weights=usage"]
+    assert run(source, *words, "--out", tmp_path / "map") == 0
+    cluster_map = ClusterMap.from_pretrained(tmp_path / "map")
+    weights = np.bincount(ids, minlength=48) + 1
+    expected = Masc(8).fit(rows, weights=weights)
+    assert np.array_equal(cluster_map.mapping.numpy(), expected.labels_)
+    assert not np.array_equal(expected.labels_, Masc(8).fit(rows).labels_)
+    assert cluster_map.config.method == "masc-weighted"
+    # The folder of a split goes as well, and the tree is weighted for dcpe alike.
+    words[3] = tmp_path / "codes" / "train"
+    assert run(source, *words, "--method", "dcpe", "--out", tmp_path / "dcpe") == 0
+    assert torch.equal(ClusterMap.from_pretrained(tmp_path / "dcpe").mapping, cluster_map.mapping)
+
+
+def test_usage_that_cannot_be_counted_is_refused(source, rows, tmp_path, capsys):
+    def refused(*words) -> str:
+        assert run(source, "--clusters", 8, "--out", tmp_path / "map", *words) == 2
+        assert not (tmp_path / "map").exists()
+        return capsys.readouterr().err
+
+    write_shards(tmp_path / "other", rows[::-1].copy(), [0, 1])
+    assert "weights=usage needs --codes DIR" in refused("weights=usage")
+    assert "weights is 'use'; it must be none or usage" in refused("weights=use")
+    codes = ["--codes", tmp_path / "other"]
+    assert "codes of another codebook" in refused(*codes, "weights=usage")
+    assert "of methods masc and dcpe, not 'kmeans'" in refused(
+        *codes, "weights=usage", "method=kmeans"
+    )
+    with pytest.raises(ValueError, match="has no detail codes to count"):
+        usage(str(tmp_path / "other"), rows, "detail")
 
 
 RECIPE = """
@@ -140,7 +193,7 @@ def with_value(value):
         (None, ["--images", "photos"], "are for --report FILE"),
         (None, ["--report", "page.pdf"], "must end in .html or .png"),
         (None, ["--report", "nowhere/page.html"], "there is no folder nowhere"),
-        (None, ["--report", "page.html", "--images", "."], "no codeclade tokenizer to decode"),
+        (None, ["--report", "page.html", "--images", "."], "holds no tokenizer to decode"),
         (None, ["--report", "page.html", "--codes", "."], "holds no code shards"),
         (None, ["--report", "page.html", "--report-clusters", "99"], "from 1 to the 48 rows"),
         (None, ["--table", "detail"], "holds one array, so there is no --table detail"),
@@ -198,6 +251,20 @@ def test_report_with_images_and_codes(tmp_path, tiny_vq, capsys):
     for part in ("3 photographs", "(train shards)", "Semantic replacement test", "<td>kmeans</td>"):
         assert part in text
     assert capsys.readouterr().out.splitlines()[-1] == f"report in {tmp_path / 'page.html'}"
+
+
+def test_report_of_another_librarys_tokenizer(tmp_path):
+    model = diffusers.VQModel(
+        block_out_channels=(8,), latent_channels=4, num_vq_embeddings=16, norm_num_groups=4,
+        sample_size=16,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "vq")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (20, 24), "red").save(tmp_path / "photos" / "a.png")
+    options = ["--report", tmp_path / "page.html", "--images", tmp_path / "photos"]
+    assert run(tmp_path / "vq", "--clusters", 8, "--out", tmp_path / "map", *options) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "1 photographs of" in text and ", 16x16, center crops" in text
 
 
 def test_help_has_examples(capsys):

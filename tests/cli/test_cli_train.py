@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -106,6 +107,63 @@ def test_the_guidance_schedule_reaches_the_saved_pipeline(runs):
 def test_the_refiner_is_the_recipes(runs):
     refiner = Refiner.from_pretrained(runs / "refined" / "refiner")
     assert refiner.config.mask_to_members is True and refiner.config.hidden_size == 32
+
+
+def test_a_refiner_joins_a_pipeline_and_generate_samples_it(runs, tmp_path, capsys):
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(runs / "run" / "pipeline", pipeline)
+    words = ["train-refiner", "--recipe", f"{runs}/toy.yaml", "--codes", f"{runs}/codes"]
+    joining = [*words, "--pipeline", str(pipeline), "--generator", f"{pipeline}/transformer"]
+    assert main([*joining, "--out", str(tmp_path / "refined")]) == 0
+    assert f"and {pipeline}/refiner" in capsys.readouterr().out
+    # Its files are the run's, and the pipeline reads the states of its own generator.
+    pipe = CodecladePipeline.from_pretrained(pipeline)
+    trained = Refiner.from_pretrained(tmp_path / "refined" / "refiner")
+    assert torch.equal(pipe.refiner.head.weight, trained.head.weight)
+    assert pipe.refiner.config.context_dim == 48
+    assert (pipeline / "refiner" / "training.json").is_file()
+    # A second refiner takes its place.
+    plain = [*words, "--pipeline", str(pipeline), "--out", str(tmp_path / "plain")]
+    assert main([*plain, "sampling_temperature=1.0", "class_dropout=0.1"]) == 0
+    pipe = CodecladePipeline.from_pretrained(pipeline)
+    assert pipe.refiner.config.context_dim is None
+
+    pipe.set_progress_bar_config(disable=True)
+    given = {"temperature": 0.5, "top_k": 2, "guidance_scale": 3.0}
+    expected = pipe("red", generator=torch.Generator().manual_seed(4), refiner_settings=given)
+    flags = ["--refiner-temperature", "0.5", "--refiner-top-k", "2"]
+    flags += ["--refiner-guidance-scale", "3", "--refine", "refiner", "--seed", "4"]
+    out = str(tmp_path / "red.png")
+    assert main(["generate", "red", "--pipeline", str(pipeline), "--out", out, *flags]) == 0
+    assert Image.open(out).tobytes() == expected.images[0].tobytes()
+
+
+def test_a_refiner_that_cannot_join_is_refused_before_it_is_trained(runs, tmp_path, capsys):
+    out, pipeline = tmp_path / "refined", tmp_path / "pipeline"
+    shutil.copytree(runs / "run" / "pipeline", pipeline)
+    words = ["train-refiner", "--recipe", f"{runs}/toy.yaml", "--codes", f"{runs}/codes"]
+    words += ["--out", str(out)]
+
+    def refused(*more: str) -> str:
+        assert main([*words, *more]) == 2 and not out.exists()
+        return capsys.readouterr().err
+
+    assert "give either --pipeline, or both" in refused()
+    both = ["--pipeline", str(pipeline), "--tokenizer", f"{runs}/tokenizer"]
+    assert "give either --pipeline, or both" in refused(*both)
+    other = ["--pipeline", str(pipeline), "--generator", f"{runs}/run/pipeline"]
+    assert "must be --pipeline" in refused(*other)
+    index = json.loads((pipeline / "model_index.json").read_text())
+    index["id2label"] = {"0": "red", "1": "blue"}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    words += ["--pipeline", str(pipeline)]
+    assert "class 0 of the codes is 'blue', which is class 1 of" in refused()
+    config = json.loads((pipeline / "transformer" / "config.json").read_text())
+    (pipeline / "transformer" / "config.json").write_text(json.dumps(config | {"num_classes": 7}))
+    assert "the codes have 2 classes, but" in refused()
+    changed = config | {"scheme": "token"}
+    (pipeline / "transformer" / "config.json").write_text(json.dumps(changed))
+    assert "which predicts ids; a refiner is for" in refused()
 
 
 def test_the_size_that_was_taken_is_said(runs, capsys, tmp_path):

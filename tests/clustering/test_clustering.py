@@ -65,6 +65,92 @@ def greedy(rows: np.ndarray, n_clusters: int) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1]
 
 
+def weighted_tree(rows: np.ndarray, weights: np.ndarray, metric: str) -> list[tuple]:
+    """Merges (members of both, height) by the definition, all pairs looked at every time."""
+    x = rows.astype(np.float64)
+    if metric == "cosine":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    squares = ((x[:, None] - x[None]) ** 2).sum(-1)
+    distance = {"euclidean": np.sqrt(squares), "cosine": squares / 2}.get(metric, squares)
+    clusters, merges = [[i] for i in range(len(x))], []
+    while len(clusters) > 1:
+        best = (np.inf, 0, 0)
+        for i, a in enumerate(clusters):
+            for j, b in enumerate(clusters[:i]):
+                pairs = np.outer(weights[a], weights[b])
+                height = (pairs * distance[np.ix_(a, b)]).sum() / pairs.sum()
+                best = min(best, (height, j, i))
+        height, j, i = best
+        merges.append((frozenset(clusters[j]), frozenset(clusters[i]), height))
+        clusters[j] = clusters[j] + clusters.pop(i)
+    return merges
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("d", [3, 40])
+def test_weighted_trees_are_those_of_the_definition(metric, d, monkeypatch):
+    """With the search, with the matrix, and with weights from 1 to a million."""
+    rng = np.random.default_rng(d)
+    rows = rng.standard_normal((60, d)).astype(np.float32)
+    weights = np.round(10 ** rng.uniform(0, 6, 60))
+    expected = weighted_tree(rows, weights, metric)
+    for matrix in (2, 4096):
+        monkeypatch.setattr(average_module, "MATRIX", matrix)
+        tree = clustering.average_linkage(rows, metric, weights=weights)
+        assert is_valid_linkage(tree)
+        np.testing.assert_allclose(tree[:, 2], [height for *_, height in expected], rtol=1e-9)
+        members = [frozenset([i]) for i in range(60)]
+        for row, (a, b, _) in zip(tree, expected, strict=True):
+            pair = members[int(row[0])], members[int(row[1])]
+            assert set(pair) == {a, b}
+            members.append(a | b)
+        labels = clustering.average_labels(rows, 7, metric, weights=weights)
+        assert np.array_equal(labels, clustering.cut(tree, 7))
+
+
+def test_a_weight_is_a_number_of_repeats():
+    rows = codebook("gaussian", 50, 4)
+    weights = np.random.default_rng(0).integers(1, 5, 50)
+    repeated = np.repeat(rows, weights, axis=0)
+    tree = clustering.average_linkage(repeated)
+    heights = clustering.average_linkage(rows, weights=weights)[:, 2]
+    np.testing.assert_allclose(tree[-49:, 2], heights, rtol=1e-12)
+    assert (tree[:-49, 2] == 0).all()
+    # Equal rows add up their weights.
+    twice = np.concatenate([rows, rows[:10]])
+    again = clustering.average_linkage(twice, weights=np.r_[weights, np.ones(10)])
+    weights[:10] += 1
+    expected = clustering.average_linkage(rows, weights=weights)[:, 2]
+    np.testing.assert_allclose(again[10:, 2], expected, rtol=1e-12)
+
+
+def test_equal_weights_are_none():
+    rows = codebook("sphere", 300, 8)
+    plain = clustering.Masc(20).fit(rows)
+    weighted = clustering.Masc(20).fit(rows, weights=np.full(300, 7.0))
+    assert np.array_equal(plain.labels_, weighted.labels_)
+    np.testing.assert_allclose(plain.distances_, weighted.distances_, rtol=1e-12)
+    usage = np.arange(1, 301.0)
+    assert not np.array_equal(
+        plain.labels_, clustering.Masc(20, compute_full_tree=False).fit(rows, weights=usage).labels_
+    )
+    dcpe = clustering.Dcpe(n_clusters=20).fit(rows, weights=usage)
+    assert np.array_equal(dcpe.labels_, clustering.Masc(20).fit(rows, weights=usage).labels_)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.ones(4), r"weights has shape \(4,\), but there are 5 rows"),
+        ([1, 1, 0, 1, 1], r"above 0, but 1 are not \(first: row 2, 0\)"),
+        ([1, np.nan, 1, 1, 1], r"finite and above 0, but 1 are not \(first: row 1, nan\)"),
+    ],
+)
+def test_weights_that_are_no_weights_are_refused(weights, words):
+    with pytest.raises(ValueError, match=words):
+        clustering.average_linkage(np.eye(5), weights=weights)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     ("kind", "n", "d"),

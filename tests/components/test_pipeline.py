@@ -244,6 +244,7 @@ def test_names_and_ids_make_the_same_images(ids_of):
     [
         ("golden retreiver", "unknown class name 'golden retreiver'; did you mean golden ret"),
         ("cat", "unknown class name 'cat'; did you mean .*tabby cat"),
+        ("rabbit hamster", "unknown class name 'rabbit hamster'; known: "),  # like "tabby cat" only
         ("xyzzy", "unknown class name 'xyzzy'; known: .*tabby"),
         ("", "unknown class name ''"),
         ("crane", r"'crane' means several classes; give one of ids \[3, 4\]"),

@@ -383,6 +383,52 @@ def test_refiners_of_a_pipeline_are_checked(refining_pipeline, tiny_pipeline):
         refining_pipeline()(0, refine="always")
 
 
+def test_a_call_gives_the_refiner_its_settings(refining_pipeline):
+    pipe = refining_pipeline(**CTF)
+    clusters = pipe([0, 3], output_type="clusters", generator=seeded()).images
+    given = {"refiner_settings": {"temperature": 0}, "output_type": "ids"}
+    greedy = pipe([0, 3], generator=seeded(), **given).images
+    logits = pipe.refiner(
+        clusters.flatten(1), torch.tensor([0, 3]), mapping=pipe.cluster_map.mapping
+    ).logits
+    assert torch.equal(greedy.flatten(1), logits.argmax(-1))
+    assert not torch.equal(greedy, pipe([0, 3], output_type="ids", generator=seeded()).images)
+    redrawn = pipe.redraw(clusters=clusters, class_labels=[0, 3], refine="refiner", **given)
+    assert torch.equal(redrawn.images, greedy)
+    # One candidate is the arg-max at any temperature.
+    given["refiner_settings"] = {"temperature": 3.0, "top_k": 1}
+    assert torch.equal(pipe([0, 3], generator=seeded(), **given).images, greedy)
+
+
+def test_a_call_guides_the_refiner(refining_pipeline):
+    pipe = refining_pipeline(null_class=True, sampling_temperature=0.0)
+    labels = torch.tensor([0, 3])
+    clusters = pipe([0, 3], output_type="clusters", generator=seeded()).images
+    settings = {"guidance_scale": 4.0}
+    ids = pipe([0, 3], output_type="ids", generator=seeded(), refiner_settings=settings).images
+    expected = pipe.refiner.refine(clusters.flatten(1), labels, guidance_scale=4.0)
+    assert torch.equal(ids.flatten(1), expected)
+    assert not torch.equal(expected, pipe.refiner.refine(clusters.flatten(1), labels))
+
+
+@pytest.mark.parametrize(
+    ("settings", "refine", "words"),
+    [
+        ({"heat": 1}, None, "refiner_settings has no 'heat'; it has 'temperature', 'top_k'"),
+        ({"temperature": -1}, None, "temperature=-1 must be a number, 0 or more"),
+        ({"temperature": float("nan")}, None, "temperature=nan must be a number, 0 or more"),
+        ({"top_k": 2.5}, None, r"top_k=2.5 must be a whole number, 0 or more"),
+        ({"guidance_scale": 2.0}, None, "guidance_scale=2.0 needs a refiner with a null class"),
+        ({"temperature": 1.0}, "member", "are of a refiner, and none is asked here"),
+    ],
+)
+def test_settings_that_a_refiner_cannot_have_are_refused(
+    refining_pipeline, settings, refine, words
+):
+    with pytest.raises(ValueError, match=words):
+        refining_pipeline()(0, refine=refine, refiner_settings=settings)
+
+
 def write_codes(folder, vq_model, cluster_map) -> None:
     """Shards whose ids follow from cluster and class, so that a refiner can learn them."""
     generator = torch.Generator().manual_seed(0)

@@ -19,20 +19,20 @@ from tests.testing_utils import torch_device
 
 from builders import build_parts, build_t5, build_tokenizer, build_vq
 from codeclade import CodecladePipeline, CodecladeTextPipeline, VQModel
-from codeclade.components import loading, pipeline_steps
+from codeclade.components import loading, pipeline_files
 
 
 @pytest.fixture(autouse=True)
 def safetensors_only(monkeypatch):
     """The mixins ask for pickles, which are refused here; they are given safetensors."""
-    for module in (loading, pipeline_steps):
+    for module in (loading, pipeline_files):
         monkeypatch.setattr(
             module, "refuse_pickle", lambda given: given.pop("safe_serialization", 0)
         )
 
 
-class Pipelines(BasePipelineTesterConfig, PipelineTesterMixin, PipelineMemoryTesterMixin):
-    """What the pipelines of all schemes and conditions share."""
+class Inputs(BasePipelineTesterConfig):
+    """Tiny parts and a call for them, which the pipelines of all schemes share."""
 
     # Tokens are sampled one by one: there is no number of steps to choose.
     optional_input_params = BasePipelineTesterConfig.optional_input_params - {"num_inference_steps"}
@@ -56,6 +56,10 @@ class Pipelines(BasePipelineTesterConfig, PipelineTesterMixin, PipelineMemoryTes
     def get_dummy_inputs(self):
         return {**self.condition, "generator": self.get_generator(0), "output_type": "pt"}
 
+
+class Pipelines(Inputs, PipelineTesterMixin):
+    """What the mixin's tests ask for that pipelines of single tokens have not."""
+
     def test_inference_batch_single_identical(self):
         super().test_inference_batch_single_identical(additional_params_copy_to_batched_inputs=[])
 
@@ -65,23 +69,19 @@ class Pipelines(BasePipelineTesterConfig, PipelineTesterMixin, PipelineMemoryTes
         super().test_save_load_optional_components(tmp_path)
 
 
-class TestToken(Pipelines):
-    pass
-
-
-class TestCluster(Pipelines):
+class Cluster:
     scheme = "cluster"
 
 
-class TestClusterToken(Pipelines):
+class ClusterToken:
     scheme = "cluster_token"
 
 
-class TestSemanticDetail(Pipelines):
+class SemanticDetail:
     scheme = "semantic_detail"
 
 
-class TestText(Pipelines):
+class Text:
     pipeline_class = CodecladeTextPipeline
     condition = {"prompt": "a red dog on the beach"}  # noqa: RUF012
 
@@ -89,18 +89,54 @@ class TestText(Pipelines):
         text = {"tokenizer": build_tokenizer(), "text_encoder": build_t5()}
         return {**build_parts("token", text=True), **text, "refiner": None}
 
+
+class TestToken(Pipelines):
+    pass
+
+
+class TestCluster(Cluster, Pipelines):
+    pass
+
+
+class TestClusterToken(ClusterToken, Pipelines):
+    pass
+
+
+class TestSemanticDetail(SemanticDetail, Pipelines):
+    pass
+
+
+class TestText(Text, Pipelines):
     def test_save_load_optional_components(self, tmp_path):
         pytest.skip("captions cannot be encoded without the text encoder")
 
 
-class TestVQModel(
-    BaseModelTesterConfig,
-    ModelTesterMixin,
-    MemoryTesterMixin,
-    TrainingTesterMixin,
-    TorchCompileTesterMixin,
-    AutoencoderTesterMixin,
-):
+# The mixins of memory are skipped as whole classes where there is no GPU.
+
+
+class TestTokenMemory(Inputs, PipelineMemoryTesterMixin):
+    pass
+
+
+class TestClusterMemory(Cluster, Inputs, PipelineMemoryTesterMixin):
+    pass
+
+
+class TestClusterTokenMemory(ClusterToken, Inputs, PipelineMemoryTesterMixin):
+    pass
+
+
+class TestSemanticDetailMemory(SemanticDetail, Inputs, PipelineMemoryTesterMixin):
+    pass
+
+
+class TestTextMemory(Text, Inputs, PipelineMemoryTesterMixin):
+    pass
+
+
+class Tokenizer(BaseModelTesterConfig):
+    """A tiny tokenizer and a batch of two images."""
+
     model_class = VQModel
     output_shape = (3, 16, 16)
     main_input_name = "pixels"
@@ -111,3 +147,15 @@ class TestVQModel(
     def get_dummy_inputs(self):
         generator = torch.Generator().manual_seed(0)
         return {"pixels": torch.rand(2, 3, 16, 16, generator=generator).to(torch_device)}
+
+
+class TestVQModel(Tokenizer, ModelTesterMixin, TrainingTesterMixin, AutoencoderTesterMixin):
+    pass
+
+
+class TestVQModelMemory(Tokenizer, MemoryTesterMixin):
+    pass
+
+
+class TestVQModelCompile(Tokenizer, TorchCompileTesterMixin):
+    pass

@@ -212,7 +212,9 @@ def test_what_crosses_to_a_gpu_process_can_be_pickled(monkeypatch, picture, tiny
     assert isinstance(ids, np.ndarray) and ids.shape == (1, 4, 4), "tensors share memory"
 
 
-@pytest.mark.parametrize("command", ["app.py", "codeclade demo"])
+@pytest.mark.parametrize(
+    "command", ["app.py", pytest.param("codeclade demo", marks=pytest.mark.slow)]
+)  # each starts a whole app
 def test_app_starts_anywhere_with_another_pipeline(command, tmp_path):
     build_pipeline("token", id2label={}).save_pretrained(tmp_path / "pipeline")
     with socket.socket() as free:

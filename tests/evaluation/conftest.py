@@ -14,6 +14,12 @@ from codeclade.data.codes import Codes
 CLASSES = ("goldfish", "tabby", "golden retriever", "lion", "alp")
 
 
+@pytest.fixture(autouse=True)
+def no_lpips(tmp_path, monkeypatch):
+    """Whether a user has the weights of LPIPS must not change what is measured here."""
+    monkeypatch.setenv("CODECLADE_LPIPS", str(tmp_path / "no-lpips"))
+
+
 @pytest.fixture
 def photos(tmp_path):
     """An image folder with training and validation pictures of five ImageNet classes."""

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from codeclade.components.cluster_map import ClusterMap
 from codeclade.data.images import photographs
 from codeclade.evaluation import comparison, replacement
 from codeclade.evaluation.cluster_report import write_report
+from codeclade.evaluation.figures import sizes_figure
 from codeclade.evaluation.page import Page, Table
 from codeclade.metrics.image_quality import psnr, ssim
 
@@ -81,6 +83,58 @@ def test_comparison_measures_every_method_at_every_k(compared):
     assert 0 < masc["entropy"] <= 3
     for part in result.partitions:
         assert part.clusters == len(np.unique(part.labels))
+
+
+def test_distances_are_over_all_codes_and_of_unit_rows_too(compared):
+    result, _ = compared
+    lengths = np.linalg.norm(result.rows, axis=1, keepdims=True)
+    for part in result.partitions:
+        distances, labels = cdist(result.rows, result.rows), part.labels
+        same = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
+        means = (distances * same).sum(1) / np.maximum(same.sum(1), 1)  # 0 of a code alone
+        assert part.numbers["distance"] == pytest.approx(means.mean())
+    assert comparison.unit_rows(result.rows / lengths) is None
+    unit = comparison.compare(result.settings, *_longer(result))
+    found = [part.numbers["unit_against_random"] for part in unit.partitions[1:4]]
+    assert found != [part.numbers["against_random"] for part in unit.partitions[1:4]]
+
+
+def _longer(result):
+    """The cluster map, codebook and rows of a comparison, every row of another length."""
+    rows = result.rows * np.linspace(0.5, 2, len(result.rows))[:, None]
+    codebook = torch.from_numpy(rows)
+    return ClusterMap.from_labels(result.at(16)[0].labels, codebook, method="masc"), codebook, rows
+
+
+def test_methods_keep_their_settings_and_progress_names_them(tiny_vq, monkeypatch):
+    used, said = [], []
+    monkeypatch.setattr(comparison, "say", lambda bar, *words: said.append(words))
+    real = comparison.cluster_rows
+    monkeypatch.setattr(comparison, "cluster_rows", lambda *a: used.append(a[1:]) or real(*a))
+    codebook = tiny_vq().codebook.detach()
+    rows = codebook.double().numpy()
+    cluster_map = ClusterMap.from_labels(np.arange(32) % 16, codebook, method="kmeans")
+    given = {"n_init": 3, "init": "k-means++"}
+    settings = comparison.Settings("tiny", "kmeans", counts=[8], options=given)
+    comparison.compare(settings, cluster_map, codebook, rows)
+    assert ("kmeans", 8, 0, given) in used and ("kmeans", 16, 0, given) not in used
+    assert ("balanced", 8, 0, {}) in used and ("random", 16, 0, {}) in used
+    assert set(said) == {(m, k) for m in ("masc", "kmeans", "balanced", "random") for k in (8, 16)}
+    monkeypatch.setattr(comparison, "ONE_START", 1)
+    settings = comparison.Settings("tiny", "random", counts=[8])
+    result = comparison.compare(settings, cluster_map, codebook, rows)
+    assert ("kmeans", 8, 0, {"n_init": 1}) in used
+    assert "kmeans has one start at K = 8: more would take long." in result.notes
+
+
+def test_no_bar_is_clipped(compared):
+    result, _ = compared
+    uneven = [np.repeat(np.arange(16), [17, *[1] * 15]), np.repeat(np.arange(16), 2)]
+    for part, labels in zip(result.at(16), uneven, strict=False):
+        part.labels = labels  # 15 bars' worth beside 16 in one bar
+    figure = sizes_figure(result)
+    for axes in figure.axes:
+        assert max(bar.get_height() for bar in axes.patches) < axes.get_ylim()[1]
 
 
 def test_replacement_numbers_are_those_of_the_images(compared):

@@ -66,11 +66,11 @@ def test_a_stopped_run_goes_on(tiny_pipeline, tmp_path, monkeypatch):
     assert parts.missing == [0, 1, 2, 3]
     one, calls = sampling.sample_images, []
 
-    def stops(pipe, plan, numbers, labels):
+    def stops(pipe, plan, numbers, *rest):
         calls.append(numbers)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return one(pipe, plan, numbers, labels)
+        return one(pipe, plan, numbers, *rest)
 
     monkeypatch.setattr(sampling, "sample_images", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -99,6 +99,7 @@ def test_the_npz_file_is_what_adm_reads(tiny_pipeline, tmp_path, monkeypatch):
     assert np.array_equal(rows, images.permute(0, 2, 3, 1).numpy())
 
 
+@pytest.mark.slow  # three processes that import everything
 def test_two_processes_write_what_one_writes(saved, tmp_path):
     command = ["evaluate", str(saved), "--images", "30", "--samples-only", "--device", "cpu"]
     command += ["--npz"]

@@ -80,7 +80,7 @@ def raw(hub, method, path, body=b"", **headers):
 def run(hub, home, *command, token="hf_tester", succeeds=True) -> str:
     """Output of a fresh process that knows this Hub and reaches no other address."""
     environment = hub.environment(home, token) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
     return done.stdout if succeeds else done.stdout + done.stderr
 

@@ -7,10 +7,10 @@ all others must be refused. Random choices come from one seeded generator.
 from collections.abc import Iterator
 
 from fuzz.arrays_and_folders import arrays, flipped_bytes, folders, outputs
+from fuzz.other_weights import mappings, weights
 from fuzz.published import Case, Published
 from fuzz.safetensors_files import headers
 from fuzz.torch_files import archives, pickles
-from fuzz.weights import mappings, weights
 
 
 def conversions(files: Published) -> Iterator[Case]:

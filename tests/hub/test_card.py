@@ -1,6 +1,7 @@
 """Cards say what is in the folder, as valid Hub metadata, and claim nothing else."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,11 +9,12 @@ from huggingface_hub import ModelCard
 
 from builders import build_scheme
 from codeclade import bundled
+from codeclade.checkpoints.papers import PAPERS
 from codeclade.hub.card import check_front_matter, describe_map, render_card
-from codeclade.hub.citations import PAPERS
 from codeclade.hub.push import prepare
 from codeclade.hub.repository import read_repository
 
+ROOT = Path(__file__).parents[2]
 RESULT = {
     "metric": "Class accuracy",
     "value": 14.5,
@@ -107,7 +109,8 @@ def test_training_and_provenance_are_told(saved):
     (saved / "training.json").write_text(json.dumps(training))
     (saved / "provenance.json").write_text(json.dumps(provenance))
     found = card(saved)
-    words = "Trained on 8,000 images of 16 classes from zh-plus/tiny-imagenet: 4,600 steps in 51 "
+    words = "Generator: trained on 8,000 images of 16 classes from zh-plus/tiny-imagenet, "
+    words += "4,600 steps in 51 "
     assert f"{words}minutes, 1 x x86_64 (cpu), torch 2.13.0." in found.text
     block = found.text.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block) == training["recipe"]
@@ -119,6 +122,24 @@ def test_training_and_provenance_are_told(saved):
     ]
     assert "dcpe" in found.data.tags
     assert card(saved, license="apache-2.0").data.license == "apache-2.0"
+
+
+def test_recipes_of_all_stages_without_what_is_unset(saved):
+    unset = {"scheme": "", "classes": [], "learning_rate": 0.5}
+    (saved / "training.json").write_text(json.dumps(RECORD | {"recipe": unset}))
+    tokenizer = {"stage": "tokenizer", "recipe": {"codebook_size": 1024}}
+    (saved / "vq_model" / "training.json").write_text(json.dumps(RECORD | tokenizer))
+    text = card(saved).text
+    blocks = [yaml.safe_load(one.split("```")[0]) for one in text.split("```yaml\n")[1:]]
+    assert blocks == [{"learning_rate": 0.5}, {"codebook_size": 1024}]
+    assert "Tokenizer: trained on" in text and "Recipe of the tokenizer" in text
+
+
+def test_the_package_is_cited_as_its_citation_file_says(saved):
+    entry = card(saved).text.split("@software{codeclade,")[1]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert f"title = {{{citation['title']}}}" in entry
+    assert f"author = {{{{{citation['authors'][0]['name']}}}}}" in entry
 
 
 def test_text_from_files_stays_text(saved):

@@ -15,7 +15,7 @@ from codeclade import ClusterMap, CodecladePipeline
 from codeclade.cli import main
 from codeclade.hub.push import push
 from fake_hub.client import head
-from fresh_loading import fresh
+from fresh_loading import fresh, image_hash
 
 pytest_plugins = "fake_hub.fixtures"
 
@@ -31,10 +31,14 @@ def test_private_repositories(hub, saved, tmp_path):
     push(saved, "tester/hidden", private=True)
     load = """
 from codeclade import CodecladePipeline
+try:
+    CodecladePipeline.from_pretrained("tester/hidden", token="hf_other")
+except OSError as error:
+    print("refused")
 print(image_hash(CodecladePipeline.from_pretrained("tester/hidden")))
 """
-    assert len(fresh(hub, tmp_path / "a", load)) == 1
-    fresh(hub, tmp_path / "b", load, token="hf_other", succeeds=False)
+    expected = image_hash(CodecladePipeline.from_pretrained(saved))
+    assert fresh(hub, tmp_path / "home", load) == ["refused", expected]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from codeclade import CodecladePipeline
+from codeclade.evaluation.search import Trial, save_trials
 from codeclade.hub.push import prepare
 from codeclade.hub.repository import read_repository, stored_weights
 
@@ -167,6 +169,31 @@ def test_only_files_with_a_place_are_sent(saved):
         "unused.png",
         "weights.pt",
     ]
+
+
+def test_what_evaluate_writes(saved):
+    """Numbers and the search go; the values of single images are for `compare` here."""
+    kept = set(read_repository(saved).files)
+    result = {"metric": "KID", "value": 1, "dataset": "d", "protocol": "p"}
+    (saved / "evaluation.json").write_text(json.dumps([result]))
+    np.savez(saved / "evaluation-images.npz", psnr=np.ones(3))
+    (saved / ".samples-00").mkdir()
+    np.save(saved / ".samples-00" / "000000.npy", np.zeros(3))
+    trials = [Trial({"guidance_scale": scale, "top_k": 0}, 9 - scale) for scale in (1.0, 2.0)]
+    save_trials(trials, "FD-x", saved / "search.json")
+    repository = prepare(saved, "user/tiny")
+    sent = {"evaluation.json", "search.json", "search.png", "README.md"}
+    assert set(repository.files) == kept | sent
+    assert repository.left_out == ["evaluation-images.npz"]
+    points = json.loads(content(repository, "search.json"))
+    assert points[1] == {"guidance_scale": 2.0, "top_k": 0, "FD-x": 7.0}
+    card = content(repository, "README.md").decode()
+    assert "](search.png)" in card and "[search.json](search.json)" in card
+    # A curve without its points is any picture, and is not sent.
+    (saved / "search.json").unlink()
+    repository = prepare(saved, "user/tiny")
+    assert repository.left_out == ["evaluation-images.npz", "search.png"]
+    assert "## Search" not in content(repository, "README.md").decode()
 
 
 def test_symbolic_links_are_refused(saved, tmp_path):

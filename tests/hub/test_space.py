@@ -65,6 +65,7 @@ def missing(name):
     raise space.importlib.metadata.PackageNotFoundError(name)
 
 
+@pytest.mark.slow  # builds a wheel and starts a process from it
 def test_a_wheel_holds_the_app_and_makes_the_same_front_door(tmp_path):
     """A wheel is an ordinary package: no file of it comes from outside src/codeclade."""
     hatchling = pytest.importorskip("hatchling.builders.wheel")
@@ -85,7 +86,6 @@ def test_a_wheel_holds_the_app_and_makes_the_same_front_door(tmp_path):
         "from codeclade.hub.space import front_door\n"
         "print(front_door()['requirements.txt'].decode())"
     )
-    command = [sys.executable, "-S", "-c", code]
     site = "import site; site.main()\n"
     command = [sys.executable, "-I", "-c", site + code, str(tmp_path / "installed")]
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -205,6 +205,27 @@ def test_encode_again_keeps_finished_shards(photos, tokenizer, tmp_path):
     assert (tmp_path / "train" / "codes-00000.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_codes_of_another_recipe_are_not_overwritten(photos, tokenizer, tmp_path, capsys):
+    vq_model = VQModel.from_pretrained(tokenizer / "vq_model").eval()
+    recipe = EncodeRecipe(data=str(photos), image_size=16, views=1)
+    encode(recipe, vq_model, tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    assert capsys.readouterr().err == ""
+    encode(replace(recipe, batch_size=5), vq_model, tmp_path)  # the same codes
+    assert "already holds these codes" in capsys.readouterr().err
+    for changed, words in (
+        (replace(recipe, views=2), r"other codes \(views differ\)"),
+        (replace(recipe, image_size=32), r"other codes \(image_size, grid_size differ\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            encode(changed, vq_model, tmp_path)
+    assert "trained on 16x16 pixels; images of 32x32 give" in capsys.readouterr().err
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    with pytest.raises(ValueError, match="image_size is 17; this tokenizer needs a multiple of"):
+        encode(replace(recipe, image_size=17), vq_model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_no_more_views_than_a_batch_go_through_the_tokenizer_at_once(photos, parts, tmp_path):
     vq_model, passes = parts[0], []
     hook = vq_model.encoder.register_forward_hook(

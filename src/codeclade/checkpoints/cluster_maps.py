@@ -11,7 +11,7 @@ from .. import __version__
 from ..clustering import METHODS, cut, make
 from ..clustering.codebook import as_codebook, choose, normalized
 from ..components.cluster_map import ClusterMap
-from ..components.weight_files import read_json
+from ..components.weight_files import read_json, shortened
 from ..data.atomic import new_folder, write_json
 from ..data.records import Provenance
 
@@ -29,6 +29,7 @@ def make_cluster_map(
     normalize: bool = False,
     seed: int = 0,
     options: dict[str, Any] | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[ClusterMap, np.ndarray]:
     """Cluster a codebook; the map, and the rows (N, d) that were clustered.
 
@@ -38,6 +39,7 @@ def make_cluster_map(
         normalize: cluster rows of unit length, as tokenizers with a cosine quantizer see them.
         seed: for the methods that draw random numbers.
         options: the method's own settings, as k-means' `init` and `n_init`.
+        weights: (N,) of the rows, for methods of average linkage.
 
     Raises:
         ValueError: rows or a number of clusters the method cannot take, or an unknown method.
@@ -50,13 +52,15 @@ def make_cluster_map(
     rows = normalized(rows) if normalize else rows
     # The map carries a fingerprint of the codebook, which a tokenizer is later compared with: so it
     # is made of the stored rows, not of those of unit length. Only trees have merges.
-    found = cluster_rows(rows, method, clusters, seed, options)
+    found = cluster_rows(rows, method, clusters, seed, options, weights)
     cluster_map = ClusterMap.from_labels(
         found.labels_,
         codebook,
         getattr(found, "children_", None),
         getattr(found, "distances_", None),
-        method=f"{method}-normalized" if normalize else method,
+        method=method
+        + ("-normalized" if normalize else "")
+        + ("" if weights is None else "-weighted"),
     )
     return cluster_map, rows
 
@@ -67,13 +71,15 @@ def cluster_rows(
     clusters: int,
     seed: int = 0,
     options: dict[str, Any] | None = None,
+    weights: np.ndarray | None = None,
 ) -> Any:
     """A fitted clusterer of rows (N, d), with `labels_` and, where it makes a tree, `children_`
     and `distances_`; arguments and errors as of `make_cluster_map`."""
     kind = METHODS[choose("method", method, METHODS)]
     seeded = "random_state" in {field.name for field in fields(kind)}
     random = {"random_state": seed} if seeded else {}
-    return make(method, n_clusters=clusters, **random, **(options or {})).fit(rows)
+    clusterer = make(method, n_clusters=clusters, **random, **(options or {}))
+    return clusterer.fit(rows) if weights is None else clusterer.fit(rows, weights=weights)
 
 
 def cut_tree(children: np.ndarray, clusters: int) -> np.ndarray:
@@ -81,10 +87,16 @@ def cut_tree(children: np.ndarray, clusters: int) -> np.ndarray:
     return cut(children, clusters)
 
 
-def check_out(out: str | Path) -> None:
-    """Raise a ValueError unless a cluster map can be saved as `out`: new, empty, or another map.
+def check_out(out: str | Path) -> str | None:
+    """Make sure that a cluster map can be saved as `out`: new, empty, or another map's folder.
 
     Called before the clustering, which can take hours.
+
+    Returns:
+        What the new map will replace, in words; None where nothing is there.
+
+    Raises:
+        ValueError: a link, a file, or a folder that holds anything else.
     """
     out = Path(out)
     # The map is written beside `out` and renamed, which would replace a link and not its target.
@@ -94,13 +106,15 @@ def check_out(out: str | Path) -> None:
         raise ValueError(f"--out {out} is a file; give a folder.")
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not there:
-        return
+        return None
     # A map may be made anew in its own folder. `new_folder` refuses any other folder as well, but
     # only when the clustering is done.
     config = out / "config.json"
-    known = config.is_file() and read_json(config).get("_class_name") == "ClusterMap"
-    if not known or there - FILES:
+    before = read_json(config) if config.is_file() else {}
+    if before.get("_class_name") != "ClusterMap" or there - FILES:
         raise ValueError(f"--out {out} holds other files; give a new folder or a cluster map's.")
+    method, clusters = shortened(before.get("method")), shortened(before.get("num_clusters"))
+    return f"the cluster map in {out} ({method}, {clusters} clusters)"
 
 
 def save_cluster_map(cluster_map: ClusterMap, out: str | Path, source: str) -> None:

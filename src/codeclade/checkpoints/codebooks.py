@@ -1,6 +1,6 @@
 """Codebooks of any library: array files, published checkpoints, model folders, Hub repositories.
 
-Only the codebook is read, never the model: of a sharded multimodal repository (Janus, Emu3,
+For a codebook only that is read, never the model: of a sharded multimodal repository (Janus, Emu3,
 Chameleon, GLM-Image) the index and the one shard that holds it. Every VQ model of diffusers,
 transformers, LlamaGen, IAR and taming keeps it under `quantize.embedding.weight`.
 """
@@ -18,6 +18,12 @@ from ..components.weight_files import read_header, read_json, shortened
 from .adapter import listed
 from .containers import damaged, load_checkpoint
 from .conversion import adapters
+from .library_tokenizers import (
+    LibraryTokenizer,
+    diffusers_tokenizer,
+    transformers_kind,
+    transformers_tokenizer,
+)
 from .llamagen import FAMILY as LLAMAGEN
 from .sources import FOLDERS, KINDS, Files, find_source
 
@@ -49,11 +55,15 @@ def load_codebook(source: str | Path, table: str | None = None) -> Tensor:
     return codebook.float() if codebook.dtype in (torch.float16, torch.bfloat16) else codebook
 
 
-def load_tokenizer(source: str | Path) -> VQModel:
-    """The tokenizer of a VQModel or pipeline folder, Hub id or .pt, to encode and decode.
+def load_tokenizer(source: str | Path) -> VQModel | LibraryTokenizer:
+    """The tokenizer of a source, to encode and decode.
+
+    Args:
+        source: folder or Hub id of a VQModel of ours or of diffusers, of a pipeline that holds one,
+            or of a Janus or Emu3 model; or a tokenizer .pt of LlamaGen, IAR or IAR2.
 
     Raises:
-        ValueError: a source that is no such tokenizer.
+        ValueError: a source that is no such tokenizer, or one without a decoder.
     """
     source = str(source)
     found = find_source(source)
@@ -62,20 +72,57 @@ def load_tokenizer(source: str | Path) -> VQModel:
         weights = load_checkpoint(found)
         known = (one for one in adapters(lambda f: f.tokenizer) if one.recognizes(weights))
         return next(known, LLAMAGEN.tokenizer).build(weights)
-    # A folder must be ours by its own words: diffusers' VQModel has the same class name and other
-    # fields.
+    # Whose it is a config says: diffusers' VQModel has the class name of ours and other fields.
     files = Files([], Path) if isinstance(found, Path) else found
-    for folder in ("", "vq_model/"):
-        if f"{folder}config.json" in files.names:
-            config = files.fetch(f"{folder}config.json")
-            settings = read_json(config)
-            if settings.get("_class_name") == "VQModel" and "codebook_size" in settings:
-                _weight_file(files, "semantic", source)
-                return VQModel.from_pretrained(config.parent).eval()
+    for folder in FOLDERS:
+        if f"{folder}config.json" not in files.names:
+            continue
+        config = files.fetch(f"{folder}config.json")
+        settings = read_json(config)
+        if settings.get("_class_name") == "VQModel" and "codebook_size" in settings:
+            _weight_file(files, "semantic", source)
+            return VQModel.from_pretrained(config.parent).eval()
+        if settings.get("_class_name") == "VQModel" and "num_vq_embeddings" in settings:
+            return diffusers_tokenizer(
+                config.parent, _weight_file(files, "semantic", source), source
+            )
+        kind = transformers_kind(settings)
+        if kind and not folder:
+            return transformers_tokenizer(kind, settings, _inner_weights(files, source), source)
     raise ValueError(
-        f"{shortened(source)} holds no codeclade tokenizer to decode with: give a VQModel folder, "
-        "a pipeline folder, the Hub id of one, or a tokenizer .pt of LlamaGen or IAR2."
+        f"{shortened(source)} holds no tokenizer to decode with: give the folder or Hub id of a VQ "
+        "model (codeclade, diffusers, Janus, Emu3) or of a pipeline that holds one, or a tokenizer "
+        ".pt of LlamaGen or IAR2."
     )
+
+
+def _inner_weights(files: Files, source: str) -> dict[str, Tensor]:
+    """Weights of the VQ model in a larger model, by their names in it; no others are read."""
+    file = _weight_file(files, "semantic", source)
+    names = set(read_header(file) if file.suffix == ".safetensors" else load_checkpoint(file))
+    key = TABLES["semantic"][0]
+    prefix = _pick(names, "semantic", source).removesuffix(key)
+
+    # All shards that hold a part of it, by the index where there is one.
+    shards = {file}
+    for index in (name for name in files.names if name.endswith(".index.json")):
+        weight_map = read_json(files.fetch(index)).get("weight_map", {})
+        inside = {str(shard) for name, shard in weight_map.items() if name.startswith(prefix)}
+        shards |= {files.fetch(shard) for shard in inside & set(files.names)}
+
+    weights = {}
+    for shard in sorted(shards):
+        if shard.suffix == ".safetensors":
+            with safe_open(shard, "pt") as stored:
+                own = [name for name in read_header(shard) if name.startswith(prefix)]
+                weights |= {name: stored.get_tensor(name) for name in own}
+        else:
+            weights |= load_checkpoint(shard)
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def _weight_file(files: Files, table: str | None, source: str) -> Path:

@@ -1,7 +1,7 @@
 """All published families by name, for command lines; a family's own file loads when it is used.
 
-A new family is a file beside this one with a `FAMILY` (see `family.PublishedFamily`), and its
-entry here.
+A new family is a file beside this one with a `FAMILY` (see `family.PublishedFamily`), its entry
+here, and its paper in papers.py.
 """
 
 import importlib

@@ -1,6 +1,7 @@
 """`codeclade cluster`: a codebook to a cluster map, with a report on request."""
 
 import argparse
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,13 @@ class ClusterRecipe:
     method: str = "masc"  # masc, dcpe, kmeans, balanced or random
     normalize: bool = False  # cluster rows of unit length, as tokenizers with a cosine search do
     seed: int = 0  # of all random draws
+    weights: str = "none"  # usage: codes count as often as they occur in --codes, plus once
+
+    def __post_init__(self):
+        if self.weights not in ("none", "usage"):
+            raise ValueError(f"weights is {self.weights!r}; it must be none or usage.")
+        if self.weights == "usage" and self.method not in ("masc", "dcpe"):
+            raise ValueError(f"weights=usage is of methods masc and dcpe, not {self.method!r}.")
 
 
 def add_cluster(verbs) -> None:
@@ -63,24 +71,34 @@ def add_cluster(verbs) -> None:
     )
     parser.add_argument("--images", metavar="DIR", help="photographs for the replacement test")
     parser.add_argument("--num-images", type=int, default=64, metavar="B", help="default 64")
-    parser.add_argument("--codes", metavar="DIR", help="code shards for the entropy of clusters")
+    parser.add_argument(
+        "--codes", metavar="DIR", help="code shards, for weights=usage and the report"
+    )
     recipe_arguments(parser, "cluster")
 
 
 def _cluster(arguments: argparse.Namespace) -> None:
     # Everything that can be wrong is found before the work, which takes minutes for large K.
-    if not arguments.report and (arguments.images or arguments.codes or arguments.report_clusters):
-        raise ValueError("--images, --codes and --report-clusters are for --report FILE.")
     recipe, options = read_recipe(arguments)
+    by_usage = recipe.weights == "usage"
+    if by_usage and not arguments.codes:
+        raise ValueError("weights=usage needs --codes DIR, whose codes are counted.")
+    codes = arguments.codes and not by_usage
+    if not arguments.report and (arguments.images or codes or arguments.report_clusters):
+        raise ValueError("--images, --codes and --report-clusters are for --report FILE.")
     from ..checkpoints.cluster_maps import check_out, make_cluster_map, save_cluster_map
     from ..checkpoints.codebooks import load_codebook
     from ..clustering.codebook import check_clusters
 
-    check_out(arguments.out)
-    report = _prepared_report(arguments, recipe) if arguments.report else None
+    replaced = check_out(arguments.out)
+    report = _prepared_report(arguments, recipe, options) if arguments.report else None
     codebook = load_codebook(arguments.source, arguments.table)
     for count in arguments.report_clusters or ():
         check_clusters(count, len(codebook))
+    if replaced:
+        print(f"this replaces {replaced}", file=sys.stderr)
+
+    weights = usage(arguments.codes, codebook, arguments.table) if by_usage else None
 
     # The map is saved before the report, which takes longer and can fail for lack of packages.
     cluster_map, rows = make_cluster_map(
@@ -90,6 +108,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
         normalize=recipe.normalize,
         seed=recipe.seed,
         options=options,
+        weights=weights,
     )
     save_cluster_map(cluster_map, arguments.out, arguments.source)
     sizes = cluster_map.sizes
@@ -100,6 +119,34 @@ def _cluster(arguments: argparse.Namespace) -> None:
     if report:
         report(cluster_map, codebook, rows)
         print(f"report in {arguments.report}")
+
+
+def usage(folder: str, codebook, table: str | None = None):
+    """Weights (N,) of codes: how often each occurs in code shards, plus once.
+
+    The one more gives codes that never occur a place in the tree, as the lightest of all.
+
+    Args:
+        folder: code shards, or a folder of splits, of which "train" is taken.
+        codebook: (N, d) rows that are clustered.
+        table: which table of the tokenizer they are; "detail" for the second one.
+
+    Raises:
+        ValueError: shards of another codebook.
+    """
+    from ..data.codes import HEADER, Codes, codes_folder
+
+    place = codes_folder(folder)
+    codes = Codes(place if (place / HEADER).is_file() else place / "train")
+    counts = codes.counts()
+    if table == "detail" and len(counts) < 2:
+        raise ValueError(f"{folder} has no detail codes to count.")
+    own = counts[1] if table == "detail" else counts[0]
+    if len(own) != len(codebook) or (table != "detail" and not codes.made_with(codebook)):
+        raise ValueError(
+            f"{folder} holds codes of another codebook than that of {len(codebook)} rows."
+        )
+    return own.double().numpy() + 1
 
 
 def read_recipe(arguments: argparse.Namespace) -> tuple[ClusterRecipe, dict[str, Any]]:
@@ -129,7 +176,7 @@ def read_recipe(arguments: argparse.Namespace) -> tuple[ClusterRecipe, dict[str,
     return ClusterRecipe(**{key: values[key] for key in own if key in values}), options
 
 
-def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe):
+def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe, options: dict[str, Any]):
     """What writes the report of a cluster map; all that can be wrong is found before the work."""
     from ..evaluation.cluster_report import prepare_report
     from ..evaluation.comparison import Settings
@@ -139,6 +186,7 @@ def _prepared_report(arguments: argparse.Namespace, recipe: ClusterRecipe):
         method=recipe.method,
         table=arguments.table,
         normalized=recipe.normalize,
+        options=options,
         counts=arguments.report_clusters,
         images=arguments.images,
         num_images=arguments.num_images,

@@ -1,6 +1,8 @@
 """`codeclade evaluate`: numbers of a tokenizer or a pipeline, each with its protocol."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from ..data.atomic import new_file, write_json
@@ -13,6 +15,7 @@ from .arguments import (
     load_part,
     sampling_arguments,
 )
+from .captions import FLAGS, check_captions, load_text_pipeline, open_clip, takes_captions
 from .generate import load_pipeline
 
 EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
@@ -21,9 +24,11 @@ EXAMPLES = """codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-ima
   accelerate launch -m codeclade evaluate llamagen-l --images 50 --size 256 \\
       --samples-only --npz samples.npz
   codeclade evaluate runs/generator/pipeline --data photos/ \\
-      --search guidance_scale=1.0:4.0:0.25 temperature=0.9,1.0"""
+      --search guidance_scale=1.0:4.0:0.25 temperature=0.9,1.0
+  codeclade evaluate llamagen-t2i-xl-256 --text-encoder google/flan-t5-xl \\
+      --prompts PartiPrompts.tsv --clip openai/clip-vit-large-patch14"""
 ONLY_SAMPLING = ("images", "classes", "guidance_scale", "guidance_schedule", "temperature",
-                 "top_k", "top_p", "npz", "search")  # fmt: skip
+                 "top_k", "top_p", "npz", "search", "draws", "judge", *FLAGS)  # fmt: skip
 
 
 def add_evaluate(verbs) -> None:
@@ -46,7 +51,9 @@ def add_evaluate(verbs) -> None:
         metavar="NETWORK",
         help="lite0, lite2, vgg16, dinov2 or inception=FILE; default lite0",
     )
-    parser.add_argument("--images", type=int, metavar="N", help="a class; default 16")
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="a class or prompt; default 16, of prompts 1"
+    )
     parser.add_argument("--classes", help="balanced or random; default balanced")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument(
@@ -58,6 +65,15 @@ def add_evaluate(verbs) -> None:
         help="as in cosine_power:power=2.75; default: the pipeline's",
     )
     sampling_arguments(parser)
+    parser.add_argument(
+        "--draws", type=int, metavar="N", help="draw N images for each and keep the best of them"
+    )
+    parser.add_argument(
+        "--judge", metavar="NETWORK", help="what tells the best: lite0 or lite2; default --features"
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="captions: .txt, Parti .tsv, COCO .json")
+    parser.add_argument("--clip", metavar="MODEL", help="measure the CLIP score with this CLIP")
+    parser.add_argument("--text-encoder", metavar="MODEL", help="T5 of a pipeline without one")
     parser.add_argument("--size", type=int, metavar="S", help="pixels a side at which to measure")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
     parser.add_argument("--out", metavar="FILE", help="default: evaluation.json in the folder")
@@ -79,7 +95,7 @@ def add_evaluate(verbs) -> None:
         "measured is the nearest, with the next seed",
     )
     parser.add_argument(
-        "--search-images", type=int, metavar="N", help="a class, of every point; default 4"
+        "--search-images", type=int, metavar="N", help="of every point; default 4 a class"
     )
     parser.add_argument(
         "--write-defaults", action="store_true", help="make the settings found the pipeline's own"
@@ -94,12 +110,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         size=arguments.size,
         search_images=arguments.search_images,
+        draws=arguments.draws,
     )
     tokenizer = is_tokenizer(arguments.source)
     if not tokenizer:
         check_source(arguments.source)
     _check_modes(arguments, tokenizer)
+    if not (tokenizer or arguments.likelihood):
+        check_captions(arguments, takes_captions(arguments.source))
     out, npz = _places(arguments)
+    # Of several processes, which torchrun and accelerate number here, one is enough to say it.
+    if out.is_file() and not arguments.samples_only and os.environ.get("RANK", "0") == "0":
+        print(f"this replaces the numbers in {out}; --out FILE keeps them", file=sys.stderr)
     if arguments.fetch_lpips:
         from ..metrics.lpips_weights import fetch_lpips_weights
 
@@ -138,6 +160,7 @@ def is_tokenizer(source: str) -> bool:
 def _check_modes(arguments: argparse.Namespace, tokenizer: bool) -> None:
     """Raise a ValueError for flags that are missing or do nothing together."""
     from ..evaluation.feature_sets import check_network
+    from ..evaluation.rejection import check_judge
 
     given = [name for name in ONLY_SAMPLING if getattr(arguments, name) is not None]
     alone = tokenizer or arguments.likelihood
@@ -159,9 +182,15 @@ def _check_modes(arguments: argparse.Namespace, tokenizer: bool) -> None:
     if arguments.samples_only and not arguments.npz:
         raise ValueError("--samples-only needs --npz FILE to write to.")
     if not (arguments.likelihood or arguments.samples_only):
-        if not arguments.data:
+        if not (arguments.data or arguments.clip):
             raise ValueError("--data is needed: photographs to measure against.")
+        if arguments.search and not arguments.data:
+            raise ValueError("--search needs --data: photographs to measure against.")
         check_network(arguments.features)
+    if (arguments.draws or 1) > 1:
+        check_judge(arguments.judge or arguments.features)
+    elif arguments.judge:
+        raise ValueError("--judge chooses among several; it needs --draws 2 or more.")
 
 
 def _places(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -223,23 +252,34 @@ def _pipeline(arguments: argparse.Namespace, folder: Path, npz: Path | None):
 
     from ..evaluation.feature_sets import open_network
     from ..evaluation.measure import measure_pipeline
-    from ..evaluation.sampling import SampleParts, check_settings
+    from ..evaluation.rejection import open_judge
+    from ..evaluation.sampling import SampleParts, check_settings, class_names_of
 
     # Without CUDA accelerate joins processes only where it is told that they run on the CPU.
     on_cpu = arguments.device == "cpu" or not torch.cuda.is_available()
-    state, photographs, network, lpips = PartialState(cpu=on_cpu), None, None, None
+    state, photographs, network, lpips, clip = PartialState(cpu=on_cpu), None, None, None, None
     device = str(state.device) if state.num_processes > 1 else arguments.device
     sampling = sampling_of(arguments)
-    pipe = load_pipeline(arguments.source, device)
+    if arguments.prompts:
+        pipe = load_text_pipeline(arguments.source, device, arguments.text_encoder)
+    else:
+        pipe = load_pipeline(arguments.source, device)
     pipe.set_progress_bar_config(disable=True)
     check_settings(pipe, sampling)
     if not arguments.samples_only and state.is_main_process:
-        photographs = photographs_of(arguments, pipe)
-        network, lpips = open_network(arguments.features, pipe.device), _lpips()
+        if arguments.data:
+            photographs = photographs_of(arguments, pipe)
+            network, lpips = open_network(arguments.features, pipe.device), _lpips()
+        clip = open_clip(arguments.clip, pipe.device) if arguments.clip else None
+    judge = None  # on all processes, as each keeps its own images
+    if sampling.draws > 1:
+        name = arguments.judge or arguments.features
+        opened = network if name == arguments.features else None
+        judge = open_judge(name, class_names_of(pipe), pipe.device, opened)
     if arguments.search:
-        found = (photographs, network)
+        found = (photographs, network, judge)
         sampling = _search(arguments, pipe, sampling, folder, state, found)
-    parts = SampleParts(npz.parent if npz else folder, pipe, sampling)
+    parts = SampleParts(npz.parent if npz else folder, pipe, sampling, judge)
     parts.make(arguments.batch_size, state.process_index, state.num_processes)
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -248,9 +288,11 @@ def _pipeline(arguments: argparse.Namespace, folder: Path, npz: Path | None):
         parts.write_npz(npz)
         print(f"saved {npz} ({len(parts):,} images)")
     measured = None
-    if photographs is not None:
+    if not arguments.samples_only:
         lpips = lpips and lpips.to(pipe.device)
-        measured = measure_pipeline(pipe, photographs, parts, network, lpips, arguments.batch_size)
+        measured = measure_pipeline(
+            pipe, photographs, parts, network, lpips, arguments.batch_size, clip
+        )
     parts.delete()
     if arguments.write_defaults:
         from ..evaluation.search import write_defaults
@@ -267,10 +309,11 @@ def _search(arguments: argparse.Namespace, pipe, sampling, folder: Path, state, 
 
     from ..evaluation.search import save_trials, search
 
-    photographs, network = found
-    base = replace(sampling, count=arguments.search_images or 4)
+    network = found[1]
+    few = 1 if sampling.prompts else 4
+    base = replace(sampling, count=arguments.search_images or few)
     points = search_points(arguments.search)
-    trials = search(pipe, base, points, folder, arguments.batch_size, state, photographs, network)
+    trials = search(pipe, base, points, folder, arguments.batch_size, state, *found)
     best = min(trials, key=lambda trial: trial.distance)
     if state.is_main_process:
         path = folder / "search.json"
@@ -305,17 +348,15 @@ def search_points(words: list[str] | None) -> list[dict]:
 
 
 def photographs_of(arguments: argparse.Namespace, pipe):
-    """The photographs of a pipeline's classes, announced.
+    """The photographs of a pipeline's classes, or all where it takes captions, announced.
 
     Raises:
         ValueError: a pipeline without class names, or data without these classes.
     """
     from ..evaluation.reference import open_photographs
-    from ..evaluation.sampling import image_side
+    from ..evaluation.sampling import class_names_of, image_side
 
-    if not pipe.config.id2label:
-        raise ValueError("this pipeline has no class names (id2label) to find in the data.")
-    own = [pipe.config.id2label[str(i)] for i in range(pipe.transformer.config.num_classes)]
+    own = None if arguments.prompts else class_names_of(pipe)
     found = open_photographs(arguments.data, image_side(pipe), arguments.split, own)
     print(found)
     return found
@@ -327,10 +368,12 @@ def sampling_of(arguments: argparse.Namespace):
     Raises:
         ValueError: a flag with a value it cannot have.
     """
+    from ..data.prompts import read_prompts
     from ..evaluation.sampling import Sampling
 
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else None
     return Sampling(
-        count=arguments.images or 16,
+        count=arguments.images or (1 if prompts else 16),
         seed=arguments.seed,
         classes=arguments.classes or "balanced",
         size=arguments.size,
@@ -339,6 +382,8 @@ def sampling_of(arguments: argparse.Namespace):
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        draws=arguments.draws or 1,
+        prompts=prompts,
     )
 
 

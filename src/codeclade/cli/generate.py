@@ -39,6 +39,12 @@ def add_generate(verbs) -> None:
         "--guidance-scale", type=float, metavar="S", help="active above 1; default: the pipeline's"
     )
     sampling_arguments(parser)
+    parser.add_argument(
+        "--refine", choices=("refiner", "member"), help="how clusters become ids; default: refiner"
+    )
+    parser.add_argument("--refiner-temperature", type=float, metavar="T", help="0 is arg-max")
+    parser.add_argument("--refiner-top-k", type=int, metavar="K", help="0 keeps all")
+    parser.add_argument("--refiner-guidance-scale", type=float, metavar="S", help="active above 1")
     parser.add_argument("--scale", type=int, default=2, help="enlargement on sheets; default 2")
     parser.add_argument("--device", help="default: cuda where available, else cpu")
 
@@ -61,6 +67,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
     count = arguments.images or (1 if labels else 8)
     label_ids = pipeline.get_label_ids(labels or some_classes(pipeline))
+    refining = {
+        "temperature": arguments.refiner_temperature,
+        "top_k": arguments.refiner_top_k,
+        "guidance_scale": arguments.refiner_guidance_scale,
+    }
     # A generator of the CPU: the seed then gives the same draws on every device.
     images = pipeline(
         label_ids,
@@ -69,6 +80,8 @@ def _generate(arguments: argparse.Namespace) -> None:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         num_images_per_prompt=count,
+        refine=arguments.refine,
+        refiner_settings={name: given for name, given in refining.items() if given is not None},
         generator=torch.Generator().manual_seed(arguments.seed),
     ).images
     # One image is saved pixel for pixel; several need captions and a sheet.

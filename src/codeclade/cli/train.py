@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from .arguments import add_verb, load_part, recipe_arguments, say_size
 
@@ -10,6 +11,7 @@ FOLDERS = {
     "cluster-map": "ClusterMap folder or Hub id",
     "codes": "what encode wrote, or a Hub dataset",
     "generator": "generator folder whose hidden states come in too (MASC)",
+    "pipeline": "pipeline folder with tokenizer and map, which gets the refiner",
     "out": "folder of the run",
 }
 EXAMPLES = {
@@ -35,8 +37,13 @@ def add_training(verbs) -> None:
     folders, without = ["tokenizer", "cluster-map", "codes", "out"], {"cluster-map": "predict ids"}
     _add(verbs, "train-generator", _train_generator, text, "generator", folders, without)
     text = "train a network from clusters to ids on code shards"
-    folders = ["tokenizer", "cluster-map", "codes", "generator", "out"]
-    without = {"generator": "clusters alone"}
+    folders = ["pipeline", "tokenizer", "cluster-map", "codes", "generator", "out"]
+    without = {
+        "pipeline": "give the next two",
+        "tokenizer": "the pipeline's",
+        "cluster-map": "the pipeline's",
+        "generator": "clusters alone",
+    }
     _add(verbs, "train-refiner", _train_refiner, text, "refiner", folders, without)
 
 
@@ -100,16 +107,31 @@ def _train_generator(arguments: argparse.Namespace) -> None:
 
 def _train_refiner(arguments: argparse.Namespace) -> None:
     recipe = _recipe("refiner", arguments, ("steps",))
+    pipeline, generator = arguments.pipeline, arguments.generator
+    parts = arguments.tokenizer, arguments.cluster_map
+    if any(parts) if pipeline else not all(parts):
+        raise ValueError("give either --pipeline, or both --tokenizer and --cluster-map.")
+    # States of another generator would come in at sampling than in training.
+    if pipeline and generator:
+        own = {Path(pipeline).resolve(), (Path(pipeline) / "transformer").resolve()}
+        if Path(generator).resolve() not in own:
+            raise ValueError(f"--generator {generator} must be --pipeline {pipeline} itself.")
     from ..components.cluster_map import ClusterMap
     from ..components.transformer import CodecladeTransformer
     from ..components.vq_model import VQModel
     from ..training.refiner import train_refiner
 
-    vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
-    cluster_map = load_part(ClusterMap, arguments.cluster_map, "cluster_map")
-    generator = load_part(CodecladeTransformer, arguments.generator, "transformer")
-    train_refiner(recipe, arguments.codes, vq_model, cluster_map, arguments.out, generator)
-    print(f"saved {arguments.out}/refiner")
+    tokenizer, cluster_map = (pipeline, pipeline) if pipeline else parts
+    train_refiner(
+        recipe,
+        arguments.codes,
+        load_part(VQModel, tokenizer, "vq_model").eval(),
+        load_part(ClusterMap, cluster_map, "cluster_map"),
+        arguments.out,
+        load_part(CodecladeTransformer, generator, "transformer"),
+        pipeline,
+    )
+    print(f"saved {arguments.out}/refiner" + (f" and {pipeline}/refiner" if pipeline else ""))
 
 
 def _recipe(section: str, arguments: argparse.Namespace, needed: Sequence[str] = ()):

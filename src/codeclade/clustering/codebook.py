@@ -87,6 +87,25 @@ def as_codebook(codebook: CodebookLike) -> np.ndarray:
     return rows
 
 
+def check_weights(weights: ArrayLike, n: int) -> np.ndarray:
+    """Weights (N,) of N rows as float64.
+
+    Raises:
+        ValueError: another shape, or weights that are not finite and positive.
+    """
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape != (n,):
+        raise ValueError(f"weights has shape {given.shape}, but there are {n} rows.")
+    # A row of weight zero would be at no distance from anything.
+    bad = np.flatnonzero(~(np.isfinite(given) & (given > 0)))
+    if bad.size:
+        raise ValueError(
+            f"weights must be finite and above 0, but {bad.size} are not (first: row {bad[0]}, "
+            f"{given[bad[0]]:g})."
+        )
+    return given
+
+
 def _as_array(codebook: Any) -> np.ndarray:
     """Whatever holds the rows as a NumPy array of its own dtype; bfloat16 becomes float64."""
     if not hasattr(codebook, "detach") and hasattr(getattr(codebook, "weight", None), "detach"):

@@ -7,6 +7,7 @@ members, and merge the closest pair first: on the same rows their partitions coi
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from .codebook import CodebookLike, check_clusters, normalized
@@ -36,7 +37,14 @@ class TreeClusterer(CodebookClusterer):
         check_is_fitted(self, "children_")
         return cut(self.children_, n_clusters)
 
-    def _cluster(self, rows: np.ndarray, n_clusters: int, metric: str, full: bool) -> None:
+    def _cluster(
+        self,
+        rows: np.ndarray,
+        n_clusters: int,
+        metric: str,
+        full: bool,
+        weights: ArrayLike | None,
+    ) -> None:
         """Set the fitted attributes; without the full tree those of an earlier fit go."""
         for stale in ("children_", "distances_"):
             if hasattr(self, stale):
@@ -44,12 +52,12 @@ class TreeClusterer(CodebookClusterer):
         # labels alone need only the merges below the cut, and the search stops once these are
         # certain
         if full:
-            linkage = average_linkage(rows, metric=metric)
+            linkage = average_linkage(rows, metric=metric, weights=weights)
             self.labels_ = cut(linkage, n_clusters)
             self.children_ = linkage[:, :2].astype(np.int64)
             self.distances_ = linkage[:, 2].copy()
         else:
-            self.labels_ = average_labels(rows, n_clusters, metric=metric)
+            self.labels_ = average_labels(rows, n_clusters, metric=metric, weights=weights)
         self.n_clusters_, self.n_leaves_ = n_clusters, len(rows)
 
 
@@ -77,13 +85,13 @@ class Masc(TreeClusterer):
     normalize: bool = False
     compute_full_tree: bool = True
 
-    def fit(self, X: CodebookLike, y: object = None) -> "Masc":
-        """Cluster the rows of X (N, d); errors as `average_linkage`."""
+    def fit(self, X: CodebookLike, y: object = None, weights: ArrayLike | None = None) -> "Masc":
+        """Cluster the rows of X (N, d), with weights (N,); errors as `average_linkage`."""
         rows = self._rows(X)
         if self.normalize:
             rows = normalized(rows)
         k = check_clusters(self.n_clusters, len(rows))
-        self._cluster(rows, k, self.metric, self.compute_full_tree)
+        self._cluster(rows, k, self.metric, self.compute_full_tree, weights)
         return self
 
 
@@ -108,8 +116,8 @@ class Dcpe(TreeClusterer):
     n_clusters: int | None = None
     compute_full_tree: bool = True
 
-    def fit(self, X: CodebookLike, y: object = None) -> "Dcpe":
-        """Cluster the rows of X (N, d); errors as `average_linkage`."""
+    def fit(self, X: CodebookLike, y: object = None, weights: ArrayLike | None = None) -> "Dcpe":
+        """Cluster the rows of X (N, d), with weights (N,); errors as `average_linkage`."""
         rows = self._rows(X)
         k = self.n_clusters
         if k is None:
@@ -118,5 +126,6 @@ class Dcpe(TreeClusterer):
                     f"rate must be from 1 to the {len(rows)} rows of the codebook, got {self.rate}"
                 )
             k = len(rows) // self.rate
-        self._cluster(rows, check_clusters(k, len(rows)), "euclidean", self.compute_full_tree)
+        k = check_clusters(k, len(rows))
+        self._cluster(rows, k, "euclidean", self.compute_full_tree, weights)
         return self

@@ -17,6 +17,8 @@ In float32 whatever the dtype of the weights:
 """
 
 import inspect
+import os
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,7 +31,19 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .fields import (
+    Base,
+    CountOrZero,
+    Deviation,
+    Epsilon,
+    Grid,
+    Layers,
+    Share,
+    Width,
+    check_fields,
+)
 from .loading import StrictLoading
+from .weight_files import read_json
 
 
 class DecoderConfig(PreTrainedConfig):
@@ -43,19 +57,19 @@ class DecoderConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        grid_size: int = 16,  # G
-        num_classes: int = 1000,
-        hidden_size: int = 768,  # D
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,  # H
-        intermediate_size: int = 2048,  # SwiGLU width
-        rms_norm_eps: float = 1e-5,
-        rope_theta: float = 10000.0,
-        token_dropout: float = 0.1,  # dropouts act in training only
-        residual_dropout: float = 0.1,
-        feed_forward_dropout: float = 0.1,
-        class_dropout: float = 0.1,  # share of conditions replaced by the null condition
-        initializer_range: float = 0.02,
+        grid_size: Grid = 16,  # G
+        num_classes: CountOrZero = 1000,
+        hidden_size: Width = 768,  # D
+        num_hidden_layers: Layers = 12,
+        num_attention_heads: Width = 12,  # H
+        intermediate_size: Width = 2048,  # SwiGLU width
+        rms_norm_eps: Epsilon = 1e-5,
+        rope_theta: Base = 10000.0,
+        token_dropout: Share = 0.1,  # dropouts act in training only
+        residual_dropout: Share = 0.1,
+        feed_forward_dropout: Share = 0.1,
+        class_dropout: Share = 0.1,  # share of conditions replaced by the null condition
+        initializer_range: Deviation = 0.02,
         **kwargs,
     ):
         # Each head splits into a row and a column half, and each half into pairs: hence 4.
@@ -80,6 +94,21 @@ class DecoderConfig(PreTrainedConfig):
         # Tokens go in by an embedding and out by a head of its own, as in the published weights.
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """transformers reads config.json here, from a folder and from the Hub alike."""
+        return read_json(Path(json_file))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers, with fields that have values they can have.
+
+        Raises:
+            ValueError: naming the first field that has not.
+        """
+        check_fields(cls, config_dict, "config.json")
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_key_value_heads(self) -> int:

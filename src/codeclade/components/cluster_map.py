@@ -11,6 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from .cluster_checks import check_cut, check_labels, check_tree, tree_labels
+from .fields import Count, CountOrZero, Width
 from .loading import StrictLoading
 
 SKETCH_SIZE = 16
@@ -59,10 +61,10 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        codebook_size: int,
-        num_clusters: int,
-        codebook_dim: int,
-        num_merges: int = 0,
+        codebook_size: Count,
+        num_clusters: Count,
+        codebook_dim: Width,
+        num_merges: CountOrZero = 0,
         method: str = "masc",
     ):
         super().__init__()
@@ -89,7 +91,8 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
             children: (M, 2) merges, numbered as scipy does; heights: (M,) their distances.
 
         Raises:
-            ValueError: labels of another length, negative, or with a cluster left empty.
+            ValueError: labels of another length, negative, or with a cluster left empty, or merges
+                that are no tree.
         """
         # Checked before anything is made: a gap in the labels would be a cluster without a member,
         # and show only when that cluster is drawn from.
@@ -116,7 +119,16 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
         if num_merges:
             new.merges.copy_(torch.as_tensor(children))
             new.heights.copy_(torch.as_tensor(heights))
+            check_tree(new.merges, new.heights, new.codebook_size)
         return new
+
+    def check_loaded(self) -> None:
+        """Raise a ValueError unless labels and merge tree are whole, and belong together."""
+        if self.mapping.is_meta:
+            return
+        check_labels(self.mapping, self.num_clusters)
+        check_tree(self.merges, self.heights, self.codebook_size)
+        check_cut(self.mapping, self.merges, self.num_clusters)
 
     @property
     def num_clusters(self) -> int:
@@ -206,18 +218,10 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"num_clusters={num_clusters} is outside {count - merges}..{count} of this tree."
             )
-        # The first N - K merges, in order of height, leave K trees; each is named by its smallest
-        # id, so that numbering does not depend on the order in which a method merged.
-        parent = list(range(count))
-        node = list(range(count + merges))  # smallest member of every tree node
-        for step, (a, b) in enumerate(self.merges[: count - num_clusters].tolist()):
-            low, high = sorted((node[a], node[b]))
-            node[count + step], parent[high] = low, low
-        for i in range(count):  # parents are smaller, so one ascending pass finds all roots
-            parent[i] = parent[parent[i]]
+        labels = tree_labels(self.merges, count, num_clusters)
         about = self.config["codebook_dim"], merges, self.config["method"]
         new = ClusterMap(count, num_clusters, *about)
-        new.mapping.copy_(torch.unique(torch.tensor(parent), return_inverse=True)[1])
+        new.mapping.copy_(labels)
         # The codebook and the tree are the same, so the new map can be cut again.
         for name in ("sketch", "merges", "heights"):
             getattr(new, name).copy_(getattr(self, name))

@@ -9,6 +9,8 @@ from .refiner import Refiner
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
 
+LARGEST_SCALE = 4  # LlamaGen's largest images have twice the side of its tokenizer's
+
 
 def check_components(
     vq_model: VQModel,
@@ -31,6 +33,13 @@ def check_components(
         raise ValueError(
             f"a transformer of scheme {scheme.name!r} does not fit a vq_model with "
             f"detail_codebook_size={details}."
+        )
+    # A generator may be trained on larger images than its tokenizer, but not at any distance.
+    side, trained = transformer.config.grid_size * vq_model.downsample, vq_model.config.sample_size
+    if side > LARGEST_SCALE * trained:
+        raise ValueError(
+            f"transformer has grid_size={transformer.config.grid_size}, images of {side} pixels, "
+            f"but vq_model was trained on {trained}; up to {LARGEST_SCALE} times that."
         )
     # The vocabulary of every stage is what the other parts have.
     clusters = None if cluster_map is None else cluster_map.num_clusters

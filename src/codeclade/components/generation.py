@@ -12,7 +12,7 @@ P prefix positions, T = G * G tokens, S stages of a position, V vocabulary, D wi
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -262,19 +262,20 @@ def tokens_to_ids(
     refine: str | None = None,
     condition: dict[str, Tensor] | None = None,
     edit: Edit | None = None,
+    refiner_settings: dict[str, Any] | None = None,
 ) -> Tensor:
     """Fine ids (B, T, ...) of tokens (B, T, ...); clusters are drawn from or refined.
 
     Args:
         members: (B, T), `Draws.members`.
-        refine, condition: as for `clusters_to_ids`.
+        refine, condition, refiner_settings: as for `clusters_to_ids`.
         edit: ids where it keeps a token are kept, too.
     """
     if not transformer.scheme.predicts_clusters:
         return tokens
     # Pipelines refuse a scheme of clusters without a map, and edits of it without ids.
     parts = transformer, cast(ClusterMap, cluster_map), refiner
-    ids = clusters_to_ids(tokens, members, *parts, refine, condition)
+    ids = clusters_to_ids(tokens, members, *parts, refine, condition, refiner_settings)
     if edit is None:
         return ids
     return torch.where(edit.redo[..., 0], ids, cast(Tensor, edit.ids))

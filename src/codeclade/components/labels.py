@@ -13,6 +13,18 @@ def ids_by_name(id2label: Mapping[str, str]) -> dict[str, list[int]]:
     return names
 
 
+def similar_names(wanted: str, names: Mapping[str, list[int]]) -> list[str]:
+    """Up to five of the lower-case `names` that a user may mean by one that is not among them."""
+    # All but a letter or two the same, or a word in common. Likeness alone would offer a cat to
+    # whoever asks for a hamster.
+    known = sorted((one for one in names if "," not in one), key=lambda name: names[name])
+    meant = difflib.get_close_matches(wanted, known, n=3, cutoff=0.8)
+    words = set(wanted.split())
+    meant += [name for name in known if words & set(name.split())]
+    meant += [name for name in known if len(wanted) > 3 and wanted in name]
+    return list(dict.fromkeys(meant))[:5]
+
+
 def label_id(label: int | str, count: int, names: dict[str, list[int]]) -> int:
     """Class id below `count` of a class id or of one of `names` (as `ids_by_name` gives them).
 
@@ -37,9 +49,7 @@ def label_id(label: int | str, count: int, names: dict[str, list[int]]) -> int:
         raise ValueError(f"class name {label!r} means several classes; give one of ids {found}.")
     if not names:
         raise ValueError(f"this pipeline has no class names; give an id 0..{count - 1}.")
-    # difflib compares whole names, so one word of a long name needs a search of its own.
-    near = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
-    near += [name for name in names if wanted and wanted in name and name not in near]
-    some = ", ".join(near[:5] or list(names)[:20])
+    near = similar_names(wanted, names)
+    some = ", ".join(near or list(names)[:20])
     advice = f"did you mean {some}?" if near else f"known: {some}."
     raise ValueError(f"unknown class name {label!r}; {advice}")

@@ -1,20 +1,41 @@
-"""Strict loading: whole weight files, and every weight in its place, or one clear sentence."""
+"""Strict loading: what a folder holds is checked before anything is built of it.
 
-import inspect
-import json
+A folder from anywhere may hold anything. Configs are checked field by field (fields.py), headers of
+weights by their lengths (weight_files.py) and then against the config, and the numbers once they
+are there (contents.py). Every refusal is one short sentence, a ValueError or an OSError.
+"""
+
+import os
 import re
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from .weight_files import read_header
+import torch
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from .contents import check_finite
+from .fields import check_fields, check_settings
+from .saving import refuse_pickle
+from .weight_files import StoredTensor, read_header, read_json, shortened, shown
 
 # How indexes name this package's classes: by module, or by code that came with a repository.
 OWN_CODE = re.compile(r"codeclade(\.|$)|(diffusers_modules\.[\w.]*\.)?modeling_codeclade_\w+$")
+OWN_PARTS = {
+    "vq_model": "VQModel",
+    "transformer": "CodecladeTransformer",
+    "cluster_map": "ClusterMap",
+    "refiner": "Refiner",
+}
+TEXT_PARTS = ("tokenizer", "text_encoder")
+STEMS = ("model", "diffusion_pytorch_model")  # how both libraries name weight files
+REPEATED = ("num_hidden_layers", "head_layers", "layers_per_block", "num_layers")
+NAMED = 3  # weights that a message names
 
 
 class StrictLoading:
-    """Mixin before diffusers' or transformers' model class: incomplete weights are an error.
+    """Mixin before diffusers' or transformers' model class: damaged folders are an error.
 
     The model class comes next in line; alone, this one inherits nothing to load with, so its
     `super()` is cast.
@@ -25,8 +46,13 @@ class StrictLoading:
         """As in the parent class, but strict: a missing or unexpected weight is no mere warning.
 
         Raises:
-            ValueError: naming the weights.
+            ValueError: naming the weights, or the field of the config that has a value it cannot
+                have.
+            OSError: naming the file that is missing or damaged.
         """
+        part = _local_folder(args, kwargs)
+        if part is not None:
+            check_component(cls, part, kwargs.get("variant"))
         # Parts that stay in float32 are loaded one by one, for which diffusers wants the way that
         # saves memory; the weights are the same.
         if kwargs.get("low_cpu_mem_usage") is False and getattr(cls, "_keep_in_fp32_modules", None):
@@ -36,8 +62,9 @@ class StrictLoading:
         model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
-                names = ", ".join(sorted(str(key) for key in report[problem])[:5])
-                raise ValueError(f"the checkpoint has {problem.replace('_', ' ')}: {names}.")
+                raise ValueError(_of_weights(problem.replace("_", " "), report[problem]))
+        check_finite(model)
+        model.check_loaded()
         return (model, report) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -49,37 +76,210 @@ class StrictLoading:
         refuse_pickle(kwargs)
         return cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
 
+    def check_loaded(self) -> None:
+        """Raise a ValueError where what was loaded contradicts itself."""
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """diffusers reads config.json here, from a folder and from the Hub alike."""
+        return read_json(Path(json_file))
+
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """diffusers reads config.json here; `auto_map` is for AutoModel, so it needs no warning."""
+        """diffusers makes arguments of config.json here; `auto_map`, AutoModel's, is none."""
         config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        check_fields(cls, config_dict, "config.json")
         return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
 
 
-def refuse_pickle(arguments: dict[str, Any]) -> None:
-    """Raise a ValueError where arguments of `save_pretrained` ask for a pickle."""
-    if not arguments.get("safe_serialization", True):
+def _local_folder(args: tuple, kwargs: Mapping[str, Any]) -> Path | None:
+    """The folder that a call of from_pretrained reads; None where it is a repository or none."""
+    source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+    # Who gives the weights or the config does not read them from the folder, and who asks for
+    # pickled weights has none that could be checked.
+    elsewhere = any(kwargs.get(name) is not None for name in ("state_dict", "config", "gguf_file"))
+    if elsewhere or kwargs.get("use_safetensors") is False:
+        return None
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    part = Path(source, kwargs.get("subfolder") or "")
+    return part if (part / "config.json").is_file() else None
+
+
+def check_component(kind: type, part: Path, variant: str | None = None) -> None:
+    """Make sure that the config and the weight files of a folder are whole and fit each other.
+
+    Args:
+        kind: model class of the folder.
+        variant: of the weights, as in `from_pretrained`.
+
+    Raises:
+        ValueError: a field with a value that it cannot have, or weights that are not the config's.
+        OSError: a weight file that is missing or damaged.
+    """
+    # The config by itself, then the headers by themselves: neither is believed by the other.
+    what = f"{part.name}/config.json"
+    content = read_json(part / "config.json")
+    configures = getattr(kind, "config_class", None) or kind
+    own = issubclass(kind, StrictLoading)
+    if own:
+        check_fields(configures, content, what)
+        _check_class(kind, content, what)
+    groups = weight_groups(part, variant)
+    if not groups:
+        ending = f".{variant}.safetensors" if variant else ".safetensors"
+        raise OSError(f"{shown(part)} holds no weights; a {ending} file must be there.")
+    # A model of L layers has L tensors at least, so what follows stays as small as the files.
+    most = max(map(len, groups))
+    for name in REPEATED:
+        value = content.get(name, 0)
+        if not isinstance(value, int) or value > most:
+            raise ValueError(
+                f"{what}: {name}={shortened(value, 40)} needs more than {most} weights."
+            )
+    quantization = content.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        if not isinstance(method, str) or method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+            raise ValueError(f"{what}: quantization_config names no known quant_method.")
+    # A model without numbers says what every weight must be.
+    model = _without_numbers(kind, configures, content, what)
+    if own:
+        model.check_loaded()
+    for stored in groups:
+        problem = _misfit(model, stored)
+        if quantization is None and problem:
+            raise ValueError(f"{shortened(part.name)}: {problem}")
+        if quantization is not None and not problem:
+            raise ValueError(f"{what}: quantization_config is given, but no weight is quantized.")
+    if quantization is None:
+        _check_precision(content, groups, part)
+
+
+def _check_class(kind: type, content: dict[str, Any], what: str) -> None:
+    """Raise a ValueError where a config says that it is another of this package's classes."""
+    classes = {base.__name__ for base in kind.__mro__}
+    name = content.get("_class_name", kind.__name__)
+    if name in OWN_PARTS.values() and name not in classes:
+        raise ValueError(f"{what}: this is a {name}, not a {kind.__name__}.")
+    wanted = getattr(getattr(kind, "config_class", None), "model_type", None)
+    if wanted is not None and content.get("model_type", wanted) != wanted:
+        given = shortened(content["model_type"], 40)
+        raise ValueError(f"{what}: model_type={given} must be {wanted!r}.")
+
+
+def weight_groups(part: Path, variant: str | None = None) -> list[dict[str, StoredTensor]]:
+    """Tensors by name of every whole set of weights that a folder has of this variant.
+
+    Raises:
+        OSError: naming a file that is missing or damaged.
+    """
+    dot = f".{variant}" if variant else ""
+    groups = [
+        read_header(part / f"{stem}{dot}.safetensors")
+        for stem in STEMS
+        if (part / f"{stem}{dot}.safetensors").is_file()
+    ]
+    indexes = [part / f"{stem}.safetensors.index{dot}.json" for stem in STEMS]
+    return groups + [read_shards(index) for index in indexes if index.is_file()]
+
+
+def read_shards(index: Path) -> dict[str, StoredTensor]:
+    """Tensors by name of all files that an index of shards lists.
+
+    Raises:
+        OSError: an index that is damaged, or that names what is not beside it.
+    """
+    try:
+        content = read_json(index)
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    if not isinstance(content.get("metadata"), dict):
+        raise OSError(f"{shown(index)} is damaged: metadata must be an object.")
+    listed = content.get("weight_map")
+    plain = isinstance(listed, dict) and all(isinstance(file, str) for file in listed.values())
+    if not plain or not listed:
+        raise OSError(f"{shown(index)} is damaged: weight_map must name the file of every weight.")
+    found: dict[str, StoredTensor] = {}
+    for file in sorted(set(listed.values())):
+        # A name with a folder in it would read what lies elsewhere.
+        if Path(file).name != file or not file.endswith(".safetensors") or len(file) > 255:
+            raise OSError(f"{shown(index)} is damaged: {shortened(file)!r} is no name of a shard.")
+        if not (index.parent / file).is_file():
+            raise OSError(f"{shown(index.parent / file)} is missing: {index.name} lists it.")
+        header = read_header(index.parent / file)
+        wanted = {name for name, place in listed.items() if place == file}
+        for name in sorted(wanted ^ set(header))[:1]:
+            raise OSError(f"{shown(index)} is damaged: {shortened(name)} is not where it says.")
+        found |= header
+    return found
+
+
+def _without_numbers(kind: Any, configures: Any, content: dict[str, Any], what: str) -> Any:
+    """A model of a config on the meta device, which allocates nothing."""
+    content = {key: value for key, value in content.items() if key != "quantization_config"}
+    with torch.device("meta"):
+        if configures is kind:
+            return kind.from_config(content)
+        if issubclass(kind, StrictLoading):
+            return kind(configures.from_dict(content))
+        # Classes of the libraries say in many ways what they cannot be made of.
+        try:
+            return kind(configures.from_dict(content))
+        except Exception as error:
+            raise ValueError(f"{what} makes no {kind.__name__}: {shortened(error)}.") from error
+
+
+def _misfit(model: nn.Module, stored: dict[str, StoredTensor]) -> str | None:
+    """What is wrong with stored weights, for a model without numbers; None where they fit."""
+    # Weights that a model has under two names are stored under one of them.
+    expected = model.state_dict(keep_vars=True)
+    known = {id(tensor) for name, tensor in expected.items() if name in stored}
+    missing = [n for n, tensor in expected.items() if n not in stored and id(tensor) not in known]
+    if missing:
+        return _of_weights("missing keys", missing)
+    if extra := [name for name in stored if name not in expected]:
+        return _of_weights("unexpected keys", extra)
+    for name, tensor in expected.items():
+        if name not in stored:
+            continue
+        shape, dtype = stored[name].shape, stored[name].dtype
+        if shape != tuple(tensor.shape):
+            return (
+                f"the checkpoint has mismatched shapes: {shortened(name, 60)} is "
+                f"{shortened(shape, 40)}, but config.json asks for {tuple(tensor.shape)}."
+            )
+        # Rounded to whole numbers, weights would still load and give pictures of nothing.
+        floats = dtype.startswith(("F", "BF")) and dtype != "F8_E8M0"
+        if floats != tensor.is_floating_point() or dtype in ("BOOL", "C64"):
+            wanted = "floating-point" if tensor.is_floating_point() else "whole"
+            return f"{shortened(name)} holds {dtype}, where {wanted} numbers belong."
+    return None
+
+
+def _check_precision(
+    content: dict[str, Any], groups: list[dict[str, StoredTensor]], part: Path
+) -> None:
+    """Raise a ValueError where float16 was taken for bfloat16 or the other way round.
+
+    Both have two bytes, so a wrong name in a header gives other numbers without any error.
+    """
+    kinds = {tensor.dtype for stored in groups for tensor in stored.values()} & {"F16", "BF16"}
+    # Other variants may lie beside these weights, and the config is that of the last one saved.
+    sets = [*part.glob("*.safetensors.index*.json"), *part.glob("*.safetensors")]
+    alone = len([path for path in sets if "-of-" not in path.name]) == 1
+    said = {"float16": "F16", "bfloat16": "BF16"}.get(str(content.get("dtype")))
+    mixed = len(kinds) == 2 and len(groups) == 1
+    if mixed or (alone and said and kinds and kinds != {said}):
         raise ValueError(
-            "safe_serialization=False would write a pickle, which can execute code and is not "
-            "loaded here; weights are saved as safetensors."
+            f"{shortened(part.name)}: weights are stored as {' and '.join(sorted(kinds))}, but "
+            f"config.json says {content.get('dtype', 'nothing of two kinds')}."
         )
 
 
-def keep_code(pipeline: Any, folder: Path) -> None:
-    """Copy code that came with a repository into a saved pipeline, and name it in the index.
-
-    diffusers saves weights and configs alone, and an index that names modules of its own cache.
-    """
-    index_file = folder / "model_index.json"
-    index = json.loads(index_file.read_text())
-    for name, part in {"_class_name": pipeline, **pipeline.components}.items():
-        if not type(part).__module__.startswith("diffusers_modules."):
-            continue
-        file = Path(inspect.getfile(type(part)))
-        where = folder if part is pipeline else folder / name
-        shutil.copyfile(file, where / file.name)
-        index[name] = [file.stem, type(part).__name__]
-    index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+def _of_weights(problem: str, names: Any) -> str:
+    some = ", ".join(shortened(name, 40) for name in sorted(map(str, names))[:NAMED])
+    return f"the checkpoint has {problem}: {some}."
 
 
 def installed_index(index: dict[str, Any]) -> dict[str, Any]:
@@ -100,44 +300,97 @@ def installed_index(index: dict[str, Any]) -> dict[str, Any]:
     return index
 
 
-def check_weight_files(folder: Path, given: tuple[str, ...] = ()) -> None:
-    """Make sure every model component of a local pipeline folder has whole weight files.
+def check_index(index: Mapping[str, Any]) -> None:
+    """Make sure that model_index.json names parts and defaults that a pipeline can have.
+
+    Raises:
+        ValueError: naming the entry that is none.
+    """
+    what = "model_index.json"
+    name = index.get("_class_name")
+    name = name[-1] if isinstance(name, (list, tuple)) and name else name
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{what}: _class_name={shortened(name, 40)} must name a pipeline.")
+    for part in (*OWN_PARTS, *TEXT_PARTS):
+        value = index.get(part, [None, None])
+        pair = isinstance(value, (list, tuple)) and len(value) == 2
+        if not pair or not (list(value) == [None, None] or _names_a_class(part, *value)):
+            wanted = OWN_PARTS.get(part, "a class of transformers")
+            raise ValueError(f"{what}: {part}={shortened(value, 60)} must name {wanted}.")
+    check_settings(index, what)
+
+
+def _names_a_class(part: str, library: Any, name: Any) -> bool:
+    """Whether an entry of an index names what this part can be, and nothing else to import."""
+    if not isinstance(library, str) or not isinstance(name, str):
+        return False
+    if part in OWN_PARTS:
+        return name == OWN_PARTS[part] and bool(OWN_CODE.match(library))
+    return library == "transformers" and name.isidentifier()
+
+
+def check_weight_files(
+    folder: Path, given: tuple[str, ...] = (), variant: str | None = None
+) -> None:
+    """Make sure that a local pipeline folder has an index, and whole files of every part.
 
     Components that are `given` are not loaded, so they may be missing.
 
     Raises:
-        OSError: naming the component without weights, or the truncated file.
+        ValueError: an index or a config that is damaged.
+        OSError: naming the component without weights, or the damaged file.
     """
-    index = installed_index(json.loads((folder / "model_index.json").read_text()))
-    for name, value in index.items():
-        if not (isinstance(value, list) and len(value) == 2 and value[0] and value[1]):
-            continue  # a setting, or an optional component that is not there
-        if name in given or name == "tokenizer":  # a text tokenizer has no weights
+    index = installed_index(read_json(folder / "model_index.json"))
+    check_index(index)
+    for name in (*OWN_PARTS, *TEXT_PARTS):
+        library, kind = index.get(name, [None, None])
+        if kind is None or name in given:
+            continue
+        if name == "tokenizer":  # a text tokenizer has no weights
+            check_tokenizer(folder / name)
             continue
         check_weights(folder / name)
+        if library == "transformers":
+            check_encoder(kind, folder / name, variant)
+
+
+def check_encoder(name: str, part: Path, variant: str | None) -> None:
+    """Check the folder of a text encoder, a class of transformers."""
+    import transformers
+
+    kind = getattr(transformers, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise ValueError(f"model_index.json: text_encoder names {shortened(name)}, no model.")
+    check_component(kind, part, variant if weight_groups(part, variant) else None)
+
+
+def check_tokenizer(part: Path) -> None:
+    """Raise a ValueError or an OSError unless a text tokenizer's JSON can be read."""
+    files = sorted(part.glob("*.json"))
+    if not files:
+        raise OSError(f"{shown(part)} holds no tokenizer; its .json files must be there.")
+    for file in files:
+        read_json(file)
 
 
 def check_weights(part: Path) -> None:
     """Raise an OSError unless a component's folder has a config and all of its weights, whole."""
     if not (part / "config.json").is_file():
         raise OSError(
-            f"{part} is missing: model_index.json names it, so config.json must be there."
+            f"{shown(part)} is missing: model_index.json names it, so config.json must be there."
         )
     # Lengths first: a download that broke off is the commonest fault, and safetensors' own message
     # names neither the file nor what to do.
     files = sorted(part.glob("*.safetensors"))
     if not files:
-        raise OSError(f"{part} holds no weights; a .safetensors file must be there.")
+        raise OSError(f"{shown(part)} holds no weights; a .safetensors file must be there.")
     for file in files:
         check_whole(file)
     for index in part.glob("*.safetensors.index*.json"):
-        listed = set(json.loads(index.read_text())["weight_map"].values())
-        missing = sorted(listed - {file.name for file in files})
-        if missing:
-            raise OSError(f"{part / missing[0]} is missing: {index.name} lists it.")
+        read_shards(index)
 
 
 def check_whole(file: Path) -> None:
     """Raise an OSError unless a .safetensors file holds weights and is as long as it says."""
     if not read_header(file):
-        raise OSError(f"{file} holds no weights.")
+        raise OSError(f"{shown(file)} holds no weights.")

@@ -149,6 +149,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids: Tensor | None = None,
         clusters: Tensor | None = None,
         refine: str | None = None,
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of classes, or change given ones.
@@ -182,6 +183,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             ids: ids (B, G, G) or (B, G, G, 2) to change, instead of `init_image`.
             clusters: (B, G, G) choices of the first stage to keep everywhere; see `redraw`.
             refine: how clusters become ids: "refiner" (the default where there is one) or "member".
+            refiner_settings: `temperature`, `top_k` and `guidance_scale` of the refiner, as for
+                `Refiner.refine`; what is not there is the refiner's default.
             latents: another name of `ids`, after diffusers.
 
         Returns:
@@ -196,12 +199,13 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
+        rest = guidance_schedule, refine, tensors, refiner_settings
+        settings = self.check_inputs(*sampling, *rest)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
         condition, null_condition = self.encode_condition(class_labels, num_images_per_prompt)
         given = generator, edited, output_type, refine, callback_on_step_end, tensors
-        images = self.generate(condition, null_condition, settings, *given)
+        images = self.generate(condition, null_condition, settings, *given, refiner_settings)
         return self.finish(images, return_dict)
 
     @torch.no_grad()
@@ -216,6 +220,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         refine: str = "member",
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
         **settings,
     ) -> ImagePipelineOutput | tuple:
@@ -229,6 +234,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             clusters: (B, G, G) clusters or semantic codes, as `output_type="clusters"` gives them.
             ids: or ids (B, G, G), (B, G, G, 2), whose clusters are kept.
             refine: "member", or "refiner" for a one-stage pipeline that has one.
+            refiner_settings: as for `__call__`.
             latents: another name of `ids`, after diffusers.
             settings: what else `__call__` takes, for two-stage models (guidance_scale, top_k, ...).
 
@@ -245,5 +251,6 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             labels = torch.tensor(self.get_label_ids(class_labels), device=clusters.device)
             labels = spread(labels, len(clusters), "labels")
             condition, asked = {"class_labels": labels}, {"class_labels": labels.tolist()}
-        given = num_images_per_prompt, generator, output_type, return_dict, refine, settings
-        return self.redraw_clusters(clusters, condition, asked, "class_labels", *given)
+        given = num_images_per_prompt, generator, output_type, return_dict
+        how = refine, refiner_settings, settings
+        return self.redraw_clusters(clusters, condition, asked, "class_labels", *given, *how)

@@ -7,21 +7,19 @@ text_pipeline.py. The work is done by the functions of generation.py and editing
 Shapes: B images, T = G * G tokens, S stages.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils import logging
 from torch import Tensor
 
 from .cluster_map import ClusterMap
 from .compatibility import check_components
 from .editing import Edit, clusters_to_keep, prepare_edit
+from .fields import check_settings
 from .generation import (
     Draws,
     SamplingSettings,
@@ -32,8 +30,8 @@ from .generation import (
     tokens_to_ids,
 )
 from .guidance import Number, Schedule
-from .loading import check_weight_files, installed_index, keep_code, refuse_pickle
-from .refiner import Refiner, check_way, clusters_to_ids
+from .pipeline_files import PipelineFiles
+from .refiner import Refiner, check_refiner_settings, check_way, clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
@@ -41,17 +39,11 @@ from .vq_model import VQModel
 PICTURES = ("pil", "np", "pt")
 OUTPUT_TYPES = (*PICTURES, "ids", "clusters")
 OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
-logger = logging.get_logger(__name__)
 TOKEN_NAMES = ("tokens", "latents")  # what callbacks may call the tokens; the second is diffusers'
 
 
-def dtyped(part: Any) -> bool:
-    """Whether a part of a pipeline computes in a dtype of its own; a cluster map does not."""
-    return isinstance(part, torch.nn.Module) and next(part.parameters(), None) is not None
-
-
-class PipelineSteps:
-    """Loading, settings and the shared steps; comes before `DiffusionPipeline`."""
+class PipelineSteps(PipelineFiles):
+    """Settings and the shared steps; comes before `DiffusionPipeline`."""
 
     _callback_tensor_inputs = list(TOKEN_NAMES)  # noqa: RUF012 (diffusers reads a list)
 
@@ -68,44 +60,6 @@ class PipelineSteps:
     maybe_free_model_hooks: Callable[[], None]
     _execution_device: torch.device
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """As in diffusers; weights of a local folder are checked first, for short errors."""
-        folder = Path(pretrained_model_name_or_path)
-        if (folder / "model_index.json").is_file():
-            check_weight_files(folder, tuple(kwargs))
-        pipe = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
-        # transformers loads what was saved, diffusers float32; results depend on it, so it is said.
-        found = {name: part.dtype for name, part in pipe.components.items() if dtyped(part)}
-        if not {"dtype", "torch_dtype"} & set(kwargs) and len(set(found.values())) > 1:
-            kinds = ", ".join(f"{name} {str(kind)[6:]}" for name, kind in found.items())
-            logger.warning(f"parts are loaded as {kinds}; give dtype for the same everywhere.")
-        return pipe
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """As in diffusers; `safe_serialization=False` is refused.
-
-        Raises:
-            ValueError: a pickle was asked for.
-        """
-        refuse_pickle(kwargs)
-        cast(Any, super()).save_pretrained(save_directory, **kwargs)
-
-    def save_config(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As in diffusers, which comes here last; then code that came with a repository."""
-        cast(Any, super()).save_config(save_directory, *args, **kwargs)
-        if not __name__.startswith("codeclade."):
-            keep_code(self, Path(save_directory))
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """diffusers reads model_index.json here; code in the repository gives way to this package.
-
-        Not where this file itself came with a repository: then the package may not be there.
-        """
-        index = cast(Any, super())._dict_from_json_file(json_file)
-        return installed_index(index) if __name__.startswith("codeclade.") else index
-
     def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
         """Register parts and settings, once they are known to go together."""
         self.register_modules(**parts)
@@ -116,6 +70,7 @@ class PipelineSteps:
         # Without one of these a pipeline serves for a part of its work, such as encoding captions.
         if parts["vq_model"] is not None and parts["transformer"] is not None:
             check_components(*(parts[name] for name in shared))
+        check_settings(settings, "defaults of the pipeline")
         Schedule(settings["guidance_schedule"])
         factor = 1 if parts["vq_model"] is None else parts["vq_model"].downsample
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
@@ -153,6 +108,7 @@ class PipelineSteps:
         guidance_schedule: str | dict | None = None,
         refine: str | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
+        refiner_settings: dict[str, Any] | None = None,
     ) -> SamplingSettings:
         """How tokens are sampled, once all arguments have values they can have.
 
@@ -206,6 +162,7 @@ class PipelineSteps:
                 f"output_type={output_type!r} needs a cluster_map, which this pipeline lacks."
             )
         check_way(refine, self.refiner)
+        check_refiner_settings(refiner_settings, refine, self.refiner)
         if refine == "refiner" and not scheme.predicts_clusters:
             raise ValueError(
                 f"refine='refiner' is for transformers that predict clusters, not for scheme "
@@ -300,6 +257,7 @@ class PipelineSteps:
         refine: str | None,
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str],
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """The steps after `encode_condition`, in order: prepare_edit, sample_tokens, decode.
 
@@ -318,7 +276,8 @@ class PipelineSteps:
         callback = callback_on_step_end, callback_on_step_end_tensor_inputs
         # The condition goes to the decoder too: refiners read the class, or the generator's states.
         tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
-        return self.decode(tokens, draws.members, output_type, edit, refine, condition)
+        refining = refine, condition, refiner_settings
+        return self.decode(tokens, draws.members, output_type, edit, *refining)
 
     @torch.no_grad()
     def decode(
@@ -329,6 +288,7 @@ class PipelineSteps:
         edit: Edit | None = None,
         refine: str | None = None,
         condition: dict[str, Tensor] | None = None,
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """Tokens (B, T, ...) as images, fine ids (B, G, G, ...) or clusters (B, G, G).
 
@@ -336,6 +296,7 @@ class PipelineSteps:
             members: (B, T), `Draws.members`.
             refine: "refiner" or "member" for tokens that are clusters; None: the refiner, if any.
             condition: what the tokens were sampled with, for a refiner.
+            refiner_settings: temperature, top_k and guidance_scale of the refiner.
         """
         # Clusters need neither a draw nor the tokenizer.
         kind, scheme = OUTPUT_ALIASES.get(output_type, output_type), self.transformer.scheme
@@ -345,7 +306,8 @@ class PipelineSteps:
             return scheme.tokens_to_clusters(tokens, mapping).unflatten(1, grid)
         # From here on clusters must become ids, by the member draw or by the refiner.
         parts = self.transformer, self.cluster_map, self.refiner
-        ids = tokens_to_ids(tokens, members, *parts, refine, condition, edit).unflatten(1, grid)
+        how = refine, condition, edit, refiner_settings
+        ids = tokens_to_ids(tokens, members, *parts, *how).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)
@@ -374,6 +336,7 @@ class PipelineSteps:
         output_type: str,
         return_dict: bool,
         refine: str,
+        refiner_settings: dict[str, Any] | None,
         settings: dict[str, Any],
     ) -> ImagePipelineOutput | tuple:
         """`redraw` of clusters (B, T), once the condition is encoded.
@@ -391,7 +354,8 @@ class PipelineSteps:
         scheme, grid = self.transformer.scheme, self.transformer.config.grid_size
         if not scheme.two_stages:
             given = num_images_per_prompt, generator, output_type, refine, settings
-            return self.finish(self.redraw_members(clusters, condition, *given), return_dict)
+            images = self.redraw_members(clusters, condition, *given, refiner_settings)
+            return self.finish(images, return_dict)
         if not asked:
             raise ValueError(f"redraw of scheme {scheme.name!r} needs {wanted}.")
         # Two stages: a call that holds the first; "member" is the draw that its second one makes.
@@ -403,6 +367,7 @@ class PipelineSteps:
             return_dict=return_dict,
             clusters=clusters.unflatten(1, (grid, grid)),
             refine=None if refine == "member" else refine,
+            refiner_settings=refiner_settings,
             **settings,
         )
 
@@ -415,12 +380,14 @@ class PipelineSteps:
         output_type: str,
         refine: str,
         settings: dict[str, Any],
+        refiner_settings: dict[str, Any] | None = None,
     ):
         """New ids, or images of them, of clusters (B, T): `redraw` without a second stage.
 
         Args:
             condition: rows of labels or text features, one a row of clusters, for a refiner.
             settings: what else `redraw` was given, which only a second stage could use.
+            refiner_settings: temperature, top_k and guidance_scale of the refiner.
 
         Raises:
             ValueError: any settings, or an argument with a value it cannot have.
@@ -431,6 +398,7 @@ class PipelineSteps:
         # Sampling settings play no part; neutral ones let the other arguments be checked.
         self.check_inputs(1.0, 1.0, 0, 1.0, num_images_per_prompt, output_type)
         check_way(refine, self.refiner)
+        check_refiner_settings(refiner_settings, refine, self.refiner)
         # Copies of a grid differ by their own numbers, as images of one label do in a call.
         clusters = clusters.repeat_interleave(num_images_per_prompt, dim=0)
         condition = {
@@ -445,7 +413,8 @@ class PipelineSteps:
         uniforms = image_uniforms(len(clusters), (clusters.shape[1],), generator)  # (B, T)
         # One-stage pipelines that have clusters have them from a map.
         parts = self.transformer, cast(ClusterMap, self.cluster_map), self.refiner
-        ids = clusters_to_ids(clusters, uniforms, *parts, refine, condition).unflatten(1, grid)
+        how = refine, condition, refiner_settings
+        ids = clusters_to_ids(clusters, uniforms, *parts, *how).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)

@@ -31,6 +31,7 @@ from .blocks import (
     wanted_outputs,
 )
 from .cluster_map import ClusterMap
+from .fields import Count, CountOrZero, Grid, Layers, Share, Temperature, Width
 from .sampling import guide, sample
 from .transformer import CodecladeTransformer
 
@@ -52,19 +53,19 @@ class RefinerConfig(DecoderConfig):
 
     def __init__(
         self,
-        codebook_size: int = 16384,  # N
-        num_clusters: int = 8192,  # K
-        grid_size: int = 16,
-        num_classes: int = 1000,  # 0: no class prefix
+        codebook_size: Count = 16384,  # N
+        num_clusters: Count = 8192,  # K
+        grid_size: Grid = 16,
+        num_classes: CountOrZero = 1000,  # 0: no class prefix
         *,
         null_class: bool = False,  # one more class row, for guidance
-        context_dim: int | None = None,  # C: hidden states of the generator are an input (MASC)
-        num_hidden_layers: int = 1,
+        context_dim: Width | None = None,  # C: hidden states of the generator are an input (MASC)
+        num_hidden_layers: Layers = 1,
         causal: bool = True,  # DCPE attends to earlier clusters only, CTF to all
         mask_to_members: bool = False,  # only ids of the given cluster have a probability
-        sampling_temperature: float = 0.0,  # of `refine` where none is given; 0 is arg-max
-        token_dropout: float = 0.0,
-        class_dropout: float = 0.0,  # share of classes replaced by the null class
+        sampling_temperature: Temperature = 0.0,  # of `refine` where none is given; 0 is arg-max
+        token_dropout: Share = 0.0,
+        class_dropout: Share = 0.0,  # share of classes replaced by the null class
         **kwargs,
     ):
         # Otherwise dropped labels would index past the last row of the class table.
@@ -321,6 +322,30 @@ def check_way(way: str | None, refiner: Refiner | None) -> None:
         raise ValueError(f"refine={way!r} must be one of {WAYS}; as to refiners, {there}.")
 
 
+def check_refiner_settings(
+    settings: dict[str, Any] | None, way: str | None, refiner: Refiner | None
+) -> None:
+    """Raise a ValueError unless these are settings of `Refiner.refine` that it can have."""
+    if not settings:
+        return
+    if refiner is None or way == "member":
+        raise ValueError(f"refiner_settings={settings!r} are of a refiner, and none is asked here.")
+    kinds = {"temperature": (int, float), "top_k": (int,), "guidance_scale": (int, float)}
+    for name, value in settings.items():
+        if name not in kinds:
+            raise ValueError(
+                f"refiner_settings has no {name!r}; it has {', '.join(map(repr, kinds))}."
+            )
+        if not (isinstance(value, kinds[name]) and value >= 0):
+            kind = "a whole number" if name == "top_k" else "a number"
+            raise ValueError(f"refiner_settings {name}={value!r} must be {kind}, 0 or more.")
+    scale = settings.get("guidance_scale", 1.0)
+    if scale > 1 and not refiner.config.null_class:
+        raise ValueError(
+            f"refiner_settings guidance_scale={scale} needs a refiner with a null class."
+        )
+
+
 def clusters_to_ids(
     clusters: Tensor,
     uniforms: Tensor,
@@ -329,6 +354,7 @@ def clusters_to_ids(
     refiner: Refiner | None = None,
     way: str | None = None,
     condition: dict[str, Tensor] | None = None,
+    refiner_settings: dict[str, Any] | None = None,
 ) -> Tensor:
     """Ids (B, T) of clusters (B, T), by a refiner or by a uniform member draw.
 
@@ -337,6 +363,7 @@ def clusters_to_ids(
         transformer: the generator that made the clusters, for a refiner that reads its states.
         way: "refiner" or "member"; None: the refiner, if there is one.
         condition: what the generator was given: class_labels, or text_embeds and attention_mask.
+        refiner_settings: temperature, top_k and guidance_scale of `Refiner.refine`.
 
     Raises:
         ValueError: an unknown way, or "refiner" without a refiner.
@@ -353,4 +380,5 @@ def clusters_to_ids(
             raise ValueError("this refiner reads the generator's states; give class_labels.")
         context = generator_states(transformer, clusters, **condition)
     labels = condition.get("class_labels")
-    return refiner.refine(clusters, labels, cluster_map, context, uniforms=uniforms)
+    given = refiner_settings or {}
+    return refiner.refine(clusters, labels, cluster_map, context, uniforms=uniforms, **given)

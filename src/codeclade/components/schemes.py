@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .blocks import DecoderConfig
+from .cluster_checks import check_labels
 from .cluster_map import ClusterMap
 from .heads import (
     ClusterTokenEmbedding,
@@ -123,6 +124,9 @@ class Scheme:
             return self.config.coarse_vocab_size
         return None if cluster_map is None else cluster_map.num_clusters
 
+    def check_loaded(self, transformer: PreTrainedModel) -> None:
+        """Raise a ValueError where buffers of a generator from a file are damaged."""
+
     def check_parts(self, transformer: PreTrainedModel, cluster_map: ClusterMap | None) -> None:
         """Raise a ValueError where generator and map do not belong together, sizes apart."""
 
@@ -148,8 +152,12 @@ class Scheme:
         return self.ids_to_clusters(tokens, mapping)
 
     def tokens_to_choices(self, tokens: Tensor, mapping: Tensor | None) -> Tensor:
-        """What every stage has to choose to give these tokens: (B, T, S)."""
-        return tokens.unsqueeze(-1)
+        """What every stage has to choose to give these tokens: (B, T, S).
+
+        Of two stages the first chooses the cluster and the second one of its tokens.
+        """
+        stages = [self.ids_to_clusters(tokens, mapping)] if self.two_stages else []
+        return torch.stack([*stages, tokens], dim=-1)
 
     def choices_to_tokens(self, choices: Tensor) -> Tensor:
         """Tokens (..., *token_shape) of the choices (..., S) of all stages."""
@@ -213,10 +221,14 @@ class ClusterToken(Scheme):
                 f"mapping has shape {tuple(mapping.shape)}, but there are {config.vocab_size} ids."
             )
         # An unused cluster could be sampled, but has no id to go on with.
-        used = mapping.unique()
-        if used[0] != 0 or used[-1] != len(used) - 1 or len(used) != config.coarse_vocab_size:
-            raise ValueError(f"mapping must use every cluster 0..{config.coarse_vocab_size - 1}.")
+        check_labels(mapping, config.coarse_vocab_size)
         cast(ClusterTokenEmbedding, embedding).cluster_of.copy_(mapping)
+
+    def check_loaded(self, transformer):
+        cluster_of = self.mapping(transformer, None)
+        # All zeros are a new model's, which has not been given its clusters yet.
+        if not cluster_of.is_meta and cluster_of.any():
+            check_labels(cluster_of, self.config.coarse_vocab_size)
 
     def check_parts(self, transformer, cluster_map):
         cluster_of = cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of.cpu()
@@ -230,9 +242,6 @@ class ClusterToken(Scheme):
         device = embedding.cluster_of.device
         # Offloaded buffers have no values where they wait, but come when they are asked for.
         return clusters_of_all(embedding, torch.device("cpu") if device.type == "meta" else device)
-
-    def tokens_to_choices(self, tokens, mapping):
-        return torch.stack([self.ids_to_clusters(tokens, mapping), tokens], dim=-1)
 
 
 class SemanticDetail(Scheme):

@@ -274,6 +274,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         strength: float = 1.0,
         ids: Tensor | None = None,
         clusters: Tensor | None = None,
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of captions, or change given ones.
@@ -297,7 +298,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             return_dict: False returns a plain tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
                 for `CodecladePipeline`.
-            init_image, mask_image, strength, ids, clusters, latents: as for `CodecladePipeline`.
+            init_image, mask_image, strength, ids, clusters, refiner_settings, latents: as for
+                `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -311,7 +313,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        settings = self.check_inputs(*sampling, guidance_schedule, refine, tensors)
+        rest = guidance_schedule, refine, tensors, refiner_settings
+        settings = self.check_inputs(*sampling, *rest)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
         condition, null_condition = self.encode_condition(
@@ -324,7 +327,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             negative_prompt_attention_mask,
         )
         given = generator, edited, output_type, refine, callback_on_step_end, tensors
-        images = self.generate(condition, null_condition, settings, *given)
+        images = self.generate(condition, null_condition, settings, *given, refiner_settings)
         return self.finish(images, return_dict)
 
     @torch.no_grad()
@@ -341,6 +344,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         refine: str = "member",
+        refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
         **settings,
     ) -> ImagePipelineOutput | tuple:
@@ -354,6 +358,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             ids: or ids (B, G, G), (B, G, G, 2), whose clusters are kept.
             prompt, prompt_embeds, prompt_attention_mask: as for `__call__`.
             refine: "member", or "refiner" for a one-stage pipeline that has one.
+            refiner_settings: as for `__call__`.
             latents: another name of `ids`, after diffusers.
             settings: what else `__call__` takes, for two-stage models (guidance_scale, top_k, ...).
 
@@ -373,8 +378,9 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             length = self.transformer.config.prefix_length
             asked["prompt_embeds"] = condition["text_embeds"]
             asked["prompt_attention_mask"] = condition["attention_mask"][:, :length]
-        given = num_images_per_prompt, generator, output_type, return_dict, refine, settings
-        return self.redraw_clusters(clusters, condition, asked, "a prompt", *given)
+        given = num_images_per_prompt, generator, output_type, return_dict
+        how = refine, refiner_settings, settings
+        return self.redraw_clusters(clusters, condition, asked, "a prompt", *given, *how)
 
 
 def check_text_parts(

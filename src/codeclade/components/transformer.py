@@ -33,6 +33,7 @@ from .blocks import (
     rotation,
     wanted_outputs,
 )
+from .fields import Count, CountOrZero, Grid, Layers, Prefix, Weight, Width, Window
 from .heads import OWN_LAYERS, ClusterTokenEmbedding, Head
 from .schemes import SCHEMES, Scheme, scheme_class
 
@@ -65,18 +66,18 @@ class CodecladeConfig(DecoderConfig):
 
     def __init__(
         self,
-        vocab_size: int = 16384,  # V: number of ids N, of clusters K, or of detail codes
+        vocab_size: Count = 16384,  # V: number of ids N, of clusters K, or of detail codes
         scheme: str = "token",  # what a position holds; one of SCHEMES
-        coarse_vocab_size: int | None = None,  # two stages: K clusters or semantic codes
-        grid_size: int = 16,  # G
-        num_classes: int = 1000,  # class-conditional models; the null class comes on top
+        coarse_vocab_size: Count | None = None,  # two stages: K clusters or semantic codes
+        grid_size: Grid = 16,  # G
+        num_classes: CountOrZero = 1000,  # class-conditional models; the null class comes on top
         *,
-        text_dim: int | None = None,  # width of text features; makes the model text-conditional
-        prefix_length: int = 1,  # P: 1 for a class, 120 for LlamaGen's captions
-        positions_per_cell: int = 1,  # 2 in the published IAR2 weights: neighbors share an angle
-        head_layers: int = 5,  # semantic_detail: blocks of the head
-        head_window: int = 2,  # semantic_detail: rows above and columns aside the head looks at
-        semantic_loss_weight: float = 1.0,  # semantic_detail: weight of the semantic stage
+        text_dim: Width | None = None,  # width of text features; makes the model text-conditional
+        prefix_length: Prefix = 1,  # P: 1 for a class, 120 for LlamaGen's captions
+        positions_per_cell: Window = 1,  # 2 in the published IAR2 weights: neighbors share an angle
+        head_layers: Layers = 5,  # semantic_detail: blocks of the head
+        head_window: Window = 2,  # semantic_detail: rows above and columns aside the head looks at
+        semantic_loss_weight: Weight = 1.0,  # semantic_detail: weight of the semantic stage
         **kwargs,
     ):
         # An unknown scheme is refused first; whether sizes fit it is asked once all fields stand.
@@ -92,6 +93,15 @@ class CodecladeConfig(DecoderConfig):
         self.semantic_loss_weight = semantic_loss_weight
         super().__init__(grid_size, num_classes, **kwargs)
         kind.check_config(self)
+
+    def check_loaded(self) -> None:
+        """Raise a ValueError where a file's fields contradict each other."""
+        if not self.text_dim and self.prefix_length != 1:
+            raise ValueError(
+                f"prefix_length={self.prefix_length} does not fit a class; it must be 1."
+            )
+        if not self.text_dim and not self.num_classes:
+            raise ValueError("num_classes=0 needs a text_dim: there is nothing to condition on.")
 
     @property
     def num_stages(self) -> int:
@@ -162,6 +172,11 @@ class CodecladeTransformer(DecoderModel):
     def token_tables(self) -> tuple[str, str]:
         """Names of the embedding and of the linear layer whose rows are the vocabulary V."""
         return self.scheme.token_tables
+
+    def check_loaded(self) -> None:
+        """Raise a ValueError where a file's fields or clusters contradict each other."""
+        self.config.check_loaded()
+        self.scheme.check_loaded(self)
 
     def null_labels(self, count: int) -> Tensor:
         """The null class (count,): what unconditional rows are given."""

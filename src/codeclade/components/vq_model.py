@@ -20,6 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from .fields import Count, Layers, Levels, Side, Width
 from .loading import StrictLoading
 
 
@@ -160,14 +161,14 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
-        layers_per_block: int = 2,
-        latent_channels: int = 256,
-        codebook_size: int = 16384,
-        codebook_dim: int = 8,
-        norm_num_groups: int = 32,
-        sample_size: int = 256,
-        detail_codebook_size: int | None = None,
+        block_out_channels: Levels = (128, 128, 256, 256, 512),
+        layers_per_block: Layers = 2,
+        latent_channels: Width = 256,
+        codebook_size: Count = 16384,
+        codebook_dim: Width = 8,
+        norm_num_groups: Width = 32,
+        sample_size: Side = 256,
+        detail_codebook_size: Count | None = None,
     ):
         super().__init__()
         # GroupNorm would say so too, but without naming the setting.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 LARGEST_JSON = 2**24  # bytes; indexes and headers of the largest published models have 0.2 MB
 DEEPEST_JSON = 32  # lists and objects inside each other; configs have about 4
+LONGEST_PATH = 120  # characters of a path that a message repeats, from its end
 LONGEST_NAME = 80  # characters of a name or value from a file that a message repeats
 ITEM_BYTES = {  # of safetensors' number types
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
@@ -34,6 +35,12 @@ def shortened(text: Any, longest: int = LONGEST_NAME) -> str:
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 
+def shown(path: Path) -> str:
+    """A path in a message: its end says which file it is."""
+    text = str(path)
+    return text if len(text) <= LONGEST_PATH else f"...{text[-LONGEST_PATH + 3 :]}"
+
+
 def read_json(path: Path, kind: type = dict) -> Any:
     """Content of a JSON file.
 
@@ -44,11 +51,13 @@ def read_json(path: Path, kind: type = dict) -> Any:
     # Before reading: a file of gigabytes must not be read to learn that it is no config.
     size = path.stat().st_size
     if size > LARGEST_JSON:
-        raise ValueError(f"{path} has {size:,} bytes; JSON of up to {LARGEST_JSON:,} is read.")
-    content = parse_json(path.read_bytes(), str(path))
+        raise ValueError(
+            f"{shown(path)} has {size:,} bytes; JSON of up to {LARGEST_JSON:,} is read."
+        )
+    content = parse_json(path.read_bytes(), shown(path))
     if not isinstance(content, kind):
         wanted = {dict: "an object", list: "a list"}[kind]
-        raise ValueError(f"{path} must hold {wanted}, not {type(content).__name__}.")
+        raise ValueError(f"{shown(path)} must hold {wanted}, not {type(content).__name__}.")
     return content
 
 
@@ -98,9 +107,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if 8 + length > size or size < 8:
-            raise OSError(f"{file} is truncated: {size} bytes of {8 + length}.")
+            raise OSError(f"{shown(file)} is truncated: {size} bytes of {8 + length}.")
         if length > LARGEST_JSON:
-            raise OSError(f"{file} is damaged: a header of {length:,} bytes.")
+            raise OSError(f"{shown(file)} is damaged: a header of {length:,} bytes.")
         text = stream.read(length)
     # Every entry for itself, then all of them against the length of the file.
     try:
@@ -110,19 +119,19 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         tensors = {name: _stored_tensor(name, entry) for name, entry in entries.items()}
     except ValueError as error:
-        raise OSError(f"{file} is damaged: {str(error).rstrip('.')}.") from None
+        raise OSError(f"{shown(file)} is damaged: {str(error).rstrip('.')}.") from None
     # Every byte belongs to exactly one tensor, so what is stored is as large as what is claimed.
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != position:
             how = "overlaps another tensor" if tensor.start < position else "leaves a gap before it"
-            raise OSError(f"{file} is damaged: {shortened(name)} {how}.")
+            raise OSError(f"{shown(file)} is damaged: {shortened(name)} {how}.")
         position = tensor.end
     expected = 8 + length + position
     if expected > size:
-        raise OSError(f"{file} is truncated: {size} bytes of {expected}.")
+        raise OSError(f"{shown(file)} is truncated: {size} bytes of {expected}.")
     if expected < size:
-        raise OSError(f"{file} is damaged: {size - expected:,} bytes after the last tensor.")
+        raise OSError(f"{shown(file)} is damaged: {size - expected:,} bytes after the last tensor.")
     return tensors
 
 

@@ -125,11 +125,15 @@ class Codes(Dataset):
 
     def check_tokenizer(self, vq_model: VQModel) -> None:
         """Raise a ValueError unless these codes were made with this tokenizer's codebook."""
+        same_size = self.header["codebook_size"] == vq_model.codebook_size
+        if not same_size or not self.made_with(vq_model.codebook):
+            raise ValueError("these code shards were made by another tokenizer; encode again.")
+
+    def made_with(self, codebook: Tensor) -> bool:
+        """Whether these codes are of this codebook (N, d), as far as its sketch tells."""
         # A sketch instead of a hash: it still agrees after the tokenizer was stored in bfloat16.
         sketch = torch.tensor(self.header["codebook_sketch"])
-        gap = (codebook_sketch(vq_model.codebook) - sketch).abs().max()
-        if self.header["codebook_size"] != vq_model.codebook_size or gap > SKETCH_TOLERANCE:
-            raise ValueError("these code shards were made by another tokenizer; encode again.")
+        return bool((codebook_sketch(codebook) - sketch).abs().max() <= SKETCH_TOLERANCE)
 
 
 def codes_folder(source: str | Path) -> Path:

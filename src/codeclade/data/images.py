@@ -3,18 +3,23 @@
 A view is a square crop that is a function of the image and a seed alone.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from .pixels import to_pixels
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_COLUMNS = ("image", "img")  # as data sets on the Hub name them
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+DAMAGED = ("refuse", "skip")  # what happens to photographs that cannot be read
 HELD_OUT = 0.05  # share of the images kept for validation where the source has no such split
 
 
@@ -39,9 +44,52 @@ class LabeledImages(Dataset):
         return self.views(index, [seed])[0], self.labels[index]
 
     def views(self, index: int, seeds: Sequence[int | None]) -> Tensor:
-        """Views (V, 3, S, S) uint8 of one image, which is decoded once for all of them."""
-        image = self.rows[int(index)]["image"].convert("RGB")
+        """Views (V, 3, S, S) uint8 of one image, which is decoded once for all of them.
+
+        Raises:
+            ValueError: naming an image that cannot be read.
+        """
+        image = self.photograph(int(index))
         return torch.stack([self.view(image, seed) for seed in seeds])
+
+    def photograph(self, index: int) -> Image.Image:
+        """One image as it is stored, RGB and upright.
+
+        Raises:
+            ValueError: naming an image that cannot be read.
+        """
+        try:
+            return as_rgb(self.rows[index]["image"])
+        # What Pillow raises depends on where a file is damaged.
+        except (OSError, ValueError, SyntaxError, AttributeError, EOFError) as error:
+            reason = " ".join(str(error).split())[:80] or type(error).__name__
+            raise ValueError(
+                f"{name_of(self.rows, index)} is no image that can be read: {reason}; repair or "
+                "remove it, or set damaged_images=skip."
+            ) from error
+
+    def without_damaged(self) -> "LabeledImages":
+        """The images that can be read; the others are named on standard error.
+
+        Decodes every image once, which is why nobody does it unasked.
+
+        Raises:
+            ValueError: none of them can be read.
+        """
+        good = []
+        for index in tqdm(range(len(self)), desc="look for damaged images", unit="image"):
+            try:
+                self.photograph(index)
+            except ValueError as error:
+                print(f"skipped: {str(error).split(' is no image')[0]}", file=sys.stderr)
+            else:
+                good.append(index)
+        if not good:
+            raise ValueError(f"none of the {len(self)} images can be read.")
+        if len(good) == len(self):
+            return self
+        rows, labels = self.rows.select(good), self.labels[good]
+        return LabeledImages(rows, labels, self.class_names, self.image_size, self.crop)
 
     def view(self, image: Image.Image, seed: int | None) -> Tensor:
         """One (3, S, S) uint8 crop of a PIL image."""
@@ -62,6 +110,37 @@ class LabeledImages(Dataset):
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode as RGB: turned upright, 16 bits scaled to 8, alpha over white."""
+    # Cameras store how they were held; what that says is undone before anything is cropped.
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut at 255
+        array = np.asarray(image).astype(np.int64)
+        wide = image.mode != "I" or array.max(initial=0) > 255
+        array = array // 257 if wide else array
+        return Image.fromarray(array.clip(0, 255).astype(np.uint8)).convert("RGB")
+    # Colors under transparent places are arbitrary, so they must not come to light.
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def name_of(rows, index: int) -> str:
+    """Where an image of some rows comes from, as a message says it."""
+    if hasattr(rows, "paths"):
+        return str(rows.paths[index])
+    from datasets import Image as ImageFeature
+
+    # Asked for without decoding, which is what failed.
+    try:
+        path = rows.cast_column("image", ImageFeature(decode=False))[index]["image"]["path"]
+    except (AttributeError, TypeError, KeyError):
+        path = None
+    return str(path) if path else f"image {index} of the data set"
+
+
 def load_images(
     source: str,
     split: str,
@@ -69,6 +148,7 @@ def load_images(
     classes: Sequence[str] | dict[str, str] | None = None,
     crop: float = 1.0,
     whole: bool = False,
+    damaged: str = "refuse",
 ) -> LabeledImages:
     """Photographs from an image folder, a folder of parquet files or a Hub dataset.
 
@@ -81,6 +161,11 @@ def load_images(
             the source's own name first (a WordNet id, say) and then the name to use.
         crop: largest resize factor before a random crop (1.0 crops nothing off square images).
         whole: take a split by the source's own name with nothing held out of it; "all" takes all.
+        damaged: "refuse" names an image that cannot be read when it is asked for; "skip" looks
+            through all of them first, and leaves those out.
+
+    The image column is called image or img; the label column label, labels or fine_label, and
+    holds class labels, numbers or names.
 
     Raises:
         ValueError: a source without images, or a split or class name it does not have.
@@ -101,15 +186,12 @@ def load_images(
     else:
         halves = parts["train"].train_test_split(test_size=HELD_OUT, seed=0)
         rows = halves["train" if split == "train" else "test"]
-    if "image" not in rows.column_names:
+    column = next((name for name in IMAGE_COLUMNS if name in rows.column_names), None)
+    if column is None:
         raise ValueError(f"{source} has no 'image' column; it has {rows.column_names}.")
-    # Labels: a source without them is one class.
-    if "label" in rows.column_names:
-        names = rows.features["label"].names
-        # The column is read by itself: going through the rows would decode every image.
-        labels = torch.tensor(rows["label"][:])
-    else:
-        names, labels = ["image"], torch.zeros(len(rows), dtype=torch.int64)
+    if column != "image":
+        rows = rows.rename_column(column, "image")
+    names, labels = _labels(source, rows)
     # A choice of classes drops rows and numbers the rest by the order of the choice.
     if classes:
         wanted = classes if isinstance(classes, dict) else {name: name for name in classes}
@@ -121,7 +203,29 @@ def load_images(
         rows = rows.select(keep)
         labels = torch.tensor([new_label[labels[i].item()] for i in keep])
         names = list(wanted.values())
-    return LabeledImages(rows, labels, names, image_size, crop)
+    images = LabeledImages(rows, labels, names, image_size, crop)
+    return images.without_damaged() if damaged == "skip" else images
+
+
+def _labels(source: str, rows) -> tuple[list[str], Tensor]:
+    """Class names, and the class of every row; a source without labels is one class."""
+    column = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
+    if column is None:
+        return ["image"], torch.zeros(len(rows), dtype=torch.int64)
+    # The column is read by itself: going through the rows would decode every image.
+    values = rows[column][:]
+    named = getattr(rows.features[column], "names", None)
+    plain = all(isinstance(value, (int, str)) for value in values)
+    # Test splits of competitions have -1 for what is to be found out.
+    if not plain or (named and values and min(values) < 0):
+        raise ValueError(f"{source} has images without a class in its column {column!r}.")
+    if named:
+        return list(named), torch.tensor(values, dtype=torch.int64)
+    # Without names classes are numbered in order: of the numbers, or of the alphabet.
+    if len({type(value) for value in values}) > 1:
+        raise ValueError(f"{source} has numbers and names in its column {column!r}; use one.")
+    known = {value: number for number, value in enumerate(sorted(set(values)))}
+    return [str(value) for value in known], torch.tensor([known[value] for value in values])
 
 
 def _class_index(source: str, names: list[str], own: str, name: str) -> int:

@@ -12,8 +12,9 @@ from gradio.exceptions import InvalidPathError
 from starlette.middleware import Middleware
 
 from .. import CodecladePipeline, bundled
+from ..checkpoints.papers import PAPERS
 from ..data.hub_ids import is_hub_id
-from ..hub.citations import PAPERS, cited_keys
+from ..hub.citations import cited_keys
 from .backend import Backend
 from .listeners import sentence
 from .middleware import Listeners, Refusals

@@ -4,7 +4,6 @@ Every value that comes from a client is checked here or in bounds.py before it r
 """
 
 import copy
-import difflib
 import inspect
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from PIL import Image
 
 from .. import ClusterMap, CodecladePipeline
 from ..components.guidance import SCHEDULES
+from ..components.labels import similar_names
 from ..data.pixels import to_pixels
 from ..evaluation.patches import code_patches
 from ..evaluation.replacement import decode_all, encode_all
@@ -85,14 +85,9 @@ class Backend:
 
     def _suggestion(self, wanted: str) -> str:
         """End of the sentence on an unknown class: names that are meant, or what there is."""
-        # The same words, or all but a letter or two; likeness alone makes "hat" of "hamster".
-        words, names = set(wanted.split()), self.pipe.labels
-        known = sorted(names, key=lambda name: names[name])
-        meant = [name for name in known if words & set(name.split())]
-        meant += [name for name in known if len(wanted) > 3 and wanted in name]
-        meant += difflib.get_close_matches(wanted, known, n=3, cutoff=0.8)
+        meant = similar_names(wanted, self.pipe.labels)
         if meant:
-            return f"; did you mean {', '.join(dict.fromkeys(meant[:5]))}?"
+            return f"; did you mean {', '.join(meant)}?"
         some = [self.name_of(label) for label in range(min(3, len(self.choices)))]
         return f" among the {len(self.choices)}, such as {', '.join(some)}."
 

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ..checkpoints.codebooks import load_tokenizer
+from ..clustering import KMeans
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
@@ -14,7 +15,7 @@ from ..data.images import photographs
 from ..data.pixels import to_image
 from ..data.sheets import contact_sheet
 from . import figures
-from .comparison import DRAWS, Comparison, Settings, compare
+from .comparison import DRAWS, Comparison, Settings, Tokenizer, compare
 from .page import Page, Table, check_ending
 
 NONE = "·"  # a cell without a number
@@ -42,7 +43,9 @@ def prepare_report(
     vq_model = pixels = None
     if settings.images:
         vq_model = load_tokenizer(settings.source)
-        pixels = photographs(settings.images, settings.num_images, vq_model.config.sample_size)
+        own = isinstance(vq_model, VQModel)
+        side = vq_model.config.sample_size if own else vq_model.sample_size
+        pixels = photographs(settings.images, settings.num_images, side)
     shards = Codes(settings.codes) if settings.codes else None
     if shards is not None and vq_model is not None:
         shards.check_tokenizer(vq_model)
@@ -54,7 +57,7 @@ def prepare_report(
     return write
 
 
-def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None) -> None:
+def write_report(result: Comparison, path: Path, vq_model: Tokenizer | None = None) -> None:
     """Write one self-contained .html or .png file, under a temporary name first."""
     # Head: what was clustered, and the numbers to see first.
     settings, (codes, width) = result.settings, result.rows.shape
@@ -77,7 +80,8 @@ def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None
         )
     page.add(
         f"Cluster sizes at K = {result.clusters:,}",
-        "Number of clusters of every size, method by method.",
+        "Number of clusters of every size, method by method. No size is the better one by itself: "
+        "the nearer to the dotted mean, the more evenly the clusters share the codes.",
         picture=figures.sizes(result),
     )
 
@@ -85,7 +89,7 @@ def write_report(result: Comparison, path: Path, vq_model: VQModel | None = None
     page.add(
         "Quality over K",
         "Distance inside clusters against a random partition of the same sizes: lower is better."
-        + (" Replacement test: higher is better." if result.image_count else ""),
+        + (" Replacement test, PSNR and SSIM: higher is better." if result.image_count else ""),
         picture=figures.curves(result),
     )
     page.add("The partitions", _partition_protocol(result), table=_partition_table(result))
@@ -125,11 +129,17 @@ def _summary(result: Comparison) -> list[tuple[str, str]]:
 def _partition_protocol(result: Comparison) -> str:
     text = (
         "Distance: mean Euclidean distance from a code to up to 64 other members of its cluster, "
-        "over codes that are not alone; against random: divided by the same in a random partition "
-        f"of the same cluster sizes (one draw, seed {result.settings.seed})."
+        "over all codes, where a code that is alone counts as 0; / random: divided by the same in "
+        "a random partition of the same cluster sizes (one draw, seed "
+        f"{result.settings.seed}). ↓: lower is better."
     )
-    itself = " (ten for the map itself)" if result.settings.method == "kmeans" else ""
-    text += f" k-means: one start{itself}."
+    if "unit_against_random" in result.partitions[0].numbers:
+        text += (
+            " balanced always clusters rows of unit length, the others these rows as they are; "
+            "/ random, unit: the same, of all methods, between rows of unit length."
+        )
+    own = result.settings.options if result.settings.method == "kmeans" else {}
+    text += f" k-means: best of {own.get('n_init', KMeans.n_init)} starts."
     if result.cophenetic is not None:
         text += " Cophenetic correlation: over all pairs of codes, or 200,000 drawn at random."
     if result.tokens:
@@ -141,14 +151,17 @@ def _partition_protocol(result: Comparison) -> str:
 
 
 def _partition_table(result: Comparison) -> Table:
-    head = ["K", "method", "smallest", "median", "largest", "alone", "distance", "against random"]
-    entropy = bool(result.tokens)
+    head = ["K", "method", "smallest", "median", "largest", "alone"]
+    head += ["distance ↓", "/ random ↓"]
+    entropy, unit = bool(result.tokens), "unit_against_random" in result.partitions[0].numbers
+    head += ["/ random, unit ↓"] if unit else []
     rows = []
     for part in result.partitions:
         n = part.numbers
         row = [f"{part.clusters:,}", part.method, f"{n['smallest']:,}", f"{n['median']:g}"]
         row += [f"{n['largest']:,}", f"{n['alone']:,}", _number(n["distance"], 3)]
         row += [_number(n["against_random"], 3)]
+        row += [_number(n["unit_against_random"], 3)] if unit else []
         if entropy:
             share = n["entropy"] / np.log2(part.clusters) if part.clusters > 1 else float("nan")
             row += [_number(n["entropy"], 2), _number(100 * share, 1)]
@@ -163,7 +176,8 @@ def _image_protocol(result: Comparison) -> str:
         f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, center "
         f"crops; {DRAWS} random draws of members (first seed {result.settings.seed}); means over "
         f"draws and images. PSNR against {result.settings.method}: mean difference over the same "
-        "images ± its standard error; below two of them the methods cannot be told apart here. "
+        "images ± its standard error, above 0 where the other method is the better one; below two "
+        "of them the methods cannot be told apart here. ↑: higher is better, ↓: lower is. "
         "PSNR in dB over [-1, 1]; SSIM with the Gaussian window of 11; "
         "features: mean squared distance of normalized EfficientNet-Lite0 features "
         "(strides 2 to 16). First against the photographs, then against the tokenizer's own "
@@ -172,7 +186,7 @@ def _image_protocol(result: Comparison) -> str:
 
 
 def _image_table(result: Comparison) -> Table:
-    metrics = [("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("features", "features", 3)]
+    metrics = [("psnr", "PSNR ↑", 2), ("ssim", "SSIM ↑", 3), ("features", "features ↓", 3)]
     metrics = [m for m in metrics if m[0] in result.reconstruction_numbers]
     targets = ("photograph", "reconstruction")
     head = ["K", "method", *(name for _ in targets for _, name, _ in metrics)]

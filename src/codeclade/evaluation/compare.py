@@ -17,7 +17,7 @@ DRAWS = 2000  # of the bootstrap
 LEVEL = 0.95
 NORMAL = 1.959964  # its two-sided quantile of the normal distribution
 # Numbers on the very same images, in the same order: their differences may be paired.
-PAIRED = ("data_fingerprint", "images")
+PAIRED = ("data_fingerprint", "prompts_fingerprint", "images")
 
 
 @dataclass

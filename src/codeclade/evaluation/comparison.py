@@ -4,6 +4,7 @@ Without a tokenizer and photographs only the codebook is measured.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoints.cluster_maps import cluster_rows, cut_tree
+from ..checkpoints.library_tokenizers import LibraryTokenizer
+from ..clustering.codebook import normalized
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
@@ -30,6 +33,10 @@ SHEET = 8  # images on the sheet
 DRAWS = 4  # random draws of members that the replacement test averages
 TREES = ("masc", "dcpe")  # the same tree
 ENOUGH = 2**28  # N * K up to which k-means is worth waiting for
+ONE_START = 2**24  # N * K from which one start of k-means must do
+
+
+Tokenizer = VQModel | LibraryTokenizer
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Settings:
     method: str
     table: str | None = None  # which codebook of the source
     normalized: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # the method's own settings
     counts: list[int] | None = None  # K to compare at; None for `cluster_counts`
     images: str | None = None  # folder of photographs
     num_images: int = 64
@@ -92,7 +100,7 @@ def compare(
     cluster_map: ClusterMap,
     codebook: Tensor,
     rows: np.ndarray,
-    vq_model: VQModel | None = None,
+    vq_model: Tokenizer | None = None,
     pixels: Tensor | None = None,
     shards: Codes | None = None,
 ) -> Comparison:
@@ -115,14 +123,17 @@ def compare(
 
     # Partitions, measured by the codebook alone.
     counts = {result.clusters, *(settings.counts or cluster_counts(len(rows), result.clusters))}
-    for count in tqdm(sorted(counts, reverse=True), desc="clustering", unit="K"):
-        result.partitions += _partitions(result, cluster_map.mapping.numpy(), count)
-    for part in tqdm(result.partitions, desc="distances", unit="partition"):
+    unit = unit_rows(rows)
+    with tqdm(desc="clustering", unit="partition") as bar:
+        for count in sorted(counts, reverse=True):
+            result.partitions += _partitions(result, cluster_map.mapping.numpy(), count, bar)
+    for part in (bar := tqdm(result.partitions, desc="distances", unit="partition")):
+        say(bar, part.method, part.clusters)
         part.numbers |= size_spread(part.labels)
-        inside = in_cluster_distance(rows, part.labels, settings.seed)
-        random = random_like(part.labels, settings.seed)
-        outside = in_cluster_distance(rows, random, settings.seed)
-        part.numbers |= {"distance": inside, "against_random": inside / outside}
+        part.numbers |= _distances(rows, part.labels, settings.seed)
+        if unit is not None:
+            found = _distances(unit, part.labels, settings.seed)
+            part.numbers["unit_against_random"] = found["against_random"]
     if len(rows) > 2:
         result.cophenetic = cophenetic_correlation(rows, children, heights, settings.seed)
 
@@ -136,7 +147,26 @@ def compare(
     return result
 
 
-def _makes_pairs(part: VQModel | Codes | None) -> bool:
+def unit_rows(rows: np.ndarray) -> np.ndarray | None:
+    """The rows scaled to unit length; None where they have it, or one of them is zero."""
+    lengths = np.linalg.norm(rows, axis=1)
+    return None if not lengths.all() or np.allclose(lengths, 1, rtol=1e-3) else normalized(rows)
+
+
+def say(bar: tqdm, method: str, count: int) -> None:
+    """Show at a progress bar what is under way."""
+    bar.set_postfix_str(f"{method}, K = {count:,}")
+
+
+def _distances(rows: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, float]:
+    """Distance inside clusters, and its share of that in random clusters of the same sizes."""
+    inside = in_cluster_distance(rows, labels, seed)
+    outside = in_cluster_distance(rows, random_like(labels, seed), seed)
+    share = inside / outside if outside else float("nan")  # all codes are alone
+    return {"distance": inside, "against_random": share}
+
+
+def _makes_pairs(part: Tokenizer | Codes | None) -> bool:
     """Whether a tokenizer, or what made shards, has a detail codebook."""
     if isinstance(part, Codes):
         return bool(part.header.get("detail_codebook_size"))
@@ -162,13 +192,14 @@ def _entropies(result: Comparison, ids: Tensor | None, shards: Codes | None) -> 
         part.numbers["entropy"] = cluster_entropy(counts, part.labels)
 
 
-def _partitions(result: Comparison, labels: np.ndarray, count: int) -> list[Partition]:
+def _partitions(result: Comparison, labels: np.ndarray, count: int, bar: tqdm) -> list[Partition]:
     """Every method at one K; the tree is cut and the given labels are used, not made again."""
-    parts = []
+    settings, parts = result.settings, []
     for name in dict.fromkeys((result.settings.method, *OTHERS)):
-        if name == "masc" and result.settings.method == "dcpe":
+        if name == "masc" and settings.method == "dcpe":
             continue  # the same partition
-        if name == result.settings.method and count == result.clusters:
+        say(bar, name, count)
+        if name == settings.method and count == result.clusters:
             found = labels
         elif name in TREES:
             found = cut_tree(result.tree[0], count)
@@ -178,15 +209,23 @@ def _partitions(result: Comparison, labels: np.ndarray, count: int) -> list[Part
         elif name == "balanced" and len(result.rows) % count:
             result.notes.append(f"balanced has no K = {count:,}: it does not divide N.")
             continue
+        elif name == "balanced" and not result.rows.any(axis=1).all():
+            result.notes.append("balanced was left out: it needs rows of unit length, one is zero.")
+            continue
         else:
-            options = {"n_init": 1} if name == "kmeans" else {}
-            found = cluster_rows(result.rows, name, count, result.settings.seed, options).labels_
+            # The method of the map keeps its own settings, the others have their defaults.
+            options = settings.options if name == settings.method else {}
+            if name == "kmeans" and not options and len(result.rows) * count > ONE_START:
+                options = {"n_init": 1}
+                result.notes.append(f"kmeans has one start at K = {count:,}: more would take long.")
+            found = cluster_rows(result.rows, name, count, settings.seed, options).labels_
         parts.append(Partition(name, count, np.asarray(found)))
+        bar.update()
     return parts
 
 
 def _replacement_test(
-    result: Comparison, codebook: Tensor, vq_model: VQModel, pixels: Tensor, ids: Tensor
+    result: Comparison, codebook: Tensor, vq_model: Tokenizer, pixels: Tensor, ids: Tensor
 ) -> None:
     settings, features = result.settings, feature_network()
     if features is None:
@@ -197,7 +236,8 @@ def _replacement_test(
     result.photographs = pixels[:SHEET]
     result.reconstructions = reconstructions.pixels[:SHEET]
     result.reconstruction_numbers = image_distances(reconstructions, photographs)
-    for part in tqdm(result.partitions, desc="replacement", unit="partition"):
+    for part in (bar := tqdm(result.partitions, desc="replacement", unit="partition")):
+        say(bar, part.method, part.clusters)
         cluster_map = ClusterMap.from_labels(part.labels, codebook, method=part.method)
         part.image_psnr = torch.zeros(len(pixels))
         for draw in range(DRAWS):
@@ -215,4 +255,5 @@ def _replacement_test(
     for part in result.partitions:
         gaps = part.image_psnr - result.at(part.clusters)[0].image_psnr
         part.numbers["psnr_gap"] = gaps.mean().item()
-        part.numbers["psnr_gap_error"] = (gaps.std() / len(gaps) ** 0.5).item()
+        spread = gaps.std().item() if len(gaps) > 1 else float("nan")
+        part.numbers["psnr_gap_error"] = spread / len(gaps) ** 0.5

@@ -166,7 +166,7 @@ def set_distances(samples: FeatureSet, reference: FeatureSet) -> list[Distance]:
     network = samples.network
     published = network.distance_name == "FID"
     kept = f"{len(samples.rows):,} of {samples.count:,} and {len(reference.rows):,} of "
-    kept = f"of {kept}{reference.count:,} images"
+    kept += f"{reference.count:,} images"
     gap = gaussian_distance(samples.statistics.gaussian(), reference.statistics.gaussian())
     found = [Distance(network.distance_name, gap, None, "Fréchet distance, biased by the counts")]
     if samples.spatial is not None:

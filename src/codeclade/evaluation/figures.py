@@ -98,7 +98,7 @@ def dendrogram(result, vq_model=None) -> Image.Image:
     )
     axes.set_xlim(0, shown)
     axes.set_ylim(top.floor, heights[-1] + 0.04 * (heights[-1] - top.floor))
-    axes.set_ylabel("mean distance of what merges", color=INK, fontsize=9.5)
+    axes.set_ylabel("mean distance of what merges: lower is more alike", color=INK, fontsize=9.5)
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks(np.arange(shown) + 0.5, [f"{size:,}" for size in top.sizes], fontsize=8)
     crowded = max(top.sizes) > 999
@@ -128,6 +128,11 @@ def _tiles(rows: np.ndarray, branches: list[np.ndarray], vq_model) -> list[Image
 
 def sizes(result) -> Image.Image:
     """A histogram of cluster sizes for every method at the report's K."""
+    return _picture(sizes_figure(result))
+
+
+def sizes_figure(result) -> Figure:
+    """The figure of `sizes`."""
     parts = result.at(result.clusters)
     counts = [np.bincount(part.labels) for part in parts]
     largest = max(int(count.max()) for count in counts)
@@ -140,26 +145,29 @@ def sizes(result) -> Image.Image:
         _plain(axes)
         axes.hist(count, bins=edges, color=COLORS[part.method], rwidth=0.86)
         axes.set_yscale("log")
-        axes.set_ylim(0.7, None)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_title(part.method, color=INK, fontsize=11, loc="left", fontweight="bold")
         axes.axvline(len(part.labels) / part.clusters, color=INK, linewidth=1, linestyle=":")
         axes.set_xlabel("codes in a cluster", color=INK, fontsize=9.5)
         axes.set_xlim(0.3, largest + step + 0.2)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    # The panels share one axis, so its end is that of the highest bar of all.
+    highest = max(int(np.histogram(count, edges)[0].max()) for count in counts)
+    figure.axes[0].set_ylim(0.7, 1.3 * highest)
     figure.axes[0].set_ylabel("clusters (dotted: mean size)", color=INK, fontsize=9.5)
-    return _picture(figure)
+    return figure
 
 
 def curves(result) -> Image.Image:
     """Distance inside clusters and, where measured, the replacement test over K."""
     # One panel a number; those of images also have the value that K = N would reach.
-    panels = [("against_random", "distance inside / random", None)]
+    panels = [("against_random", "distance inside / random", "lower is better", None)]
     if result.image_count:
         for key, label in (("psnr", "PSNR to the photographs, dB"), ("ssim", "SSIM")):
-            panels.append((f"photograph_{key}", label, result.reconstruction_numbers[key]))
+            best = result.reconstruction_numbers[key]
+            panels.append((f"photograph_{key}", label, "higher is better", best))
     figure = _figure(3.3)
-    for axes, (key, label, ceiling) in zip(
+    for axes, (key, label, way, ceiling) in zip(
         np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
     ):
         _plain(axes)
@@ -191,6 +199,12 @@ def curves(result) -> Image.Image:
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel("clusters K", color=INK, fontsize=9.5)
+        axes.set_ylabel(way, color=INK, fontsize=9.5)
         axes.set_title(label, color=INK, fontsize=11, loc="left", fontweight="bold")
-    figure.axes[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    # Below the panels, where no line can run.
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False,
+        fontsize=9.5, labelcolor=INK,
+    )  # fmt: skip
     return _picture(figure)

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..checkpoints.cluster_maps import make_cluster_map
@@ -18,16 +19,17 @@ from ..components.vq_model import VQModel
 from ..data.codes import Codes
 from ..data.pixels import to_pixels
 from ..data.records import EvaluationRecord
+from ..metrics.clip_score import ClipScore
+from ..metrics.image_quality import QUALITIES
 from ..metrics.lpips import Lpips
 from ..metrics.networks import FeatureNetwork
 from .feature_sets import FeatureSet, scores, set_distances, share_error
 from .likelihood import likelihood, tree_partitions
 from .protocol import Protocol, machine_name, type_name
-from .reconstruction import Reconstruction, reconstruct, resize_words
+from .reconstruction import Reconstruction, reconstruct
 from .reference import Photographs, imagenet_indices
-from .sampling import SampleParts, image_side
-
-UNITS = {"PSNR of reconstructions": " dB"}
+from .resize import resize_words
+from .sampling import Pipeline, SampleParts, class_names_of, image_side
 
 
 @dataclass
@@ -78,7 +80,8 @@ class Measurement:
             protocol = protocol.using(estimator="mean over the images that are not exact")
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
         mean = float(values.mean())
-        self.add(name, mean, protocol, words, UNITS.get(name, ""), error)
+        unit = QUALITIES[name].unit if name in QUALITIES else ""
+        self.add(name, mean, protocol, words, unit, error)
 
 
 def measure_tokenizer(
@@ -102,53 +105,73 @@ def measure_tokenizer(
 
 
 def measure_pipeline(
-    pipe: CodecladePipeline,
-    photographs: Photographs,
+    pipe: Pipeline,
+    photographs: Photographs | None,
     parts: SampleParts,
-    network: FeatureNetwork,
+    network: FeatureNetwork | None,
     lpips: Lpips | None = None,
     batch_size: int = 32,
+    clip: ClipScore | None = None,
 ) -> Measurement:
     """Reconstructions of the pipeline's tokenizer, and its generated images against photographs.
 
     Args:
+        photographs, network: None, both, where images are compared with their captions alone.
         parts: generated images, all of them there.
+        clip: of a pipeline that takes captions.
     """
     # Classes whose names are ImageNet's can be told by a classifier of ImageNet.
-    own = [pipe.config.id2label[str(i)] for i in range(pipe.transformer.config.num_classes)]
-    classifies = getattr(network, "name", "").startswith("EfficientNet")
-    classes = imagenet_indices(own) if classifies else None
+    sampling, classes, own = parts.sampling, None, []
+    if not sampling.prompts and getattr(network, "name", "").startswith("EfficientNet"):
+        own = class_names_of(pipe)
+        classes = imagenet_indices(own)
+    measured, halves, rebuilt = Measurement(), [], None
     side = image_side(pipe)
-    size = parts.sampling.size or side
-    found = reconstruct(pipe.vq_model, photographs, size, batch_size, network, lpips, classes)
-    measured = Measurement()
-    protocol = _add_reconstruction(measured, found, photographs, pipe.vq_model, size)
-
-    # The generated images, a part at a time.
-    samples = FeatureSet(network, classes)
-    for images, labels in parts.batches():
-        for some, theirs in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            samples.add(to_pixels(some), theirs)
-    sampling = parts.sampling
-    protocol = protocol.using(
-        images=samples.count,
-        classes=sampling.classes,
-        seeds=sampling.seeds,
+    size = sampling.size or side
+    protocol = Protocol(
+        data=sampling.prompts.name if sampling.prompts else "",
+        images=len(parts),
+        sampled_size=side,
+        evaluated_size=size,
+        resize=resize_words(side, size),
         dtype=type_name(pipe.transformer.dtype),
         machine=machine_name(pipe.device),
-        **sampling.settings(pipe),
     )
+    if photographs is not None:
+        found = reconstruct(pipe.vq_model, photographs, size, batch_size, network, lpips, classes)
+        protocol = _add_reconstruction(measured, found, photographs, pipe.vq_model, size)
+        halves, rebuilt = found.halves, found.rebuilt
+
+    # The generated images, a part at a time.
+    samples = FeatureSet(network, classes) if network else None
+    likeness: list[Tensor] = []
+    for images, labels in parts.batches():
+        for some, theirs in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            if samples is not None:
+                samples.add(to_pixels(some), theirs)
+            if clip is not None:
+                captions = [sampling.prompts.texts[i] for i in theirs.tolist()]
+                likeness.append(clip(to_pixels(some), captions).double())
+    protocol = _sampling_protocol(protocol, pipe, parts)
     words = _sampling_words(protocol, sampling.seed)
+    if clip is not None:
+        own_protocol = protocol.using(
+            network=clip.name, network_fingerprint=clip.fingerprint, estimator="100 max(cos, 0)"
+        )
+        words_of_clip = f"{clip.name}, 100 max(cos, 0), {words}"
+        measured.add_images("CLIP score", torch.cat(likeness), own_protocol, words_of_clip)
+    if samples is None:
+        return measured
     protocol = protocol.using(network=network.name, network_fingerprint=network.fingerprint)
-    _add_distances(measured, samples, found.halves, protocol, words, "")
+    _add_distances(measured, samples, halves, protocol, words, "")
     for one in scores(samples):
         measured.add(one.name, one.value, protocol.using(estimator=one.estimator),
                      f"{one.estimator}, {words}", error=one.standard_error)  # fmt: skip
 
     # Class accuracy beside that of reconstructions and photographs.
     if classes is not None:
-        photos = found.halves[0].joined(found.halves[1])
-        others = f"reconstructions {100 * found.rebuilt.accuracy:.1f} %, photographs "
+        photos = halves[0].joined(halves[1])
+        others = f"reconstructions {100 * rebuilt.accuracy:.1f} %, photographs "
         others += f"{100 * photos.accuracy:.1f} %, chance {100 / len(own):.1f} %"
         error = 100 * share_error(samples.accuracy, samples.count)
         measured.add(
@@ -156,6 +179,25 @@ def measure_pipeline(
             f"{network.name} among {len(own)} classes, {words}; {others}", " %", error,
         )  # fmt: skip
     return measured
+
+
+def _sampling_protocol(protocol: Protocol, pipe: Pipeline, parts: SampleParts) -> Protocol:
+    """The protocol with everything that decided the generated images."""
+    sampling, judge = parts.sampling, parts.judge
+    prompts = sampling.prompts
+    return protocol.using(
+        images=len(parts),
+        classes=None if prompts else sampling.classes,
+        prompts=prompts and prompts.name,
+        prompts_fingerprint=prompts and prompts.fingerprint,
+        seeds=sampling.seeds,
+        draws=judge and sampling.draws,
+        judge=judge and judge.network.name,
+        judge_fingerprint=judge and judge.network.fingerprint,
+        dtype=type_name(pipe.transformer.dtype),
+        machine=machine_name(pipe.device),
+        **sampling.settings(pipe),
+    )
 
 
 def measure_likelihood(
@@ -298,7 +340,10 @@ def _sampling_words(protocol: Protocol, seed: int) -> str:
     if protocol.guidance_schedule:
         words += f", schedule {protocol.guidance_schedule}"
     words += f", temperature {protocol.temperature:g}, top-k {protocol.top_k}"
-    words += f", top-p {protocol.top_p:g}, {protocol.classes} classes"
+    words += f", top-p {protocol.top_p:g}, "
+    words += f"prompts of {protocol.prompts}" if protocol.prompts else f"{protocol.classes} classes"
+    if protocol.judge:
+        words += f", best of {protocol.draws} by {protocol.judge}'s class probability"
     if protocol.resize:
         words += f", {protocol.sampled_size} to {protocol.evaluated_size} pixels {protocol.resize}"
     return words

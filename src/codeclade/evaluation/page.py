@@ -30,6 +30,15 @@ dd {{ margin: 2px 0 0; font-size: 22px; font-weight: 650; font-variant-numeric: 
 img {{ max-width: 100%; height: auto; display: block; }}
 img.pixelated {{ image-rendering: pixelated; }}
 .wide {{ overflow-x: auto; }}
+@media (max-width: 700px) {{
+  main {{ padding: 24px 16px 40px; }}
+  h1 {{ font-size: 24px; overflow-wrap: anywhere; }}
+  h2 {{ margin-top: 32px; }}
+  p {{ overflow-wrap: anywhere; }}
+  dl {{ grid-template-columns: repeat(2, 1fr); }}
+  dd {{ font-size: 18px; }}
+  .wide img {{ max-width: 760px; }}
+}}
 table {{ border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums;
   white-space: nowrap; width: 100%; }}
 th, td {{ text-align: right; padding: 5px 12px; }}
@@ -166,7 +175,8 @@ def _inline(section: _Section) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     style = " class='pixelated'" if section.pixelated else ""
     words = html.escape(section.title, quote=True)
-    return f"<img{style} alt='{words}' src='data:image/png;base64,{data}'>"
+    picture = f"<img{style} alt='{words}' src='data:image/png;base64,{data}'>"
+    return f"<div class='wide'>{picture}</div>"  # on a phone it is moved sideways, not shrunk
 
 
 def _html_table(table: Table) -> str:
@@ -245,11 +255,16 @@ def _fitted(section: _Section) -> Image.Image:
 
 
 def _drawn_table(table: Table) -> Image.Image:
-    # Columns as wide as their widest cell, stretched to the page.
-    plain, bold, step, pad = _font(27), _font(27, bold=True), 48, 36
-    lines = [table.head, *table.rows]
-    widths = [max(bold.getlength(line[i]) for line in lines) + pad for i in range(len(table.head))]
-    stretch = min(1.6, (WIDTH - 2 * MARGIN) / sum(widths))
+    # Columns as wide as their widest cell, stretched to the page; of many, the words shrink.
+    room, size, step, pad = WIDTH - 2 * MARGIN, 28, 48, 36
+    lines, widths = [table.head, *table.rows], [room, room]
+    while sum(widths) > room and size > 12:
+        size -= 1
+        plain, bold = _font(size), _font(size, bold=True)
+        widths = [
+            max(bold.getlength(line[i]) for line in lines) + pad for i in range(len(table.head))
+        ]
+    stretch = min(1.6, room / sum(widths))
     widths = [width * stretch for width in widths]
 
     # Titles over groups of columns, where there are any.

@@ -6,6 +6,7 @@ Shapes: f side of the pixels of one token, G = 8 token grid side of the boards.
 import torch
 from torch import Tensor
 
+from ..checkpoints.library_tokenizers import LibraryTokenizer
 from ..components.vq_model import CosineQuantizer, VQModel
 from ..data.pixels import to_uint8
 
@@ -15,7 +16,7 @@ BOARDS = 16  # decoded at once, 8 x 8 tokens each
 
 
 @torch.no_grad()
-def code_patches(vq_model: VQModel, ids: Tensor) -> Tensor:
+def code_patches(vq_model: VQModel | LibraryTokenizer, ids: Tensor) -> Tensor:
     """Mean patch (n, 3, f, f) uint8 of every code, as it looks in images.
 
     An image of one code alone has colors that the code never has in an image: the decoder's
@@ -53,9 +54,15 @@ def code_patches(vq_model: VQModel, ids: Tensor) -> Tensor:
 
         # Decoded, cut into tokens, averaged over the four tokens of a field.
         for start, part in enumerate(board.split(BOARDS)):
-            codes = CosineQuantizer.lookup(vq_model.quantize, part)
-            pixels = vq_model.decode_codes(codes).float().clamp(-1, 1).cpu()
+            pixels = _decoded(vq_model, part).float().clamp(-1, 1).cpu()
             cells = pixels.view(-1, 3, FIELDS, 2, cell, FIELDS, 2, cell).mean((3, 6))
             cells = cells.permute(0, 2, 4, 1, 3, 5)[:, fields].flatten(0, 1)
             total[start * BOARDS * CODES :][: len(cells)] += cells
     return to_uint8(total[: len(ids)] / 2)
+
+
+def _decoded(vq_model: VQModel | LibraryTokenizer, ids: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) of ids (B, G, G); of semantic codes alone where there are two books."""
+    if vq_model.detail_codebook_size is not None:
+        return vq_model.decode_codes(CosineQuantizer.lookup(vq_model.quantize, ids))
+    return vq_model.decode(ids)

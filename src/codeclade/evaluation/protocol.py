@@ -26,12 +26,17 @@ class Protocol:
     left_out: int | None = None  # images of the data that were not used
     images: int  # measured: generated, reconstructed or scored
     classes: str | None = None  # "balanced" or "random"
+    prompts: str | None = None  # name of the file of captions
+    prompts_fingerprint: str | None = None  # sha256 of the captions
     seeds: str | None = None  # rule that gives every image its own seed
     guidance_scale: float | list | None = None
     guidance_schedule: str | dict | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    draws: int | None = None  # images drawn for every one kept; None: all are kept
+    judge: str | None = None  # network by whose class probability one is kept
+    judge_fingerprint: str | None = None
     sampled_size: int | None = None  # pixels a side as sampled or reconstructed
     evaluated_size: int | None = None  # as measured
     resize: str | None = None  # how one became the other

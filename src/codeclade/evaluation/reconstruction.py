@@ -15,13 +15,15 @@ from tqdm.auto import tqdm
 
 from ..components.vq_model import VQModel
 from ..data.images import plain_batches
-from ..data.pixels import to_pixels, to_uint8
+from ..data.pixels import to_pixels
 from ..metrics.codebook import CodebookUse, codebook_use, count_ids
-from ..metrics.image_quality import llamagen_ssim, psnr, ssim
+from ..metrics.image_quality import QUALITIES
 from ..metrics.lpips import Lpips
-from ..metrics.networks import FeatureNetwork, resized
+from ..metrics.networks import FeatureNetwork
+from .feature_cache import PhotographSets
 from .feature_sets import FeatureSet
 from .reference import Fingerprint, Photographs
+from .resize import eight_bit
 
 
 @dataclass
@@ -34,19 +36,6 @@ class Reconstruction:
     fingerprint: str  # of the photographs as compared
     halves: list[FeatureSet] = field(default_factory=list)  # even and odd photographs
     rebuilt: FeatureSet | None = None
-
-
-def resize_words(sampled: int, evaluated: int) -> str | None:
-    """How images of one size become another, for protocols."""
-    return None if sampled == evaluated else "bicubic, antialiased, before rounding to 8 bit"
-
-
-def eight_bit(pixels: Tensor, size: int) -> Tensor:
-    """Pixels (B, 3, S, S) in [-1, 1] as uint8 images (B, 3, size, size) on the CPU."""
-    pixels = pixels.float()
-    if pixels.shape[-1] != size:
-        pixels = resized(pixels, size)
-    return to_uint8(pixels).cpu()
 
 
 @torch.no_grad()
@@ -70,8 +59,8 @@ def reconstruct(
     found: dict[str, list[Tensor]] = {}
     counts = torch.zeros(vq_model.codebook_size, dtype=torch.int64)
     details = torch.zeros(vq_model.detail_codebook_size or 0, dtype=torch.int64)
-    fingerprint, start = Fingerprint(), 0
-    halves = [FeatureSet(network, classes) for _ in range(2)] if network else []
+    fingerprint = Fingerprint()
+    sets = PhotographSets(network, photographs, size, classes) if network else None
     rebuilt = FeatureSet(network, classes) if network else None
     total = -(-len(photographs.images) // batch_size)
     batches = plain_batches(photographs.images, batch_size)
@@ -93,19 +82,16 @@ def reconstruct(
 
         # Photographs go to two halves in turn, whose distance is the floor of all distances.
         fingerprint.add(images)
-        odd = (torch.arange(len(images)) + start) % 2 == 1
-        for half, chosen in zip(halves, (~odd, odd), strict=bool(halves)):
-            if chosen.any():
-                half.add(pixels[chosen], labels[chosen])
+        if sets is not None:
+            sets.add(images, labels)
         if rebuilt is not None:
             rebuilt.add(decoded, labels)
-        start += len(images)
     return Reconstruction(
         {name: torch.cat(parts) for name, parts in found.items()},
         codebook_use(counts),
         codebook_use(details) if len(details) else None,
         str(fingerprint),
-        halves,
+        sets.finish(batch_size) if sets else [],
         rebuilt,
     )
 
@@ -114,9 +100,8 @@ def _qualities(
     decoded: Tensor, pixels: Tensor, lpips: Lpips | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Every measure (B,) of reconstructions against photographs, by its name."""
-    yield "PSNR of reconstructions", psnr(decoded, pixels)
-    yield "SSIM of reconstructions", ssim(decoded, pixels)
-    yield "SSIM of reconstructions, LlamaGen's", llamagen_ssim(decoded, pixels)
+    for name, quality in QUALITIES.items():
+        yield name, quality.function(decoded, pixels)
     if lpips is not None:
         device = next(lpips.parameters()).device
         yield f"{lpips.name} of reconstructions", lpips(decoded.to(device), pixels.to(device))

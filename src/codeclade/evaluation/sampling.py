@@ -1,6 +1,6 @@
 """Many images of a pipeline, by many processes, resumable, in bounded memory.
 
-Every image has a seed of its own, a function of its number, so that the set does not depend on how
+Every image has seeds of its own, functions of its number, so that the set does not depend on how
 many processes made it or in which batches. Images are written in parts of 64, each whole or not at
 all; a run that was stopped goes on with the parts that are missing. `write_npz` joins parts to the
 file that ADM's evaluator reads (guided-diffusion, evaluations/evaluator.py): `arr_0`, (N, S, S, 3)
@@ -25,13 +25,19 @@ from tqdm.auto import tqdm
 
 from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
+from ..components.text_pipeline import CodecladeTextPipeline
 from ..data.atomic import new_file
+from ..data.prompts import Prompts
 from ..metrics.networks import state_fingerprint
-from .reconstruction import eight_bit
+from .rejection import Judge
+from .resize import eight_bit
 
 PART = 64  # images of one file: 28 MB at 384 pixels
-SEED_STEP = 1_000_003  # image i of seed s has seed s * SEED_STEP + i
+# Image i of seed s has seed s * SEED_STEP + i. The step is small because of every seed PyTorch's
+# generator of the CPU reads 32 bits alone.
+SEED_STEP = 1_000_003
 CLASSES = ("balanced", "random")
+Pipeline = CodecladePipeline | CodecladeTextPipeline
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,12 @@ class Sampling:
     """What decides every image of a set, beside the pipeline.
 
     Args:
-        count: images of one class, on average.
+        count: images of one class, on average, or of one prompt.
         classes: "balanced", exactly `count` of every class, sorted by class, or "random".
         size: side of the written images; None: as sampled.
         guidance_scale, guidance_schedule, temperature, top_k, top_p: None: the pipeline's default.
+        draws: images drawn for every one that is kept, see rejection.py.
+        prompts: of a pipeline that takes captions; `classes` plays no part then.
     """
 
     count: int = 16
@@ -54,20 +62,24 @@ class Sampling:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    draws: int = 1
+    prompts: Prompts | None = None
 
     def __post_init__(self):
         if self.classes not in CLASSES:
             raise ValueError(f"--classes {self.classes} must be one of {', '.join(CLASSES)}.")
         Schedule(self.guidance_schedule)
 
-    def settings(self, pipe: CodecladePipeline) -> dict[str, Any]:
+    def settings(self, pipe: Pipeline) -> dict[str, Any]:
         """What is given to the pipeline's call, its defaults filled in."""
         names = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p")
         given = {name: getattr(self, name) for name in names}
         return {name: pipe.config[name] if x is None else x for name, x in given.items()}
 
-    def labels(self, pipe: CodecladePipeline) -> Tensor:
-        """Class (N,) of every image."""
+    def labels(self, pipe: Pipeline) -> Tensor:
+        """Class, or number of the prompt, (N,) of every image."""
+        if self.prompts:
+            return torch.arange(len(self.prompts.texts)).repeat_interleave(self.count)
         classes = pipe.transformer.config.num_classes
         if self.classes == "random":
             draws = torch.Generator().manual_seed(self.seed)
@@ -77,37 +89,75 @@ class Sampling:
     @property
     def seeds(self) -> str:
         """The rule of the seeds, in words."""
-        return f"image i (from 0): seed {self.seed} * {SEED_STEP} + i"
+        if self.draws == 1:
+            return f"image i (from 0): seed {self.seed} * {SEED_STEP} + i"
+        rule = f"seed {self.seed} * {SEED_STEP} + {self.draws} * i + j"
+        return f"draw j of image i (from 0): {rule}"
+
+    def generators(self, numbers: list[int], draw: int) -> list[torch.Generator]:
+        """One draw's random numbers of the images with these numbers."""
+        first = self.seed * SEED_STEP + draw
+        return [torch.Generator().manual_seed(first + self.draws * i) for i in numbers]
 
 
-def image_side(pipe: CodecladePipeline) -> int:
+def class_names_of(pipe: CodecladePipeline) -> list[str]:
+    """Names of a pipeline's classes, in order.
+
+    Raises:
+        ValueError: a pipeline without class names.
+    """
+    if not pipe.config.id2label:
+        raise ValueError("this pipeline has no class names (id2label) to find in the data.")
+    return [pipe.config.id2label[str(i)] for i in range(pipe.transformer.config.num_classes)]
+
+
+def image_side(pipe: Pipeline) -> int:
     """Side of the images that a pipeline samples, in pixels."""
     return pipe.transformer.config.grid_size * pipe.vq_model.downsample
 
 
-def check_settings(pipe: CodecladePipeline, sampling: Sampling) -> None:
+def check_settings(pipe: Pipeline, sampling: Sampling) -> None:
     """Raise a ValueError that names the first setting that this pipeline does not take."""
     found = sampling.settings(pipe)
     filters = [found[name] for name in ("temperature", "top_k", "top_p")]
     pipe.check_inputs(found["guidance_scale"], *filters, 1, "pt")
 
 
+@torch.no_grad()
 def sample_images(
-    pipe: CodecladePipeline, sampling: Sampling, numbers: list[int], labels: Tensor
+    pipe: Pipeline,
+    sampling: Sampling,
+    numbers: list[int],
+    labels: Tensor,
+    judge: Judge | None = None,
 ) -> Tensor:
     """Images (n, 3, S, S) uint8 with the given numbers of a set.
 
     Args:
-        labels: (N,) classes of the whole set.
+        labels: (N,) classes, or numbers of the prompts, of the whole set.
+        judge: chooses among several draws.
     """
-    first = sampling.seed * SEED_STEP
-    pixels = pipe(
-        labels[numbers].tolist(),
-        generator=[torch.Generator().manual_seed(first + number) for number in numbers],
-        output_type="pt",
-        **sampling.settings(pipe),
-    ).images
-    return eight_bit(pixels * 2 - 1, sampling.size or pixels.shape[-1])
+    chosen, settings = labels[numbers], sampling.settings(pipe)
+    conditions: list[Any] = chosen.tolist()
+    if sampling.prompts:
+        conditions = [sampling.prompts.texts[i] for i in conditions]
+
+    def drawn(draw: int) -> Tensor:
+        generator = sampling.generators(numbers, draw)
+        pixels = pipe(conditions, generator=generator, output_type="pt", **settings).images
+        return eight_bit(pixels * 2 - 1, sampling.size or pixels.shape[-1])
+
+    # One draw of all images at a time, so that memory does not grow with the draws. Of equally
+    # probable ones the first is kept.
+    images = drawn(0)
+    if judge is not None:
+        best = judge(images, chosen)
+        for draw in range(1, sampling.draws):
+            others = drawn(draw)
+            found = judge(others, chosen)
+            better = found > best
+            images[better], best[better] = others[better], found[better]
+    return images
 
 
 class SampleParts:
@@ -116,12 +166,18 @@ class SampleParts:
     Args:
         folder: beside which the parts are kept, under a name of their own for every pipeline and
             sampling, so that parts of different sets are never mixed.
+        judge: needed where `sampling` has several draws.
     """
 
-    def __init__(self, folder: Path, pipe: CodecladePipeline, sampling: Sampling):
-        self.pipe, self.sampling = pipe, sampling
+    def __init__(
+        self, folder: Path, pipe: Pipeline, sampling: Sampling, judge: Judge | None = None
+    ):
+        if (judge is None) != (sampling.draws == 1):
+            raise ValueError(f"{sampling.draws} draws an image: several need a judge, one none.")
+        self.pipe, self.sampling, self.judge = pipe, sampling, judge
         self.labels = sampling.labels(pipe)
-        what = json.dumps([pipeline_fingerprint(pipe), asdict(sampling), sampling.settings(pipe)])
+        weights = [pipeline_fingerprint(pipe), judge and judge.network.fingerprint]
+        what = json.dumps([weights, asdict(sampling), sampling.settings(pipe)])
         digest = hashlib.sha256(what.encode()).hexdigest()[:16]
         self.folder = folder / f".samples-{digest}"
 
@@ -144,7 +200,8 @@ class SampleParts:
             numbers = list(range(part * PART, min((part + 1) * PART, len(self))))
             batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
             images = [
-                sample_images(self.pipe, self.sampling, some, self.labels) for some in batches
+                sample_images(self.pipe, self.sampling, some, self.labels, self.judge)
+                for some in batches
             ]
             rows = torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()  # (n, S, S, 3)
             with new_file(self.path(part)) as partial, partial.open("wb") as file:
@@ -173,7 +230,7 @@ class SampleParts:
         shutil.rmtree(self.folder)
 
 
-def pipeline_fingerprint(pipe: CodecladePipeline) -> str:
+def pipeline_fingerprint(pipe: Pipeline) -> str:
     """sha256 over the weights of all components and their dtypes."""
     parts = [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
     return hashlib.sha256(

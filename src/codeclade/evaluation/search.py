@@ -14,17 +14,17 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from ..components.pipeline import CodecladePipeline
 from ..components.weight_files import read_json
 from ..data.atomic import new_file, write_json
-from ..data.images import plain_batches
 from ..data.pixels import to_pixels
 from ..metrics.networks import FeatureNetwork
 from ..metrics.statistics import gaussian_distance
+from .feature_cache import PhotographSets
 from .feature_sets import FeatureSet
-from .reconstruction import eight_bit
 from .reference import Photographs
-from .sampling import SampleParts, Sampling, check_settings, image_side
+from .rejection import Judge
+from .resize import sized_batches
+from .sampling import Pipeline, SampleParts, Sampling, check_settings, image_side
 
 NUMBERS = {"guidance_scale": float, "temperature": float, "top_k": int, "top_p": float}
 SCHEDULE = "guidance_schedule"
@@ -78,16 +78,15 @@ def photograph_set(
     network: FeatureNetwork, photographs: Photographs, size: int, batch_size: int
 ) -> FeatureSet:
     """All photographs at `size` pixels, as a network sees them."""
-    found = FeatureSet(network)
-    for images, labels in plain_batches(photographs.images, batch_size):
-        if images.shape[-1] != size:
-            images = eight_bit(to_pixels(images), size)
-        found.add(to_pixels(images), labels)
-    return found
+    sets = PhotographSets(network, photographs, size)
+    for images, labels in sized_batches(photographs.images, size, batch_size):
+        sets.add(images, labels)
+    even, odd = sets.finish(batch_size)
+    return even.joined(odd)
 
 
 def search(
-    pipe: CodecladePipeline,
+    pipe: Pipeline,
     base: Sampling,
     points: list[dict[str, Any]],
     folder: Path,
@@ -95,6 +94,7 @@ def search(
     state: PartialState,
     photographs: Photographs | None = None,
     network: FeatureNetwork | None = None,
+    judge: Judge | None = None,
 ) -> list[Trial]:
     """Sample every point on all processes; judge on the first one.
 
@@ -103,6 +103,7 @@ def search(
         points: settings of every trial.
         folder: where samples are kept while they are measured.
         photographs, network: needed on the first process alone.
+        judge: where `base` has several draws.
 
     Returns:
         Trials in order of the points, the same on all processes.
@@ -122,7 +123,7 @@ def search(
     trials = []
     bar = tqdm(plans, "search", unit="point") if state.is_main_process else plans
     for settings, plan in zip(points, bar, strict=True):
-        parts = SampleParts(folder, pipe, plan)
+        parts = SampleParts(folder, pipe, plan, judge)
         parts.make(batch_size, state.process_index, state.num_processes)
         state.wait_for_everyone()
         if state.is_main_process:

@@ -20,7 +20,7 @@ from ..components.schemes import SCHEMES
 from ..data.hub_ids import is_hub_id
 from ..data.records import EvaluationRecord, Provenance, TrainingRecord
 from .citations import cited_papers
-from .repository import CONFIG_CLASSES, Part, Repository, variant_of
+from .repository import CONFIG_CLASSES, SEARCH, Part, Repository, variant_of
 
 NOTES = {
     "VQModel": "VQ tokenizer: images to codebook ids and back.",
@@ -48,6 +48,7 @@ def render_card(repository: Repository, repo_id: str, license: str | None = None
         _contents(repository),
         _training(repository),
         _evaluation(repository.evaluation, repository.training),
+        _search(repository),
         _license(repository.provenance, license),
         "## Citation\n\n" + cited_papers(repository.parts, repository.provenance.method),
     ]
@@ -297,23 +298,30 @@ def describe_map(folder: Path) -> str:
 
 
 def _training(repository: Repository) -> str:
-    training = repository.training
-    if training:
-        # A recipe is text of unknown origin: the fence is longer than any run of backticks in it,
-        # so nothing in the recipe ends the block.
-        settings = yaml.safe_dump(training.recipe, sort_keys=False).strip()
-        fence = "`" * (1 + max(map(len, re.findall("`{3,}", settings)), default=2))
-        minutes, seconds = divmod(round(training.seconds), 60)
-        time = f"{minutes:,} minutes" if minutes > 1 else f"{60 * minutes + seconds} seconds"
-        return (
-            f"## Training\n\nTrained on {training.images:,} images of {training.classes:,} "
-            f"classes from {inline(training.data)}: {training.steps:,} steps in {time}, "
-            f"{inline(training.machine)}.\n\n<details><summary>Recipe of the "
-            f"{inline(training.stage)}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"
-        )
-    if "recipe.yaml" in repository.files:
-        return "## Training\n\nThe recipe is in [recipe.yaml](recipe.yaml)."
-    return ""
+    # A pipeline's own record is of its generator; the others stand beside their components.
+    told = [_trained(repository.training)] if repository.training else []
+    told += [_trained(part.training) for part in repository.parts.values() if part.training]
+    if not told and "recipe.yaml" in repository.files:
+        told = ["The recipe is in [recipe.yaml](recipe.yaml)."]
+    return "\n\n".join(["## Training", *told]) if told else ""
+
+
+def _trained(training: TrainingRecord) -> str:
+    """One stage of training, with its recipe folded away."""
+    # A recipe is text of unknown origin: the fence is longer than any run of backticks in it, so
+    # nothing in the recipe ends the block. Settings left empty are not choices.
+    chosen = {k: v for k, v in training.recipe.items() if v not in ("", None, [], {})}
+    settings = yaml.safe_dump(chosen, sort_keys=False).strip()
+    fence = "`" * (1 + max(map(len, re.findall("`{3,}", settings)), default=2))
+    minutes, seconds = divmod(round(training.seconds), 60)
+    time = f"{minutes:,} minutes" if minutes > 1 else f"{60 * minutes + seconds} seconds"
+    stage = inline(training.stage)
+    return (
+        f"{stage.capitalize()}: trained on {training.images:,} images of {training.classes:,} "
+        f"classes from {inline(training.data)}, {training.steps:,} steps in {time}, "
+        f"{inline(training.machine)}.\n\n<details><summary>Recipe of the "
+        f"{stage}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"
+    )
 
 
 def _evaluation(results: list[EvaluationRecord], training: TrainingRecord | None) -> str:
@@ -335,6 +343,16 @@ def _evaluation(results: list[EvaluationRecord], training: TrainingRecord | None
         )
         text += ("\n\n" if rows else "") + f"At the end of training: {numbers}."
     return text if rows or logged else text + "Nothing was measured for this repository."
+
+
+def _search(repository: Repository) -> str:
+    """The settings that `evaluate --search` tried."""
+    points, curve = SEARCH
+    if points not in repository.files:
+        return ""
+    text = f"Sampling settings that were tried on few images are in [{points}]({points})."
+    picture = f"![Distance of every point]({curve})\n\n" if curve in repository.files else ""
+    return f"## Search\n\n{picture}{text}"
 
 
 def _license(provenance: Provenance, license: str | None) -> str:

@@ -6,6 +6,7 @@ uses of its neighbors, definition by definition, with every comment. Nothing is 
 """
 
 import ast
+import functools
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -90,16 +91,23 @@ def single_file(class_name: str) -> str:
 def _with_neighbors(module: str) -> list[str]:
     """A module after all the modules it imports from, each once."""
     order = []
-    for node in ast.parse((FOLDER / f"{module}.py").read_text()).body:
+    for node in _parsed(FOLDER / f"{module}.py")[1].body:
         if isinstance(node, ast.ImportFrom) and node.level:
             order += _with_neighbors(node.module)
     return list(dict.fromkeys([*order, module]))
 
 
+@functools.cache
+def _parsed(path: Path) -> tuple[str, ast.Module]:
+    """Source and syntax tree of a module, which many others import."""
+    source = path.read_text()
+    return source, ast.parse(source)
+
+
 def _read(module: str, imports: dict[str, str], definitions: dict[str, Definition]) -> str:
     """Add a module's library imports and definitions to the two tables; returns its docstring."""
-    source = (FOLDER / f"{module}.py").read_text()
-    lines, tree = source.splitlines(), ast.parse(source)
+    source, tree = _parsed(FOLDER / f"{module}.py")
+    lines = source.splitlines()
     docstring, *statements = tree.body
     end = docstring.end_lineno
     for node in statements:

@@ -31,6 +31,7 @@ PART_ORDER = {"vq_model": 1, "cluster_map": 2, "transformer": 3, "refiner": 4}
 
 BESIDE_WEIGHTS = (Provenance.FILE, TrainingRecord.FILE, EvaluationRecord.FILE)
 AT_THE_ROOT = ("README.md", "recipe.yaml", *BESIDE_WEIGHTS)
+SEARCH = ("search.json", "search.png")  # of `evaluate --search`: the points and their curve
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[\w.-]*\.safetensors(\.index[\w.-]*\.json)?")
 TOKENIZER = (
@@ -66,6 +67,7 @@ class Part:
     config: dict[str, Any]
     parameters: int
     folder: Path
+    training: TrainingRecord | None = None  # where the component was trained by itself
 
 
 @dataclass
@@ -189,7 +191,10 @@ def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> 
         if WEIGHTS.fullmatch(path.name) or (not own and path.name in TOKENIZER):
             repository.files[f"{name}/{path.name}"] = path
         elif path.name in BESIDE_WEIGHTS:  # of a component trained or converted by itself
-            repository.files[f"{name}/{path.name}"] = _as_json(read_record(path)[1])
+            record, content = read_record(path)
+            repository.files[f"{name}/{path.name}"] = _as_json(content)
+            if isinstance(record, TrainingRecord) and name in repository.parts:
+                repository.parts[name].training = record
     # The index names the file beside the weights, which is what diffusers looks for; codeclade
     # itself takes its installed class instead and runs nothing from the repository.
     if own:
@@ -247,7 +252,7 @@ def _read_codes(folder: Path) -> Repository:
 
 
 def _add_files_at_the_root(repository: Repository) -> None:
-    """Add card, recipe, records, the sample sheet, and pictures that the card shows."""
+    """Add card, recipe, records, the sample sheet, a search, and pictures that the card shows."""
     folder, files = repository.folder, repository.files
     for name in AT_THE_ROOT:
         path = folder / name
@@ -260,10 +265,16 @@ def _add_files_at_the_root(repository: Repository) -> None:
             files[name] = _as_json(content)
         if name == "recipe.yaml":
             files[name] = recipe_without_local_paths(path.read_text()).encode()
+    # The points of a search say how the sampling defaults were found. The values of single images
+    # (evaluation-images.npz) are for `compare` on this machine and stay here.
+    points, _ = SEARCH
+    if repository.kind == "pipeline" and (folder / points).is_file():
+        files[points] = _as_json(cleaned(read_json(folder / points, list)))
+    own = ("samples.png", *(SEARCH if points in files else ()))
     # Pictures that no card shows may be anything, and are not sent unasked.
     shown = (folder / "README.md").read_text() if "README.md" in files else ""
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES):
-        if path.name == "samples.png" or f"({path.name})" in shown:
+        if path.name in own or f"({path.name})" in shown:
             files[path.name] = path
 
 

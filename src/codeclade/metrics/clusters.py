@@ -26,10 +26,11 @@ def size_spread(labels: np.ndarray) -> dict[str, float]:
 
 
 def in_cluster_distance(rows: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
-    """Mean Euclidean distance from a code to other members of its cluster; NaN if all are alone.
+    """Mean Euclidean distance from a code to the other members of its cluster.
 
-    Averaged over the codes that are not alone. Exact for clusters of up to 65 codes; in larger
-    ones every code is compared with 64 members drawn at random.
+    Averaged over all codes, so that partitions are compared over the same ones; a code that is
+    alone counts as 0, since nothing can take its place. Exact for clusters of up to 65 codes; in
+    larger ones every code is compared with 64 members drawn at random.
     """
     # Codes sorted by cluster, shuffled inside: a cluster is one run, and the code `shift` places
     # further in it, counted around the run, is a random other member. So one vector operation
@@ -47,9 +48,7 @@ def in_cluster_distance(rows: np.ndarray, labels: np.ndarray, seed: int = 0) -> 
         partner = start[some] + (place[some] + shift) % size[some]
         total[some] += np.linalg.norm(rows[order[some]] - rows[order[partner]], axis=1)
     # A cluster of s codes has met s - 1 partners if that is less than 64.
-    company = size > 1
-    means = total[company] / np.minimum(size[company] - 1, PARTNERS)
-    return float(means.mean()) if len(means) else float("nan")
+    return float((total / np.clip(size - 1, 1, PARTNERS)).mean())
 
 
 def leaf_order(children: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,11 @@
-"""How far every image is from its reference: PSNR and SSIM.
+"""How far every image is from its reference: PSNR and SSIM; the list of what is measured.
 
 All take pixels (B, 3, H, W) in [-1, 1], clamped first, since that is what a viewer sees. Of 8-bit
 images (x / 127.5 - 1) they equal scikit-image's; published numbers are those of 8-bit images.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,3 +91,19 @@ def _similarity(
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).flatten(1).mean(1)
+
+
+class Quality(NamedTuple):
+    """A measure of reconstructions, as `codeclade evaluate` gives it."""
+
+    function: Callable[[Tensor, Tensor], Tensor]  # (images, reference), (B, 3, H, W), to (B,)
+    unit: str = ""  # as it follows the number
+
+
+# What `codeclade evaluate` measures of every photograph and its reconstruction, by the name in
+# evaluation.json; a new measure is a function and a line here.
+QUALITIES = {
+    "PSNR of reconstructions": Quality(psnr, " dB"),
+    "SSIM of reconstructions": Quality(ssim),
+    "SSIM of reconstructions, LlamaGen's": Quality(llamagen_ssim),
+}

@@ -1,8 +1,10 @@
 """Tokenize a dataset once into code shards (the format is in data/codes.py)."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,9 +13,10 @@ from tqdm.auto import tqdm
 
 from ..components.cluster_map import codebook_sketch
 from ..components.vq_model import VQModel
+from ..components.weight_files import read_json, shortened
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
-from ..data.images import LabeledImages, load_images
+from ..data.images import DAMAGED, LabeledImages, load_images
 from ..data.pixels import to_pixels
 from ..data.sheets import image_grid
 from .recipe import PRECISIONS, check_settings
@@ -36,41 +39,108 @@ class EncodeRecipe:
     batch_size: int = 32  # views that go through the tokenizer at once: bounds the memory
     mixed_precision: str = "no"  # no, fp16, bf16: of the convolutions; code search stays float32
     seed: int = 0  # of the random views
+    damaged_images: str = "refuse"  # refuse names the first and ends; skip looks for them first
 
     def __post_init__(self):
+        if self.damaged_images not in DAMAGED:
+            choices = ", ".join(DAMAGED)
+            raise ValueError(
+                f"damaged_images is {self.damaged_images!r}; it must be one of {choices}."
+            )
         check_settings(self, "image_size", "views", "shard_size", "batch_size")
 
 
 def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
     """Tokenize the training and validation images of a source into out/train and out/validation.
 
-    Finished shards of an interrupted run with the same recipe are kept. preview.png shows a few
-    images decoded from their codes, under their labels' order in codes.json, to check by eye.
+    Finished shards of an interrupted run with the same recipe are kept, and so are finished codes.
+    preview.png shows a few images decoded from their codes, under their labels' order in
+    codes.json, to check by eye.
+
+    Raises:
+        ValueError: images that the tokenizer cannot cut into tokens, or a folder with the codes of
+            another recipe, tokenizer or data set.
     """
+    size, factor, own = recipe.image_size, vq_model.downsample, vq_model.config["sample_size"]
+    if size % factor:
+        raise ValueError(
+            f"image_size is {size}; this tokenizer needs a multiple of {factor}, as its own {own}."
+        )
+    # Published models do this on purpose (LlamaGen at 384), everybody else by mistake.
+    if size != own:
+        print(
+            f"note: this tokenizer was trained on {own}x{own} pixels; images of {size}x{size} give "
+            f"{size // factor}x{size // factor} tokens, not {own // factor}x{own // factor}",
+            file=sys.stderr,
+        )
+    # Both splits are looked at before the first one is written.
+    todo = []
     for split in ("train", "validation"):
-        images = load_images(recipe.data, split, recipe.image_size, recipe.classes, recipe.crop)
-        _encode_split(recipe, vq_model, images, split, Path(out) / split)
+        source = recipe.data, split, recipe.image_size, recipe.classes, recipe.crop
+        images = load_images(*source, damaged=recipe.damaged_images)
+        header, folder = _header(recipe, vq_model, images, split), Path(out) / split
+        if not _is_done(folder, header):
+            todo.append((images, header, folder))
+    if not todo:
+        print(f"{out} already holds these codes", file=sys.stderr)
+    for images, header, folder in todo:
+        _encode_split(recipe, vq_model, images, header, folder)
 
 
-def _encode_split(
-    recipe: EncodeRecipe, vq_model: VQModel, images: LabeledImages, split: str, folder: Path
-) -> None:
-    # The header is known before any work: an interrupted run is told by it.
-    folder.mkdir(parents=True, exist_ok=True)
-    views = recipe.views if split == "train" else 1
-    starts = range(0, len(images), recipe.shard_size)
-    header = {
+def _header(
+    recipe: EncodeRecipe, vq_model: VQModel, images: LabeledImages, split: str
+) -> dict[str, Any]:
+    """The content of a split's codes.json."""
+    return {
         "split": split,
         "images": len(images),
-        "views": views,
+        "views": recipe.views if split == "train" else 1,
         "grid_size": recipe.image_size // vq_model.downsample,
         "codebook_size": vq_model.codebook_size,
         "detail_codebook_size": vq_model.detail_codebook_size,
         "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
         "class_names": images.class_names,
         "recipe": asdict(recipe),
-        "shards": [f"codes-{i:05d}.safetensors" for i in range(len(starts))],
+        "shards": [
+            f"codes-{i:05d}.safetensors" for i in range(-(-len(images) // recipe.shard_size))
+        ],
     }
+
+
+def _is_done(folder: Path, header: dict[str, Any]) -> bool:
+    """Whether a folder holds the codes of a header already.
+
+    Raises:
+        ValueError: it holds finished codes of another header.
+    """
+    if not (folder / HEADER).is_file():
+        return False
+    before = read_json(folder / HEADER)
+    # Of the recipe only what changes codes, and nothing that older versions did not write.
+    recipe, now = before.get("recipe") or {}, header["recipe"]
+    differ = [key for key in now if key in recipe and recipe[key] != now[key]]
+    differ = [key for key in differ if key != "batch_size"]
+    differ += [name for name in header if name != "recipe" and before.get(name) != header[name]]
+    if differ:
+        # A sketch is a fingerprint of the codebook; in words it is the tokenizer.
+        said = dict.fromkeys("tokenizer" if n == "codebook_sketch" else n for n in differ)
+        raise ValueError(
+            f"{folder} holds other codes ({shortened(', '.join(said))} differ); give another "
+            "--out, or delete them first."
+        )
+    return True
+
+
+def _encode_split(
+    recipe: EncodeRecipe,
+    vq_model: VQModel,
+    images: LabeledImages,
+    header: dict[str, Any],
+    folder: Path,
+) -> None:
+    # The header is written before any work: an interrupted run is told by it.
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(images), recipe.shard_size)
     begun = folder / "codes.partial.json"
     keep = begun.is_file() and json.loads(begun.read_text()) == header
     write_json(begun, header)
@@ -78,7 +148,7 @@ def _encode_split(
     # Shards appear whole, so one that is there with the same header is finished.
     largest = max(vq_model.codebook_size, vq_model.detail_codebook_size or 0)
     dtype = torch.uint16 if largest <= 2**16 else torch.int32
-    with tqdm(total=len(images), desc=f"encode {split}", unit="image") as bar:
+    with tqdm(total=len(images), desc=f"encode {header['split']}", unit="image") as bar:
         for start, name in zip(starts, header["shards"], strict=True):
             indices = range(start, min(start + recipe.shard_size, len(images)))
             if not (keep and (folder / name).is_file()):

@@ -23,13 +23,17 @@ from ..components.pipeline import CodecladePipeline
 from ..components.schemes import scheme_class
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
+from ..data.atomic import write_json
 from ..data.codes import Codes, codes_folder
+from ..data.records import TrainingRecord
 from ..data.sheets import contact_sheet
 from .context_noise import noise_rate
 from .drop_path import add_drop_path
 from .embedding_priors import add_embedding_priors, folded, token_vectors
 from .generator_recipe import GeneratorRecipe, generator_config
+from .growing import Growth
 from .initialization import initialize, load_source
+from .low_rank import add_low_rank, merged
 from .objective import GeneratorObjective, TokenNoise
 from .optimization import build_optimizer
 from .processes import share, summed
@@ -70,6 +74,7 @@ def train_generator(
     noise = None
     if recipe.context_noise != "none":
         noise = TokenNoise(recipe.context_noise, vectors, recipe.context_noise_clusters)
+    growth = Growth(recipe.grow, config, vectors[0]) if recipe.grow else None
     scheme = scheme_class(config.scheme)
     mapping = cluster_map.mapping if scheme.predicts_clusters else None
     names = train.header["class_names"]
@@ -87,8 +92,13 @@ def train_generator(
             for line in initialize(model, source, names, vq_model, cluster_map):
                 if run.accelerator.is_main_process:
                     print(f"init_from: {line}", file=sys.stderr)
+        if recipe.lora_rank:
+            alpha, dropout = recipe.lora_alpha, recipe.lora_dropout
+            add_low_rank(model, recipe.lora_rank, alpha, dropout, recipe.lora_whole)
         prior, fresh = recipe.embedding_prior, source is None
         add_embedding_priors(model, prior, vq_model, cluster_map, recipe.seed, fresh)
+        if growth is not None:
+            growth.add_to(model, fresh)
         add_drop_path(model, recipe.drop_path)
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -118,17 +128,26 @@ def train_generator(
             guidance_schedule=recipe.guidance_schedule,
         )
 
-    for done in _train(run, train, held_out, mapping, noise):
+    for done in _train(run, train, held_out, mapping, noise, growth):
         if recipe.sample_every and done % recipe.sample_every == 0:
             with run.averaged_weights():
                 save_samples(run, pipeline_of, len(names), done)
 
     # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
-    pipeline = pipeline_of(folded(run.finished_model(build, recipe.use_best).model))
+    pipeline = pipeline_of(merged(folded(run.finished_model(build, recipe.use_best).model)))
     if run.accelerator.is_main_process:
         pipeline.save_pretrained(run.out / "pipeline")
         run.record(run.out / "pipeline", "generator", train.source, len(train), len(names))
+        keep_record(vq_model, run.out / "pipeline" / "vq_model")
     return pipeline
+
+
+def keep_record(vq_model: VQModel, folder: Path) -> None:
+    """Copy how a tokenizer was trained beside its copy in `folder`, where it says so."""
+    origin = vq_model.config.get("_name_or_path")  # the folder it was loaded from, if it was
+    record = Path(origin) / TrainingRecord.FILE if origin else None
+    if record and record.is_file():
+        write_json(folder / TrainingRecord.FILE, TrainingRecord.read(record).to_json())
 
 
 def build_objective(
@@ -169,7 +188,12 @@ def image_costs(recipe: GeneratorRecipe, model: CodecladeTransformer) -> tuple[f
 
 
 def _train(
-    run: Run, train: Codes, held_out: Codes, mapping: Tensor | None, noise: TokenNoise | None
+    run: Run,
+    train: Codes,
+    held_out: Codes,
+    mapping: Tensor | None,
+    noise: TokenNoise | None,
+    growth: Growth | None,
 ) -> Iterator[int]:
     """Number of every step that is done, validated where due."""
     device = run.accelerator.device
@@ -177,6 +201,9 @@ def _train(
 
     for done, batch in run.steps(train):
         rate = noise_rate(done - 1, run.total)
+        clusters = growth.enter(run.model, done - 1) if growth is not None else None
+        if clusters is not None:
+            run.log(done, {"clusters": clusters})
 
         def losses(ids: Tensor, labels: Tensor, rate: float = rate) -> dict[str, Tensor]:
             tokens = ids if mapping is None else mapping[ids]

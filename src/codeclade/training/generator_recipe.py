@@ -1,6 +1,6 @@
 """Settings of `codeclade train-generator`, and the architecture that they give."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..components.cluster_map import ClusterMap
@@ -9,6 +9,8 @@ from ..components.transformer import CodecladeConfig
 from ..data.codes import Codes
 from .context_noise import KINDS
 from .embedding_priors import PRIORS
+from .growing import growth_steps
+from .low_rank import PARTS, check_low_rank
 from .recipe import RunRecipe
 
 
@@ -28,6 +30,7 @@ class GeneratorRecipe(RunRecipe):
     context_noise: str = "none"  # input tokens replaced at first: none, uniform (reAR), cluster
     context_noise_clusters: int = 1024  # clusters of the tree that "cluster" noise stays within
     sparse_head: bool = False  # cluster_token: loss from the right cluster's members, less memory
+    grow: dict = field(default_factory=dict)  # clusters by step, {0: 512, 1000: 1024, 2000: all}
     hidden_size: int = 768  # width D
     num_hidden_layers: int = 12  # blocks
     num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
@@ -39,6 +42,12 @@ class GeneratorRecipe(RunRecipe):
     drop_path: float = 0.0  # chance of leaving the last block's branches out, less in earlier ones
     class_dropout: float = 0.1  # share of classes replaced by the null class, for guidance
     init_from: str = ""  # pipeline folder or Hub id to start from: other classes, grid, clusters
+    lora_rank: int = 0  # above 0: low-rank updates of the blocks (LoRA), merged when saved
+    lora_alpha: float = 0.0  # scale of the updates times their rank; 0 = the rank
+    lora_dropout: float = 0.0  # of what the updates read
+    lora_whole: list = field(  # trained whole beside the updates: prefix, token_embedding, head
+        default_factory=lambda: ["prefix"]
+    )
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass
     compile: bool = False  # torch.compile of the blocks
     use_best: bool = False  # finish with the weights of the lowest validation loss, not the last
@@ -59,10 +68,27 @@ class GeneratorRecipe(RunRecipe):
         for name in ("cluster_loss_weight", "tree_loss_weight", "alignment_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        self.grow = growth_steps(self.grow)
+        if self.grow and self.embedding_prior != "none":
+            raise ValueError(f"grow does not go with embedding_prior={self.embedding_prior}.")
+        self._check_low_rank()
         if self.sample_every < 0:
             raise ValueError(f"sample_every is {self.sample_every}; it must be 0 or more.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path}; it must be 0 or more and below 1.")
+
+    def _check_low_rank(self) -> None:
+        if self.lora_rank < 0 or self.lora_alpha < 0 or not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha} and "
+                f"lora_dropout={self.lora_dropout} must be 0 or more, and the last below 1."
+            )
+        foreign = [name for name in self.lora_whole if name not in PARTS]
+        if foreign:
+            raise ValueError(f"lora_whole has {foreign[0]!r}; it may have {', '.join(PARTS)}.")
+        if self.lora_rank:
+            tables = {"grow": bool(self.grow), "embedding_prior": self.embedding_prior != "none"}
+            check_low_rank(self.lora_rank, self.init_from, tables)
 
 
 def generator_config(

@@ -93,7 +93,7 @@ def _copy_classes(
     table: Tensor, source: Tensor, names: Sequence[str], labels: dict[str, list[int]]
 ) -> str:
     """Rows (classes + 1, D) by class name; the last row is the null class, where others start."""
-    found = [_class_row(name, labels) for name in names]
+    found = [class_row(name, labels) for name in names]
     null = len(source) - 1
     table.copy_(source[[*(null if index is None else index for index in found), null]])
     fresh = [name for name, index in zip(names, found, strict=True) if index is None]
@@ -104,8 +104,8 @@ def _copy_classes(
     return said
 
 
-def _class_row(name: str, labels: dict[str, list[int]]) -> int | None:
-    """The one class with this name or with one of its synonyms, if there is just one."""
+def class_row(name: str, labels: dict[str, list[int]]) -> int | None:
+    """The one class with this name or one of its synonyms; None: there is none, or several."""
     for wanted in (name, *name.split(",")):
         found = set(labels.get(wanted.strip().lower(), ()))
         if len(found) == 1:

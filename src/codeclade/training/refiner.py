@@ -18,6 +18,7 @@ from ..components.refiner import Refiner, RefinerConfig, generator_states
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from ..data.codes import Codes, codes_folder
+from .join_pipeline import check_joins, join_refiner
 from .optimization import build_optimizer
 from .processes import share, summed
 from .recipe import RunRecipe
@@ -56,6 +57,7 @@ def train_refiner(
     cluster_map: ClusterMap,
     out: str | Path,
     transformer: CodecladeTransformer | None = None,
+    pipeline: str | Path | None = None,
 ) -> Refiner:
     """Train a refiner on code shards and save it; a second call goes on.
 
@@ -65,10 +67,11 @@ def train_refiner(
         out: gets refiner/ (EMA weights), log.jsonl and checkpoints/.
         transformer: a trained generator over the same clusters, whose hidden states come in too
             (MASC); it is not trained.
+        pipeline: folder of a pipeline of this tokenizer and map, which gets the finished refiner.
 
     Raises:
-        ValueError: codes, map or generator of another tokenizer, or a folder with another recipe's
-            run.
+        ValueError: codes, map or generator of another tokenizer, a folder with another recipe's
+            run, or a pipeline that the refiner does not fit.
     """
     # Everything that can be refused is refused before the first weight is drawn.
     codes = codes_folder(codes)
@@ -81,17 +84,20 @@ def train_refiner(
             f"the generator predicts {transformer.config.vocab_size} tokens, but there are "
             f"{cluster_map.num_clusters} clusters; give the generator trained on them."
         )
+    config = refiner_config(recipe, train, cluster_map, transformer)
+    names = train.header["class_names"]
+    if pipeline is not None:
+        check_joins(config, names, pipeline)
     run = Run(recipe, out)
 
     # Training, from the newest checkpoint on.
-    model = Refiner(refiner_config(recipe, train, cluster_map, transformer))
+    model = Refiner(config)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.compile:
         for layer in model.layers:
             layer.compile()
     run.start(model, build_optimizer(model, recipe))
-    names, config = train.header["class_names"], model.config
     tokens = config.grid_size**2
     flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, tokens)
     run.describe(train.source, len(train), len(names), tokens, flops)
@@ -102,12 +108,14 @@ def train_refiner(
         run.log(run.first, {"member_draw_baseline": member_entropy(train, cluster_map)})
     _train(run, _Batches(train, held_out, cluster_map.mapping.to(device), transformer))
 
-    # The refiner alone: a pipeline takes it as one more component.
+    # The refiner alone, and as one more component of the pipeline.
     model = run.finished_model(lambda: Refiner(config), recipe.use_best)
     if main:
         model.save_pretrained(run.out / "refiner")
         data = train.source
         run.record(run.out / "refiner", "refiner", data, len(train), len(names))
+        if pipeline is not None:
+            join_refiner(run.out / "refiner", pipeline)
     return model
 
 

@@ -38,8 +38,9 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
     # Networks and data first: what is wrong with them is said before any work.
     image_losses = ImageLosses(recipe)
     run = Run(recipe, out)
-    images = load_images(recipe.data, "train", recipe.image_size, recipe.classes, recipe.crop)
-    held_out = load_images(recipe.data, "validation", recipe.image_size, recipe.classes)
+    source, damaged = (recipe.image_size, recipe.classes), recipe.damaged_images
+    images = load_images(recipe.data, "train", *source, recipe.crop, damaged=damaged)
+    held_out = load_images(recipe.data, "validation", *source, damaged=damaged)
 
     # Weights: drawn, then those of `init_from`, then those of the newest checkpoint.
     training = TokenizerTraining(run, recipe, image_losses)

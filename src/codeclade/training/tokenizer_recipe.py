@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..data.images import DAMAGED
 from .recipe import RunRecipe, check_settings
 
 # What `perceptual` names, and the smallest image that the network's poolings leave something of.
@@ -11,6 +12,7 @@ CHOICES = {
     "pixel_loss": ("l1", "l2"),
     "perceptual": tuple(PERCEPTUAL),
     "codebook_update": ("gradient", "ema"),
+    "damaged_images": DAMAGED,
 }
 
 
@@ -26,6 +28,7 @@ class TokenizerRecipe(RunRecipe):
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     crop: float = 1.0  # largest resize factor before the random crop
+    damaged_images: str = "refuse"  # refuse names the first and ends; skip looks for them first
     init_from: str = ""  # weights to start from: VQModel, pipeline or run folder, or Hub id
     block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])  # widths
     layers_per_block: int = 2  # residual blocks a level of the encoder; the decoder has one more

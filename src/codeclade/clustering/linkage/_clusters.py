@@ -21,10 +21,10 @@ class Clusters(NamedTuple):
     """
 
     rows: np.ndarray  # (C, d) distinct rows, d padded to a multiple of LANES
-    weight: np.ndarray  # (C,) how often each row occurs
+    weight: np.ndarray  # (C,) how often each row occurs, or its weight
     mean: np.ndarray  # (C, d) of each cluster
     variance: np.ndarray  # (C,) mean squared distance of the members to the mean
-    size: np.ndarray  # (C,) rows in the cluster, repeats counted
+    size: np.ndarray  # (C,) rows in the cluster, repeats counted: the sum of their weights
     first: np.ndarray  # (C,) int64 smallest original row number in the cluster
     head: np.ndarray  # (C,) int64 first member
     tail: np.ndarray  # (C,) int64 last member
@@ -37,7 +37,7 @@ class Clusters(NamedTuple):
 
 
 def singletons(rows: np.ndarray, weight: np.ndarray, first: np.ndarray) -> Clusters:
-    """One cluster per distinct row (C, d) with its count (C,) and first original row (C,)."""
+    """One cluster per distinct row (C, d) with its weight (C,) and first original row (C,)."""
     # every row is its own cluster, of variance zero: both bounds are then the distance itself.
     # Neighbors are unknown, and zero is a lower bound that claims nothing
     count = len(rows)

@@ -21,6 +21,7 @@ from ..codebook import (
     available_memory,
     check_clusters,
     check_memory,
+    check_weights,
     choose,
     normalized,
     torch_threads_kept,
@@ -51,6 +52,7 @@ def average_linkage(
     metric: str = "euclidean",
     n_clusters: int | None = None,
     progress: bool | None = None,
+    weights: ArrayLike | None = None,
 ) -> np.ndarray:
     """Average-linkage tree of the rows of x.
 
@@ -69,6 +71,8 @@ def average_linkage(
         metric: "euclidean" (MASC's), "sqeuclidean" or "cosine", averaged over pairs of members.
         n_clusters: stop when the cut at this many clusters is certain; None for the full tree.
         progress: show a bar of merges done; None shows it for long work.
+        weights: (N,) positive; a row counts as if it occurred so often: the distance of two
+            clusters is sum w_i w_j d(i, j) / (sum w_i sum w_j). None: all count once.
 
     Returns:
         (N - 1, 4) float64 linkage matrix as SciPy's: the two clusters, height, size. With
@@ -76,11 +80,12 @@ def average_linkage(
 
     Raises:
         ValueError: not a codebook, unknown metric, n_clusters outside 1..N, distinct rows closer
-            than 1e-264 of the largest entry, or heights that float64 cannot hold with all digits.
+            than 1e-264 of the largest entry, or heights that float64 cannot hold with all digits,
+            or weights that are not N positive numbers.
         MemoryError: not enough memory is available.
     """
     # a prefix of the sorted merges is already the cut: numbering it as SciPy does is O(N) more
-    merges, n, exponent = _lowest_merges(x, metric, n_clusters, progress)
+    merges, n, exponent = _lowest_merges(x, metric, n_clusters, progress, weights)
     heights = np.maximum.accumulate(merges[:, 2])  # ties may be out of order in the last digits
     heights = _scaled_back(heights, exponent)
     return scipy_linkage(merges[:, :2].astype(np.int64), heights, n)
@@ -89,11 +94,15 @@ def average_linkage(
 @compilation_announced()
 @torch_threads_kept()
 def average_labels(
-    x: CodebookLike, n_clusters: int, metric: str = "euclidean", progress: bool | None = None
+    x: CodebookLike,
+    n_clusters: int,
+    metric: str = "euclidean",
+    progress: bool | None = None,
+    weights: ArrayLike | None = None,
 ) -> np.ndarray:
     """Labels (N,) int64 of the average-linkage cut at `n_clusters`, clusters numbered by their
     smallest member; arguments and errors as `average_linkage`."""
-    merges, n, _ = _lowest_merges(x, metric, n_clusters, progress)
+    merges, n, _ = _lowest_merges(x, metric, n_clusters, progress, weights)
     return labels_of_pairs(merges[:, :2].astype(np.int64), n)
 
 
@@ -114,7 +123,11 @@ def cut(linkage: ArrayLike, n_clusters: int) -> np.ndarray:
 
 
 def _lowest_merges(
-    x: CodebookLike, metric: str, n_clusters: int | None, progress: bool | None
+    x: CodebookLike,
+    metric: str,
+    n_clusters: int | None,
+    progress: bool | None,
+    weights: ArrayLike | None,
 ) -> tuple[np.ndarray, int, int]:
     """The lowest N - n_clusters merges in order: (merges, 3) smallest members and height.
 
@@ -125,11 +138,12 @@ def _lowest_merges(
     rows = as_codebook(x)
     n = len(rows)
     wanted = n - check_clusters(1 if n_clusters is None else n_clusters, n)
+    counted = np.ones(n) if weights is None else check_weights(weights, n)
     if metric == "cosine":
         rows = normalized(rows)
 
     # equal rows merge at height zero, whatever follows
-    repeats, clusters, exponent = _distinct(rows)
+    repeats, clusters, exponent = _distinct(rows, counted)
     squared = metric != "euclidean"
     exponent = (
         2 * exponent - (metric == "cosine") if squared else exponent
@@ -174,7 +188,7 @@ def _scaled_back(heights: np.ndarray, exponent: int) -> np.ndarray:
     return out
 
 
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
+def _distinct(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
     """Merges at height zero of equal rows, the distinct rows, and their scale.
 
     The distinct rows come scaled by a power of two, with neighbors in space near in memory; what
@@ -182,9 +196,8 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
     """
     # -0.0 and 0.0 are equal numbers of different bytes; the sum with 0.0 makes them one. A row that
     # occurs again has merged with its first occurrence, whose weight counts it
-    _, first, inverse, count = np.unique(
-        rows + 0.0, axis=0, return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, inverse = np.unique(rows + 0.0, axis=0, return_index=True, return_inverse=True)
+    count = np.bincount(inverse.ravel(), weights)
     again = np.flatnonzero(first[inverse.ravel()] != np.arange(len(rows)))
     repeats = np.column_stack([first[inverse.ravel()[again]], again, np.zeros(len(again))])
     repeats = repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]
@@ -193,7 +206,7 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Clusters, int]:
     # neighbors in space side by side: a leaf of the tree then reads memory in order
     order = np.arange(len(first))
     _space_tree.sort_in_space(distinct, order, _space_tree.levels_for(len(order)))
-    clusters = singletons(distinct[order], count[order].astype(np.float64), first[order])
+    clusters = singletons(distinct[order], count[order], first[order])
     return repeats, clusters, scale
 
 
