@@ -62,12 +62,17 @@ class PipelineFiles:
             keep_code(self, Path(save_directory))
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **options) -> dict[str, Any]:
         """diffusers reads model_index.json here; code in the repository gives way to this package.
+
+        `options` is what diffusers gives before 0.42: the entries of a DDUF file.
 
         Not where this file itself came with a repository: then the package may not be there.
         """
-        index = read_json(Path(json_file))
+        if any(options.values()):
+            index = cast(Any, super())._dict_from_json_file(json_file, **options)
+        else:
+            index = read_json(Path(json_file))
         return installed_index(index) if __name__.startswith("codeclade.") else index
 
     @classmethod
