@@ -58,8 +58,8 @@ def test_one_position_has_the_likelihood_of_the_teacher_forced_pass(example):
     output = model(ids, torch.arange(2), labels=ids)
     total = 0.0
     for step in range(16):
-        coarse = model.stage_logits(output.hidden_states, step).log_softmax(-1)
-        fine = model.stage_logits(output.hidden_states, step, ids[:, step] // 8).log_softmax(-1)
+        coarse = model.stage_logits(output.last_hidden_state, step).log_softmax(-1)
+        fine = model.stage_logits(output.last_hidden_state, step, ids[:, step] // 8).log_softmax(-1)
         both = zip((coarse, fine), (ids[:, step] // 8, ids[:, step]), strict=True)
         total -= sum(logits.gather(1, digit[:, None]).mean() for logits, digit in both)
     torch.testing.assert_close(total / 16, output.loss)

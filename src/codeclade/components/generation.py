@@ -127,7 +127,7 @@ def sample_tokens(
             mask = condition.get("attention_mask")
             output = decode_one_token(transformer, cache, last, mask, attend)
         # A head that looks at neighbors gets the states of all tokens, others the last one alone.
-        new = cast(Tensor, output.hidden_states)
+        new = cast(Tensor, output.last_hidden_state)
         if scheme.reads_earlier_states:
             states, at = place_states(states, new, step, steps), step
         else:
@@ -197,7 +197,7 @@ def prefill(
 ) -> CodecladeOutput:
     """Fill the cache with the prefix and the tokens known at the start, (R, n, ...).
 
-    The last of `hidden_states` predicts token n.
+    The last of `last_hidden_state` predicts token n.
 
     Args:
         attend: also ask for the condition's share of the attention.
@@ -330,5 +330,14 @@ def tokens_to_ids(
 def ids_to_images(
     ids: Tensor, vq_model: VQModel, processor: VaeImageProcessor, output_type: str = "pil"
 ):
-    """Images of ids (B, G, G, ...), as diffusers' image processor gives them."""
-    return processor.postprocess(vq_model.decode(ids).float(), output_type=output_type)
+    """Images of ids (B, G, G, ...), as diffusers' image processor gives them.
+
+    Raises:
+        ValueError: a decoder whose numbers are not finite in its dtype.
+    """
+    pixels = vq_model.decode(ids).float()
+    if not pixels.isfinite().all():
+        raise ValueError(
+            f"vq_model gives numbers that are not finite in {vq_model.dtype}; load it in float32."
+        )
+    return processor.postprocess(pixels, output_type=output_type)

@@ -19,7 +19,7 @@ Shapes: B batch, T tokens, L prefix and tokens, D width, V vocabulary, K coarse 
 """
 
 import functools
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,15 @@ class Head(Protocol):
         ...
 
 
+# Layers of this file that have parts on either side of a sum, so they stay on one device.
+OWN_LAYERS = (
+    "ClusterTokenEmbedding",
+    "ClusterTokenHead",
+    "SemanticDetailEmbedding",
+    "SemanticDetailHead",
+)
+
+
 class TokenHead(Output):
     """Logits of the ids or clusters: one linear layer."""
 
@@ -55,7 +64,7 @@ class TokenHead(Output):
         predicted = logits[:, self.first : self.first + labels.shape[1]]
         return {
             "logits": logits,
-            "loss": F.cross_entropy(predicted.flatten(0, 1), labels.flatten()),
+            "loss": F.cross_entropy(predicted.flatten(0, 1), labels.to(logits.device).flatten()),
         }
 
     def stage_logits(self, hidden, step, chosen, cache, embedding) -> Tensor:
@@ -92,8 +101,20 @@ class ClusterTokenEmbedding(nn.Module):
         self.cluster = nn.Embedding(config.coarse_vocab_size, config.hidden_size)
         self.register_buffer("cluster_of", torch.zeros(config.vocab_size, dtype=torch.int64))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.token(ids) + self.cluster(self.cluster_of[ids])
+    def forward(self, ids: Tensor, clusters_alone: bool = False) -> Tensor:
+        """Vectors (..., D) of ids (...); or their clusters (...).
+
+        Whoever needs the clusters asks for them here: offloading brings buffers to the device for
+        as long as `forward` runs, and takes them away from under a reference.
+        """
+        clusters = self.cluster_of[ids]
+        return clusters if clusters_alone else self.token(ids) + self.cluster(clusters)
+
+
+def clusters_of_all(embedding: nn.Module, device: torch.device) -> Tensor:
+    """Cluster (V,) of every id that a `ClusterTokenEmbedding` has, on a device."""
+    ids = torch.arange(cast(ClusterTokenEmbedding, embedding).token.num_embeddings, device=device)
+    return embedding(ids, clusters_alone=True).to(device)
 
 
 class ClusterTokenHead(nn.Module):
@@ -117,22 +138,27 @@ class ClusterTokenHead(nn.Module):
     def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
         # log p(c | h) minus the log-sum of the cluster's members is the same for all its ids: one
         # shift a cluster turns the fine logits into joint log-probabilities.
-        cluster_of, coarse = embedding.cluster_of, self.clusters(hidden).float()  # (B, L, K)
+        coarse = self.clusters(hidden).float()  # (B, L, K)
         fine = self.tokens(hidden).float()  # (B, L, V)
+        cluster_of = clusters_of_all(embedding, fine.device)
         shift = coarse.log_softmax(-1) - cluster_logsumexp(fine, cluster_of, coarse.shape[-1])
         logits = fine + shift[..., cluster_of]
         output = {"logits": logits, "cluster_logits": coarse}
         if labels is not None:
             predicted = logits[:, self.first : self.first + labels.shape[1]]
-            output["loss"] = -predicted.gather(-1, labels.unsqueeze(-1)).mean()
+            output["loss"] = F.nll_loss(
+                predicted.flatten(0, 1), labels.to(predicted.device).flatten()
+            )
         return output
 
     def stage_logits(self, hidden, step, chosen: Tensor | None, cache, embedding) -> Tensor:
         if chosen is None:
             return self.clusters(hidden[:, step]).float()
-        outside = embedding.cluster_of != chosen.unsqueeze(-1)  # (B, ..., V)
+        logits = self.tokens(hidden[:, step]).float()
+        cluster_of = clusters_of_all(embedding, logits.device)
+        outside = cluster_of != chosen.to(logits.device).unsqueeze(-1)  # (B, ..., V)
         # Finite, so that guidance between two masked rows stays a number.
-        return self.tokens(hidden[:, step]).float().masked_fill(outside, -1e30)
+        return logits.masked_fill(outside, -1e30)
 
 
 class SemanticDetailEmbedding(nn.Module):
@@ -229,12 +255,16 @@ class SemanticDetailHead(nn.Module):
         index = neighbors(cells, self.config.grid_size, self.config.head_window)  # (T, 12)
         around = self.compress(F.pad(hidden, (0, 0, 0, 1)))[:, index]  # index -1 is the zero row
         local = self.combine(around.flatten(-2))  # (B, T, D)
-        x = torch.stack([local, hidden, embedding.semantic(known[..., 0])], dim=2)  # (B, T, 3, D)
+        # Where the loss ignores a position, any code may be given.
+        given = embedding.semantic(known[..., 0].clamp_min(0))
+        three = [part.to(hidden.device) for part in (local, hidden, given)]
+        x = torch.stack(three, dim=2)  # (B, T, 3, D)
         # Every position is a short sequence of its own.
         x = self.run(x.flatten(0, 1), 0, None).unflatten(0, (-1, count))
         semantic, detail = self.semantic(x[:, :, 1]).float(), self.detail(x[:, :, 2]).float()
         output = {"semantic_logits": semantic, "detail_logits": detail}
         if labels is not None:
+            labels = labels.to(semantic.device)
             coarse = F.cross_entropy(semantic.flatten(0, 1), labels[..., 0].flatten())
             fine = F.cross_entropy(detail.flatten(0, 1), labels[..., 1].flatten())
             output["loss"] = self.config.semantic_loss_weight * coarse + fine
@@ -254,7 +284,7 @@ class SemanticDetailHead(nn.Module):
             index = index[cells]  # (n, 12)
             around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, n, 12, D)
             local = self.combine(self.compress(around).flatten(-2))  # (B, n, D)
-            x = torch.stack([local, hidden[:, cells]], dim=2)  # (B, n, 2, D)
+            x = torch.stack([local.to(hidden.device), hidden[:, cells]], dim=2)  # (B, n, 2, D)
             x, predict = self.run(x.flatten(0, 1), 0, cache), self.semantic
         logits = predict(x[:, -1]).float().unflatten(0, (len(hidden), -1))  # (B, n, V)
         return logits.squeeze(1) if one else logits

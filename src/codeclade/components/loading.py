@@ -20,6 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from .contents import check_finite
 from .fields import check_fields, check_settings
 from .progress import without_weights_bar
+from .saving import refuse_pickle
 from .weight_files import StoredTensor, read_header, read_json, shortened, shown
 
 # How indexes name this package's classes: by module, or by code that came with a repository.
@@ -56,6 +57,10 @@ class StrictLoading:
         part = _local_folder(args, kwargs)
         if part is not None:
             check_component(cls, part, kwargs.get("variant"))
+        # Parts that stay in float32 are loaded one by one, for which diffusers wants the way that
+        # saves memory; the weights are the same.
+        if kwargs.get("low_cpu_mem_usage") is False and getattr(cls, "_keep_in_fp32_modules", None):
+            del kwargs["low_cpu_mem_usage"]
         # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
@@ -67,6 +72,27 @@ class StrictLoading:
         check_finite(model)
         model.check_loaded()
         return (model, report) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **kwargs,
+    ):
+        """As in the parent class; `safe_serialization=False` is refused.
+
+        Raises:
+            ValueError: a pickle was asked for.
+        """
+        refuse_pickle({"safe_serialization": safe_serialization})
+        # Pipelines look for these names in the signature before they give them; defaults stay with
+        # the libraries, whose defaults differ.
+        named = {"variant": variant, "max_shard_size": max_shard_size}
+        kwargs |= {name: value for name, value in named.items() if value is not None}
+        return cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
 
     def check_loaded(self) -> None:
         """Raise a ValueError where what was loaded contradicts itself."""

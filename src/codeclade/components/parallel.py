@@ -122,7 +122,7 @@ def sample_in_parallel(
         else:
             last = both_halves(inputs[:, position - 1 :], guided)
             output = extend_cache(transformer, cache, last, False)
-        new = cast(Tensor, output.hidden_states)
+        new = cast(Tensor, output.last_hidden_state)
         if scheme.reads_earlier_states:
             states, at = place_states(states, new, end - 1, steps), slice(position, end)
         else:

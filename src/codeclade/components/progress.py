@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 
 @contextlib.contextmanager
@@ -15,11 +15,11 @@ def without_weights_bar(source: str | os.PathLike) -> Iterator[None]:
     components of a Hub pipeline load, they are in a folder already.
     """
     # The switch also silences downloads, so it is left alone where there may be one.
-    if not os.path.isdir(source) or not logging.is_progress_bar_enabled():
+    if not os.path.isdir(source) or not transformers_logging.is_progress_bar_enabled():
         yield
         return
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()

@@ -28,6 +28,7 @@ from .heads import (
     SemanticDetailEmbedding,
     SemanticDetailHead,
     TokenHead,
+    clusters_of_all,
 )
 
 
@@ -105,6 +106,12 @@ class Scheme:
     def two_stages(self) -> bool:
         """Whether the first stage can be held while the second is sampled."""
         return len(self.stages) > 1
+
+    @property
+    def token_tables(self) -> tuple[str, str]:
+        """Of `tables`, the embedding and the head whose rows are the vocabulary V."""
+        kinds = "details", "ids", "clusters"
+        return next(self.tables[kind] for kind in kinds if kind in self.tables)[:2]
 
     @property
     def vocabularies(self) -> tuple[int, ...]:
@@ -222,20 +229,23 @@ class ClusterToken(Scheme):
         cast(ClusterTokenEmbedding, embedding).cluster_of.copy_(mapping)
 
     def check_loaded(self, transformer):
-        cluster_of = self.mapping(transformer, None)
+        cluster_of = cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
         # All zeros are a new model's, which has not been given its clusters yet.
         if not cluster_of.is_meta and cluster_of.any():
             check_labels(cluster_of, self.config.coarse_vocab_size)
 
     def check_parts(self, transformer, cluster_map):
-        cluster_of = self.mapping(transformer, cluster_map).cpu()
+        cluster_of = cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of.cpu()
         if len(cluster_of.unique()) != self.config.coarse_vocab_size:
             raise ValueError("transformer has no clusters yet; give it some by use_clusters.")
         if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
             raise ValueError("cluster_map has other clusters than transformer.")
 
     def mapping(self, transformer, cluster_map) -> Tensor:
-        return cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
+        embedding = cast(ClusterTokenEmbedding, transformer.token_embedding)
+        device = embedding.cluster_of.device
+        # Offloaded buffers have no values where they wait, but come when they are asked for.
+        return clusters_of_all(embedding, torch.device("cpu") if device.type == "meta" else device)
 
 
 class SemanticDetail(Scheme):
