@@ -2,8 +2,10 @@
 
     PYTHONPATH=src:tests python tests/pinned.py
 
-writes tests/golden/pinned.json and tests/golden/pushed_0_1/ anew; they were written once, by
-codeclade 0.1.0, and a change of any number in them is a change of what users get.
+writes tests/golden/pinned.json anew, where a change of any number is a change of what users get.
+The greedy ids in it were written by codeclade 0.1.0 and must never change; the sampled ones were
+written when 0.2 began to sample tokens by Gumbel noise. tests/golden/pushed_0_1/ was written once,
+by 0.1.0, with `write_pushed`; `greedy_ids.json` in it by the last code that gave the ids of 0.1.0.
 """
 
 import json
@@ -133,14 +135,15 @@ def build_pushed(name: str):
     return CodecladePipeline(**parts, id2label=LABELS)
 
 
-def pushed_ids(name: str, pipe) -> torch.Tensor:
+def pushed_ids(name: str, pipe, **settings) -> torch.Tensor:
     """What a pushed pipeline is asked for: images, then the lower part of them again."""
     pipe.set_progress_bar_config(disable=True)
     if name == "text":
-        return run(pipe, "a red dog")
-    ids = run(pipe, [1, 2], guidance_schedule=SCHEDULES["attention"])
+        return run(pipe, "a red dog", **settings)
+    ids = run(pipe, [1, 2], guidance_schedule=SCHEDULES["attention"], **settings)
     mask = torch.arange(16).view(4, 4) >= 7
-    return torch.cat([ids, run(pipe, [3, 0], seed=9, latents=ids, mask_image=mask)])
+    changed = run(pipe, [3, 0], seed=9, latents=ids, mask_image=mask, **settings)
+    return torch.cat([ids, changed])
 
 
 def write_pushed(folder: Path) -> None:
@@ -195,4 +198,3 @@ if __name__ == "__main__":
         for one, calls in pinned.items()
     ]
     (GOLDEN / "pinned.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    write_pushed(GOLDEN / "pushed_0_1")

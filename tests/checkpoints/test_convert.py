@@ -108,7 +108,7 @@ def test_text_generator_has_the_published_greedy_ids(text_case, name, scale):
             "text_embeds": model.prefix.null.expand(batch, -1, -1),
             "attention_mask": mask,
         },
-        uniforms=torch.zeros(batch, 1, model.config.num_tokens),
+        seeds=torch.zeros(batch, 1, model.config.num_tokens, dtype=torch.int64),
         settings=SamplingSettings(temperature=0, guidance_scale=scale),
     )
     assert torch.equal(ids, golden[name])

@@ -264,7 +264,7 @@ def test_report_of_another_librarys_tokenizer(tmp_path):
     options = ["--report", tmp_path / "page.html", "--images", tmp_path / "photos"]
     assert run(tmp_path / "vq", "--clusters", 8, "--out", tmp_path / "map", *options) == 0
     text = (tmp_path / "page.html").read_text()
-    assert "1 photographs of" in text and ", 16x16, center crops" in text
+    assert "1 photograph of" in text and ", 16x16, center crops" in text
 
 
 def test_help_has_examples(capsys):

@@ -27,7 +27,8 @@ def example():
 @pytest.fixture(scope="module")
 def sampled(example):
     """Ids (2, 4, 4) that the pipeline of the example samples."""
-    return example["pipe"]([0, 1], output_type="ids").images
+    generator = torch.Generator().manual_seed(0)
+    return example["pipe"]([0, 1], generator=generator, output_type="ids").images
 
 
 def test_the_example_learns_and_samples(example, sampled):
@@ -44,14 +45,21 @@ def test_its_edits_keep_what_they_should(example, sampled):
     assert torch.equal(redrawn // 8, sampled // 8)
 
 
+def test_a_head_of_one_position_is_asked_for_one_at_a_time(example):
+    pipe = example["pipe"]
+    assert len(pipe(1, output_type="ids").images) == 1  # one image, which others decode in parallel
+    with pytest.raises(ValueError, match="parallel=4 does not go with scheme 'digits'"):
+        pipe(1, parallel=4)
+
+
 @torch.no_grad()
 def test_one_position_has_the_likelihood_of_the_teacher_forced_pass(example):
     model, ids = example["model"], example["ids"]
     output = model(ids, torch.arange(2), labels=ids)
     total = 0.0
     for step in range(16):
-        coarse = model.stage_logits(output.hidden_states, step).log_softmax(-1)
-        fine = model.stage_logits(output.hidden_states, step, ids[:, step] // 8).log_softmax(-1)
+        coarse = model.stage_logits(output.last_hidden_state, step).log_softmax(-1)
+        fine = model.stage_logits(output.last_hidden_state, step, ids[:, step] // 8).log_softmax(-1)
         both = zip((coarse, fine), (ids[:, step] // 8, ids[:, step]), strict=True)
         total -= sum(logits.gather(1, digit[:, None]).mean() for logits, digit in both)
     torch.testing.assert_close(total / 16, output.loss)

@@ -1,5 +1,8 @@
 """The pipeline that ships with the package: loads offline, is small, and knows its classes."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +67,15 @@ def test_readme_card_is_there():
     text = (Path(bundled()) / "README.md").read_text()
     assert text.startswith("---\n")
     assert "Tiny ImageNet" in text
+
+
+def test_a_load_prints_no_warning_and_no_bar_inside_a_bar():
+    code = (
+        "import warnings; warnings.simplefilter('default')\n"
+        "from codeclade import CodecladePipeline, bundled\n"
+        "from diffusers.utils import logging; logging.disable_progress_bar()\n"
+        "CodecladePipeline.from_pretrained(bundled())"
+    )
+    bars = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=bars)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

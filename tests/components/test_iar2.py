@@ -137,7 +137,7 @@ def test_step_wise_logits_equal_the_training_logits(tiny_transformer, grid_size,
     hidden, inputs = torch.zeros(2, count, 32), {"class_labels": labels}
     for step in range(count):
         output = model(**inputs, past_key_values=cache, return_logits=False)
-        hidden[:, step], head_cache = output.hidden_states[:, -1], DynamicCache()
+        hidden[:, step], head_cache = output.last_hidden_state[:, -1], DynamicCache()
         semantic = model.stage_logits(hidden, step, None, head_cache)
         detail = model.stage_logits(hidden, step, known[:, step, 0], head_cache)
         torch.testing.assert_close(semantic, full.semantic_logits[:, step], **CLOSE)

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from builders import SCHEMES, build_refiner, build_scheme
 from codeclade import CodecladePipeline
 from codeclade.components.generation import draw_uniforms
-from codeclade.components.sampling import guide, image_uniforms, sample
+from codeclade.components.sampling import guide, image_seeds, noise_seeds, sample_with_noise
 
 SIZE, GRID, TOKENS = 16, 4, 16
 
@@ -40,14 +40,14 @@ def ids_of(pipe):
 def naive_tokens(pipe, labels, generator, scale, temperature, top_k, top_p) -> torch.Tensor:
     """The same images without cache and without batched guidance."""
     labels = torch.tensor(labels)
-    uniforms = image_uniforms(len(labels), (2, TOKENS), generator)[:, 0]
+    seeds = noise_seeds(image_seeds(len(labels), generator), 1, TOKENS)[:, 0]
     null = torch.full_like(labels, 5)
     tokens = torch.zeros(len(labels), 0, dtype=torch.int64)
     for step in range(TOKENS):
         logits = pipe.transformer(tokens, labels).logits[:, -1]
         if scale > 1:
             logits = guide(logits, pipe.transformer(tokens, null).logits[:, -1], scale)
-        token = sample(logits, uniforms[:, step], temperature, top_k, top_p)
+        token = sample_with_noise(logits, seeds[:, step], temperature, top_k, top_p)
         tokens = torch.cat([tokens, token[:, None]], dim=1)
     return tokens.view(-1, GRID, GRID)
 
@@ -160,9 +160,12 @@ def test_temperature_zero_takes_the_most_likely_token(tiny_pipeline, scale):
 
 def test_guidance_is_active_above_one_only(pipe, ids_of):
     batches = []
-    hook = pipe.transformer.register_forward_hook(
-        lambda module, args, output: batches.append(len(output.hidden_states))
-    )
+
+    def count_rows(module, args, output):
+        if output.last_hidden_state is not None:  # else a stage's logits were asked for
+            batches.append(len(output.last_hidden_state))
+
+    hook = pipe.transformer.register_forward_hook(count_rows)
     images = {}
     for scale, rows in ((0.0, 2), (0.5, 2), (1.0, 2), (1.1, 4), (4.0, 4)):
         batches.clear()

@@ -9,9 +9,13 @@ from codeclade.components.sampling import (
     filter_top_k,
     filter_top_p,
     guide,
+    gumbel_noise,
+    image_seeds,
     image_uniforms,
+    noise_seeds,
     probabilities,
     sample,
+    sample_with_noise,
 )
 
 LARGEST = 1 - 2**-24  # largest number torch.rand gives in float32
@@ -173,3 +177,61 @@ def test_uniforms_without_generator_follow_the_global_seed():
         draws.append(image_uniforms(2, (4,), None))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_scrambled_numbers_are_those_of_splitmix64():
+    """The reference is the published algorithm in Python's unbounded integers."""
+    mask, state, expected = 2**64 - 1, 1234567, []
+    for _ in range(5):
+        state = (state + 0x9E3779B97F4A7C15) & mask
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        expected.append(z ^ (z >> 31))
+    found = noise_seeds([1234567], 1, 5).flatten().tolist()
+    assert [one & mask for one in found] == expected
+    assert expected[0] == 6457827717110365317  # as Vigna's splitmix64.c prints for this seed
+
+
+def test_noise_is_gumbel_and_without_correlation():
+    noise = gumbel_noise(noise_seeds([5], 1, 500)[0, 0], 400).double()  # (500, 400)
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var().item() == pytest.approx(torch.pi**2 / 6, abs=0.03)
+    counts = torch.histc((-(-noise).exp()).exp(), 40, 0, 1)  # its distribution function is uniform
+    assert chisquare(counts).pvalue > 1e-3
+    for other in (noise.roll(1, 0), noise.roll(1, 1), noise.roll((1, -1), (0, 1))):
+        correlation = torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]
+        assert abs(correlation.item()) < 0.01
+
+
+def test_noise_of_an_entry_depends_on_its_seed_and_number_alone():
+    seeds = noise_seeds([3, 4], 2, 9)
+    assert torch.equal(noise_seeds([4], 2, 9)[0], seeds[1])
+    assert len(seeds.unique()) == seeds.numel()
+    assert torch.equal(gumbel_noise(seeds, 50)[..., :20], gumbel_noise(seeds, 20))
+    assert gumbel_noise(seeds, 50).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (1.6, 0, 1.0), (1.0, 4, 1.0), (0.8, 5, 0.9)]
+)
+def test_noise_samples_from_the_filtered_distribution(temperature, top_k, top_p):
+    row = torch.tensor([0.0, 1.0, 2.0, 3.0, 2.5, -1.0, 1.7])
+    count = 40_000
+    seeds = noise_seeds([11], 1, count)[0, 0]
+    filters = temperature, top_k, top_p
+    counts = sample_with_noise(row.expand(count, -1), seeds, *filters).bincount(minlength=7)
+    expected = probabilities(row.unsqueeze(0), *filters)[0].double() * count
+    assert counts[expected == 0].sum() == 0
+    kept = expected > 0
+    expected = expected[kept] / expected[kept].sum() * count
+    assert chisquare(counts[kept], expected).pvalue > 1e-3
+
+
+def test_noise_leaves_the_arg_max_alone_at_temperature_zero():
+    seeds = noise_seeds([1], 1, 50)[0, 0]
+    assert torch.equal(sample_with_noise(logits(), seeds, temperature=0), logits().argmax(-1))
+
+
+def test_seeds_of_images_are_one_draw_each():
+    assert image_seeds(3, generator(5))[:2] == image_seeds(2, generator(5))
+    assert len(set(image_seeds(100, generator(5)))) == 100

@@ -36,7 +36,7 @@ def test_token_probabilities_are_the_product_of_both_stages(model):
     output = model(tokens(), CLASSES)
     probs = output.logits.exp()
     torch.testing.assert_close(probs.sum(-1), torch.ones(3, 17))
-    hidden = output.hidden_states
+    hidden = output.last_hidden_state
     clusters = output.cluster_logits.softmax(-1)
     for c in range(4):
         members = (c == MAPPING).nonzero().flatten()
@@ -56,7 +56,7 @@ def test_loss_is_the_joint_likelihood(model):
             token = labels[b, t]
             coarse = output.cluster_logits[b, t].log_softmax(-1)[MAPPING[token]]
             members = MAPPING[token] == MAPPING
-            scores = output.hidden_states[b, t] @ model.head.tokens.weight.T
+            scores = output.last_hidden_state[b, t] @ model.head.tokens.weight.T
             fine = (scores[token].exp() / scores[members].exp().sum()).log()
             expected = expected - (coarse + fine) / 48
     torch.testing.assert_close(output.loss, expected)
@@ -95,7 +95,7 @@ def test_stages_of_a_step_equal_the_teacher_forced_logits(model):
     for step in range(16):
         output = model(**inputs, past_key_values=cache, return_logits=False)
         assert output.logits is None
-        hidden[:, step] = output.hidden_states[:, -1]
+        hidden[:, step] = output.last_hidden_state[:, -1]
         coarse = model.stage_logits(hidden, step)
         torch.testing.assert_close(coarse, full.cluster_logits[:, step], rtol=0, atol=1e-4)
         for cluster in range(4):
@@ -115,11 +115,11 @@ def test_the_only_stage_of_a_one_stage_model_is_its_next_token(tiny_transformer)
     model = tiny_transformer(vocab_size=10)
     output = model(tokens(), CLASSES)
     for step in (0, 7, 16, -1):
-        logits = model.stage_logits(output.hidden_states, step)
+        logits = model.stage_logits(output.last_hidden_state, step)
         torch.testing.assert_close(logits, output.logits[:, step], rtol=0, atol=1e-5)
         assert logits.dtype == torch.float32
     with pytest.raises(ValueError, match="has one stage, so nothing is chosen before it"):
-        model.stage_logits(output.hidden_states, 0, tokens()[:, 0])
+        model.stage_logits(output.last_hidden_state, 0, tokens()[:, 0])
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ def test_sampling_frequencies_are_the_probabilities(scale):
     expected = both.logits[0, 0].exp()
     if scale > 1:
         coarse = guide(*both.cluster_logits[:, 0], scale).softmax(-1)
-        fine = guide(*(both.hidden_states[:, 0] @ model.head.tokens.weight.T), scale)
+        fine = guide(*(both.last_hidden_state[:, 0] @ model.head.tokens.weight.T), scale)
         cluster_of = model.token_embedding.cluster_of
         sums = cluster_logsumexp(fine, cluster_of, 12)
         expected = coarse[cluster_of] * (fine - sums[cluster_of]).exp()

@@ -126,15 +126,18 @@ def test_sdpa_equals_eager(model):
 
 def test_rotation_turns_by_row_then_column():
     cos, sin = rotation(torch.arange(11), grid_size=3, head_dim=12, theta=100.0, prefix_length=2)
-    assert cos.shape == sin.shape == (11, 6)  # head width 12: three pairs by row, three by column
+    assert cos.shape == sin.shape == (11, 12)  # three pairs by row, three by column
     assert not cos[:2].any()
     assert not sin[:2].any()
     for row in range(3):
         for column in range(3):
             angles = [at * 100.0 ** (-j / 3) for at in (row, column) for j in range(3)]
             position = 2 + 3 * row + column
-            torch.testing.assert_close(cos[position], torch.tensor([math.cos(a) for a in angles]))
-            torch.testing.assert_close(sin[position], torch.tensor([math.sin(a) for a in angles]))
+            for entry, sign in ((0, -1), (1, 1)):  # of a pair
+                cosines = torch.tensor([math.cos(a) for a in angles])
+                sines = torch.tensor([sign * math.sin(a) for a in angles])
+                torch.testing.assert_close(cos[position, entry::2], cosines)
+                torch.testing.assert_close(sin[position, entry::2], sines)
 
 
 def test_positions_do_not_depend_on_the_dtype_of_the_weights(model):

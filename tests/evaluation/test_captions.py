@@ -63,7 +63,7 @@ def test_photographs_of_any_classes_serve(given, photos, tmp_path):
     assert found["FD-EfficientNet-Lite0"]["conditions"]["reference_images"] == 20
     assert found["FD-EfficientNet-Lite0"]["conditions"]["images"] == 12
     assert "PSNR of reconstructions" in found and "Inception Score-EfficientNet-Lite0" in found
-    assert not {"Class accuracy", "CLIP score"} & set(found)
+    assert not {"Class accuracy-EfficientNet-Lite0", "CLIP score"} & set(found)
 
 
 def test_a_text_encoder_may_be_named(given, tmp_path, capsys):
@@ -97,5 +97,7 @@ def test_wrong_flags_are_one_sentence(given, capsys, flags, words):
 def test_captions_and_classes_are_not_mixed_up(given, saved, tmp_path, capsys):
     assert main([*given[:2], "--clip", "x"]) == 2
     assert "--prompts FILE is needed" in capsys.readouterr().err
+    assert main([*given[:2], "--likelihood", "x"]) == 2
+    assert "--likelihood does not go with" in capsys.readouterr().err
     assert main(["evaluate", str(saved), *given[2:], "--clip", "x"]) == 2
     assert "--prompts does not go with" in capsys.readouterr().err

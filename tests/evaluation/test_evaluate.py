@@ -11,6 +11,7 @@ from builders import build_scheme, build_vq
 from codeclade.cli import main
 from codeclade.cli.evaluate import parse_scale, parse_schedule
 from codeclade.data.records import EvaluationRecord
+from codeclade.evaluation.resize import eight_bit, resize_words
 from codeclade.hub.card import render_card
 from codeclade.hub.repository import read_repository
 from codeclade.metrics.lpips import Lpips
@@ -37,7 +38,7 @@ def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path,
         f"KID-{lite0}",
         *(f"{name}-{lite0}" for name in ("Precision", "Recall", "Density", "Coverage")),
         f"Inception Score-{lite0}",
-        "Class accuracy",
+        f"Class accuracy-{lite0}",
     }
     assert 3 < results["PSNR of reconstructions"]["value"] < 20
     distance = results[f"FD-{lite0}"]
@@ -52,10 +53,10 @@ def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path,
     assert conditions["guidance_scale"] == 2 and len(conditions["network_fingerprint"]) == 64
     assert conditions["versions"]["torch"] == torch.__version__
     assert results[f"KID-{lite0}"]["floor"] is not None
-    for name in (f"Inception Score-{lite0}", "Class accuracy", f"rFD-{lite0}"):
+    for name in (f"Inception Score-{lite0}", f"Class accuracy-{lite0}", f"rFD-{lite0}"):
         assert results[name]["conditions"]["network"] == lite0
     assert "network" not in results["PSNR of reconstructions"]["conditions"]
-    accuracy = results["Class accuracy"]["protocol"]
+    accuracy = results[f"Class accuracy-{lite0}"]["protocol"]
     assert "10 generated images, guidance 2, seed 0" in accuracy and "chance 20.0 %" in accuracy
     with np.load(samples) as file:
         assert file["arr_0"].shape == (10, 16, 16, 3) and file["arr_0"].dtype == np.uint8
@@ -112,8 +113,21 @@ def test_samples_alone_need_no_photographs(saved, tmp_path, capsys):
     command = ["evaluate", str(saved), "--images", "2", "--size", "8", "--classes", "random"]
     assert main([*command, "--samples-only", "--npz", str(out)]) == 0
     with np.load(out) as file:
-        assert file["arr_0"].shape == (10, 8, 8, 3)
+        smooth = file["arr_0"]
+    assert smooth.shape == (10, 8, 8, 3)
     assert not (saved / "evaluation.json").exists()
+    # Without antialiasing, as LlamaGen's script makes 256 of 384 pixels.
+    assert main([*command, "--samples-only", "--npz", str(out), "--plain-resize"]) == 0
+    with np.load(out) as file:
+        plain = file["arr_0"]
+    assert plain.shape == (10, 8, 8, 3) and not np.array_equal(plain, smooth)
+    pixels = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = torch.nn.functional.interpolate(pixels, size=(8, 8), mode="bicubic")
+    expected = torch.clamp(127.5 * expected + 128.0, 0, 255).byte()  # their rounding
+    assert torch.equal(eight_bit(pixels, 8, plain=True), expected)
+    assert "not antialiased" in resize_words(12, 8, plain=True)
+    assert main([*command[:4], "--samples-only", "--npz", str(out), "--plain-resize"]) == 2
+    assert "--plain-resize needs --size" in capsys.readouterr().err
 
 
 def test_old_records_are_read():

@@ -7,11 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from builders import build_vq
 from codeclade.evaluation import feature_cache, feature_sets
 from codeclade.evaluation.feature_cache import PhotographSets, features_folder
 from codeclade.evaluation.feature_sets import FeatureSet, set_distances
+from codeclade.evaluation.measure import measure_tokenizer
 from codeclade.evaluation.reference import open_photographs
 from codeclade.evaluation.resize import sized_batches
+from codeclade.evaluation.search import photograph_set
 from codeclade.metrics.networks import FrozenNetwork, NetworkOutput, resized
 
 
@@ -75,6 +78,18 @@ def test_a_second_time_no_network_runs(photos, folder, monkeypatch, most):
     other.fingerprint = "2" * 64
     halves(other, photos)
     assert (network.seen, other.seen) == (60, 20) and len(list(folder.iterdir())) == 4
+
+
+def test_measuring_again_runs_the_network_on_the_new_images_alone(photos):
+    photographs, network = open_photographs(str(photos), 16), Colors()
+    first = measure_tokenizer(build_vq(), photographs, network)
+    assert network.seen == 40
+    again = measure_tokenizer(build_vq(1), photographs, network)
+    assert network.seen == 60
+    floors = [[x.floor for x in one.records if x.floor is not None] for one in (first, again)]
+    assert floors[0] == floors[1] and len(floors[0]) == 2
+    found = photograph_set(network, photographs, 16, 8)  # of a search
+    assert network.seen == 60 and found.count == 20
 
 
 def test_other_photographs_are_never_mistaken(photos, monkeypatch):

@@ -15,21 +15,42 @@ from fuzz.batches import Load, rewrite
 from fuzz.pipelines import Pipelines
 
 ENTRIES = {  # of a header, for the first float tensor of a file
-    "dtype unknown": {"dtype": "F1"}, "dtype lower": {"dtype": "f32"}, "dtype I32": {"dtype": "I32"},
-    "dtype I16": {"dtype": "I16"}, "dtype number": {"dtype": 32}, "dtype null": {"dtype": None},
-    "dtype list": {"dtype": ["F32"]}, "dtype F64": {"dtype": "F64"}, "dtype F8": {"dtype": "F8_E4M3"},
-    "dtype BOOL": {"dtype": "BOOL"}, "dtype C64": {"dtype": "C64"}, "dtype U32": {"dtype": "U32"},
-    "shape negative": {"shape": [-32]}, "shape huge": {"shape": [2**40]},
-    "shape overflow": {"shape": [2**62, 4]}, "shape product": {"shape": [2**32, 2**32]},
-    "shape zero": {"shape": [0]}, "shape float": {"shape": [32.0]}, "shape text": {"shape": "32"},
-    "shape nested": {"shape": [[32]]}, "shape null": {"shape": None}, "shape true": {"shape": [True]},
-    "shape many": {"shape": [1] * 5000}, "shape digits": {"shape": [10**400]}, "shape none": {"shape": []},
-    "offsets reversed": {"data_offsets": [128, 0]}, "offsets negative": {"data_offsets": [-128, 0]},
-    "offsets huge": {"data_offsets": [2**60, 2**60 + 128]}, "offsets one": {"data_offsets": [0]},
-    "offsets three": {"data_offsets": [0, 1, 128]}, "offsets text": {"data_offsets": ["0", "128"]},
-    "offsets float": {"data_offsets": [0.0, 128.0]}, "offsets null": {"data_offsets": None},
-    "offsets overlap": {"data_offsets": [4, 132]}, "extra": {"strides": [1]},
-}  # fmt: skip
+    "dtype unknown": {"dtype": "F1"},
+    "dtype lower": {"dtype": "f32"},
+    "dtype I32": {"dtype": "I32"},
+    "dtype I16": {"dtype": "I16"},
+    "dtype number": {"dtype": 32},
+    "dtype null": {"dtype": None},
+    "dtype list": {"dtype": ["F32"]},
+    "dtype F64": {"dtype": "F64"},
+    "dtype F8": {"dtype": "F8_E4M3"},
+    "dtype BOOL": {"dtype": "BOOL"},
+    "dtype C64": {"dtype": "C64"},
+    "dtype U32": {"dtype": "U32"},
+    "shape negative": {"shape": [-32]},
+    "shape huge": {"shape": [2**40]},
+    "shape overflow": {"shape": [2**62, 4]},
+    "shape product": {"shape": [2**32, 2**32]},
+    "shape zero": {"shape": [0]},
+    "shape float": {"shape": [32.0]},
+    "shape text": {"shape": "32"},
+    "shape nested": {"shape": [[32]]},
+    "shape null": {"shape": None},
+    "shape true": {"shape": [True]},
+    "shape many": {"shape": [1] * 5000},
+    "shape digits": {"shape": [10**400]},
+    "shape none": {"shape": []},
+    "offsets reversed": {"data_offsets": [128, 0]},
+    "offsets negative": {"data_offsets": [-128, 0]},
+    "offsets huge": {"data_offsets": [2**60, 2**60 + 128]},
+    "offsets one": {"data_offsets": [0]},
+    "offsets three": {"data_offsets": [0, 1, 128]},
+    "offsets text": {"data_offsets": ["0", "128"]},
+    "offsets float": {"data_offsets": [0.0, 128.0]},
+    "offsets null": {"data_offsets": None},
+    "offsets overlap": {"data_offsets": [4, 132]},
+    "extra": {"strides": [1]},
+}
 
 
 class Weights(Pipelines):
@@ -37,10 +58,22 @@ class Weights(Pipelines):
 
     def all(self) -> Iterator[Load]:
         for group in (
-            self.fields, self.more_fields, self.index, self.documents, self.headers, self.lengths,
-            self.numbers, self.kinds, self.names, self.labels, self.trees, self.sketches,
-            self.shards, self.parts, self.flipped,
-        ):  # fmt: skip
+            self.fields,
+            self.more_fields,
+            self.index,
+            self.documents,
+            self.headers,
+            self.lengths,
+            self.numbers,
+            self.kinds,
+            self.names,
+            self.labels,
+            self.trees,
+            self.sketches,
+            self.shards,
+            self.parts,
+            self.flipped,
+        ):
             yield from group()
 
     def files(self) -> Iterator[tuple[Path, str, Path]]:
@@ -61,11 +94,18 @@ class Weights(Pipelines):
                 change = partial(with_header, file, {name: entry})
                 yield self.case(f"{part} header {what}", base, change, True, part)
             for what, text in {
-                "list": b"[1, 2, 3]", "null": b"null", "number": b"17", "empty": b"{}",
-                "deep": b"[" * 100_000 + b"]" * 100_000, "not JSON": b"{" * 50,
-                "not UTF-8": b"\xff\xfe{}", "entry list": b'{"a": [1]}', "NaN": b'{"a": NaN}',
-                "metadata": b'{"__metadata__": [1]}', "zeros": b"\0" * 500,
-            }.items():  # fmt: skip
+                "list": b"[1, 2, 3]",
+                "null": b"null",
+                "number": b"17",
+                "empty": b"{}",
+                "deep": b"[" * 100_000 + b"]" * 100_000,
+                "not JSON": b"{" * 50,
+                "not UTF-8": b"\xff\xfe{}",
+                "entry list": b'{"a": [1]}',
+                "NaN": b'{"a": NaN}',
+                "metadata": b'{"__metadata__": [1]}',
+                "zeros": b"\0" * 500,
+            }.items():
                 change = partial(with_text, file, text, None)
                 yield self.case(f"{part} header {what}", base, change, True, part)
             for length in (0, 1, 7, 2**31, 2**62, 2**64 - 1):
@@ -108,8 +148,11 @@ class Weights(Pipelines):
         """NaN and infinity, one number of one tensor."""
         folders = [(self.bundled, "transformer"), (self.bundled, "vq_model")]
         folders += [(self.small[s], "transformer") for s in ("cluster_token", "semantic_detail")]
-        folders += [(self.small["refiner"], "refiner"), (self.small["text"], "text_encoder"),
-                    (self.small["text"], "transformer")]  # fmt: skip
+        folders += [
+            (self.small["refiner"], "refiner"),
+            (self.small["text"], "text_encoder"),
+            (self.small["text"], "transformer"),
+        ]
         for base, part in folders:
             floats = [n for n, t in self.tensors(base, part).items() if t.is_floating_point()]
             for name in self.random.sample(floats, min(14, len(floats))):
@@ -190,8 +233,11 @@ class Weights(Pipelines):
     # --- clusters
 
     def labels(self) -> Iterator[Load]:
-        places = [(self.bundled, "cluster_map", "mapping"), (self.small["cluster"], "cluster_map", "mapping"),
-                  (self.small["cluster_token"], "transformer", "token_embedding.cluster_of")]  # fmt: skip
+        places = [
+            (self.bundled, "cluster_map", "mapping"),
+            (self.small["cluster"], "cluster_map", "mapping"),
+            (self.small["cluster_token"], "transformer", "token_embedding.cluster_of"),
+        ]
         for base, part, name in places:
             clusters = int(self.tensors(base, part)[name].max()) + 1
             for what, change in {
@@ -209,8 +255,8 @@ class Weights(Pipelines):
                 "another partition": lambda t: t.roll(1),
                 "all zero": lambda t: t * 0,
             }.items():
-                # A new model of the joint scheme has zeros; a pipeline of it is refused.
-                alone = part == "transformer" and what == "all zero"
+                # A generator alone may be new, or of any partition; a pipeline has a map as well.
+                alone = part == "transformer" and what in ("all zero", "another partition")
                 found = self.edit(f"{what} {base.name}", base, part, name, change)
                 yield found._replace(load=self.case("", base, put).load) if alone else found
 
@@ -266,23 +312,39 @@ class Weights(Pipelines):
             files = sorted(set(content["weight_map"].values()))
             moved = {name: content["weight_map"][name] for name in names}
             entries = {
-                "up": "../vq_model/config.json", "up and down": f"../{part}/{files[0]}",
-                "absolute": "/etc/passwd", "home": "~/x.safetensors", "missing": "x.safetensors",
-                "number": 5, "null": None, "list": [files[0]], "empty": "", "dot": ".", "dots": "..",
-                "config": "config.json", "long": "x" * 5000 + ".safetensors", "zero": "a\0.safetensors",
-                "another shard": files[-1], "index": index, "back": "..\\x.safetensors",
-            }  # fmt: skip
+                "up": "../vq_model/config.json",
+                "up and down": f"../{part}/{files[0]}",
+                "absolute": "/etc/passwd",
+                "home": "~/x.safetensors",
+                "missing": "x.safetensors",
+                "number": 5,
+                "null": None,
+                "list": [files[0]],
+                "empty": "",
+                "dot": ".",
+                "dots": "..",
+                "config": "config.json",
+                "long": "x" * 5000 + ".safetensors",
+                "zero": "a\0.safetensors",
+                "another shard": files[-1],
+                "index": index,
+                "back": "..\\x.safetensors",
+            }
             for what, file in entries.items():
                 lie = {"weight_map": moved | {names[0]: file}}
                 change = partial(write_json, f"{part}/{index}", lie)
                 yield self.case(f"{part} shard {what}", base, change, True, part)
             for what, lie in {
-                "no map": {}, "map list": {"weight_map": [1]}, "map null": {"weight_map": None},
-                "map empty": {"weight_map": {}}, "map number": {"weight_map": 5},
+                "no map": {},
+                "map list": {"weight_map": [1]},
+                "map null": {"weight_map": None},
+                "map empty": {"weight_map": {}},
+                "map number": {"weight_map": 5},
                 "one less": {"weight_map": {n: moved[n] for n in names[1:]}},
                 "one more": {"weight_map": moved | {"more": files[0]}},
-                "list": [1], "metadata": {"weight_map": moved, "metadata": 5},
-            }.items():  # fmt: skip
+                "list": [1],
+                "metadata": {"weight_map": moved, "metadata": 5},
+            }.items():
                 refused = None if what == "metadata" else True
                 change = partial(write_json, f"{part}/{index}", lie)
                 yield self.case(f"{part} index {what}", base, change, refused, part)

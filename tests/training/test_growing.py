@@ -48,7 +48,7 @@ def test_a_stage_is_a_coarse_model_with_the_logarithm_of_the_sizes_as_bias():
     assert torch.equal(model(swapped[:, :-1], labels).logits[:, : ids.shape[1]], logits)
 
     # All rows of a cluster get its mean gradient: the coarse row's, divided by the size.
-    hidden = model(ids[:, :-1], labels, return_logits=False).hidden_states.detach()
+    hidden = model(ids[:, :-1], labels, return_logits=False).last_hidden_state.detach()
     head = model.head.weight[first].detach().requires_grad_()
     logits = hidden[:, : ids.shape[1]] @ head.mT + sizes.log()
     F.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()

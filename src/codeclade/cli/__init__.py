@@ -4,8 +4,11 @@ import argparse
 import os
 import sys
 
+from safetensors import SafetensorError
+
 from .. import __version__
 from .arguments import VerbParser
+from .bench import add_bench
 from .cluster import add_cluster
 from .compare import add_compare
 from .convert import add_convert
@@ -27,6 +30,7 @@ EXAMPLES = """examples:
       --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
   codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
   codeclade compare a/evaluation.json b/evaluation.json
+  codeclade bench llamagen:b-256
   codeclade convert llamagen --vq vq_ds16_c2i.pt --gpt c2i_L_384.pt --image-size 384 \\
       --out llamagen-l-384
   codeclade push llamagen-l-384 user/llamagen-l-384 --dry-run
@@ -40,8 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     # Input and machine are answered with a sentence. Any other exception is a mistake in this
-    # package and keeps its traceback, which a report needs.
-    except (ValueError, OSError, MemoryError, ImportError) as error:
+    # package and keeps its traceback, which a report needs. The writer of weights says that a disk
+    # is full in an error of its own.
+    except (ValueError, OSError, MemoryError, ImportError, SafetensorError) as error:
         if os.environ.get("CODECLADE_TRACEBACK"):
             raise
         print(f"codeclade {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -72,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training(verbs)
     add_evaluate(verbs)
     add_compare(verbs)
+    add_bench(verbs)
     add_convert(verbs)
     add_push(verbs)
     add_demo(verbs)

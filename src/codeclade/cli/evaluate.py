@@ -75,6 +75,11 @@ def add_evaluate(verbs) -> None:
     parser.add_argument("--clip", metavar="MODEL", help="measure the CLIP score with this CLIP")
     parser.add_argument("--text-encoder", metavar="MODEL", help="T5 of a pipeline without one")
     parser.add_argument("--size", type=int, metavar="S", help="pixels a side at which to measure")
+    parser.add_argument(
+        "--plain-resize",
+        action="store_true",
+        help="bring generated images to --size without antialiasing, as LlamaGen's script does",
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
     parser.add_argument("--out", metavar="FILE", help="default: evaluation.json in the folder")
     parser.add_argument("--npz", metavar="FILE", help="also keep the images for ADM's evaluator")
@@ -116,7 +121,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not tokenizer:
         check_source(arguments.source)
     _check_modes(arguments, tokenizer)
-    if not (tokenizer or arguments.likelihood):
+    if not tokenizer:
         check_captions(arguments, takes_captions(arguments.source))
     out, npz = _places(arguments)
     # Of several processes, which torchrun and accelerate number here, one is enough to say it.
@@ -164,8 +169,9 @@ def _check_modes(arguments: argparse.Namespace, tokenizer: bool) -> None:
 
     given = [name for name in ONLY_SAMPLING if getattr(arguments, name) is not None]
     alone = tokenizer or arguments.likelihood
-    if alone and (given or arguments.samples_only):
-        flag = (given or ["samples_only"])[0].replace("_", "-")
+    given += [name for name in ("samples_only", "plain_resize") if getattr(arguments, name)]
+    if alone and given:
+        flag = given[0].replace("_", "-")
         what = "a tokenizer" if tokenizer else "--likelihood"
         raise ValueError(f"--{flag} is of generated images, but {what} generates none.")
     if tokenizer and arguments.likelihood:
@@ -179,6 +185,8 @@ def _check_modes(arguments: argparse.Namespace, tokenizer: bool) -> None:
     if arguments.write_defaults and isinstance(parse_scale(arguments.guidance_scale), tuple):
         raise ValueError("--write-defaults takes one --guidance-scale, not a pair.")
     search_points(arguments.search)
+    if arguments.plain_resize and not arguments.size:
+        raise ValueError("--plain-resize needs --size S.")
     if arguments.samples_only and not arguments.npz:
         raise ValueError("--samples-only needs --npz FILE to write to.")
     if not (arguments.likelihood or arguments.samples_only):
@@ -377,6 +385,7 @@ def sampling_of(arguments: argparse.Namespace):
         seed=arguments.seed,
         classes=arguments.classes or "balanced",
         size=arguments.size,
+        plain_resize=arguments.plain_resize,
         guidance_scale=parse_scale(arguments.guidance_scale),
         guidance_schedule=parse_schedule(arguments.guidance_schedule),
         temperature=arguments.temperature,

@@ -19,7 +19,7 @@ In float32 whatever the dtype of the weights:
 import inspect
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ def rotation(
     prefix_length: int = 1,
     positions_per_cell: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (L, h/2) of 2-D rotary positions (L,), float32.
+    """Cosines and signed sines (L, h) of 2-D rotary positions (L,), float32, for `rotate`.
 
     Sequence position p holds grid cell p - P in raster order; the first half of the pairs turns
     with the row, the second with the column. Prefix positions have cosine AND sine 0: their queries
@@ -149,15 +149,17 @@ def rotation(
     angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)
     # The product hides the prefix, by a table rather than by a branch, so it compiles.
     visible = (cell >= 0).unsqueeze(-1)  # (L, 1)
-    return angles.cos() * visible, angles.sin() * visible
+    cos, sin = angles.cos() * visible, angles.sin() * visible  # (L, h/2)
+    # Both entries of a pair have its angle; the first one gets minus the second's part.
+    return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (0,1), (2,3), ... of x (B, H, L, h) by angles given as (L, h/2)."""
+    """Turn the pairs (0,1), (2,3), ... of x (..., h) by `rotation`'s tables, which broadcast."""
     # Neighboring entries are a pair, as in the published weights; Llama pairs halves.
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, L, h/2)
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).type_as(x)
+    wide = x.float()
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (wide * cos + swapped * sin).type_as(x)
 
 
 # transformers 5.24 renamed the argument; older versions know the old name only.
@@ -191,11 +193,28 @@ def causal_mask(
     )
 
 
+def few_on_cpu(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether plain attention is faster: half precision on a CPU, where the fused kernel packs all
+    keys and values anew for every call, which pays for many queries (B, H, L, h) only.
+
+    Several queries without a mask are causal, which plain attention is not by itself.
+    """
+    few = query.shape[2] == 1 or (mask is not None and query.shape[2] <= 16)
+    return few and query.device.type == "cpu" and query.dtype != torch.float32
+
+
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S)."""
+    """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S).
+
+    The mask is added to the scores, or says where they count if it is one of truth values.
+    """
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, L, S)
     if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
+        mask = attention_mask[..., : key.shape[-2]]
+        if mask.dtype == torch.bool:  # finite, so that a row that sees nothing has no NaN
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).type_as(query), dropout)
     return (weights @ value).transpose(1, 2), weights  # (B, L, H, h)
 
@@ -219,20 +238,24 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output (B, L, D) and, from `eager_attention` alone, the probabilities (B, H, L, S)."""
         heads = self.config.num_attention_heads
-        query, key, value = self.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = self.qkv(x).unflatten(-1, (3, heads, -1))  # (B, L, 3, H, h)
         # Keys are rotated before they enter the cache, so a step turns its own positions only.
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)  # (B, H, L, h)
+        turned = rotate(mixed[:, :, :2], cos[:, None, None], sin[:, None, None])
+        query, key = turned.permute(2, 0, 3, 1, 4)  # (B, H, L, h)
+        value = mixed[:, :, 2].transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, h)
         # A config has no implementation until a model is made with it; then it always has one.
-        chosen = "eager" if self.plain else self.config._attn_implementation
-        implementation = cast(str, chosen)
+        implementation = cast(str, self.config._attn_implementation)
+        if self.plain or (implementation == "sdpa" and few_on_cpu(query, mask)):
+            implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = self.config.head_dim**-0.5
-        mixed, _ = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)
-        return self.dropout(self.out(mixed.flatten(2)))  # (B, L, D)
+        mixed, weights = attend(self, query, key, value, mask, scaling=scaling)  # (B, L, H, h)
+        return self.dropout(self.out(mixed.flatten(2))), weights
 
     def prefix_share(
         self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache
@@ -283,10 +306,88 @@ class Block(GradientCheckpointingLayer):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, cos, sin, cache)  # (B, L, D)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Cache | None,
+        attentions: bool = False,
+        prefix_share: bool = False,
+    ) -> Any:
+        """Output (B, L, D); a tuple with what else is asked for.
+
+        Args:
+            attentions: also return the attention's probabilities (B, H, L, S).
+            prefix_share: also return `Attention.prefix_share`; needs a cache.
+        """
+        normed = self.attention_norm(x)
+        mixed, weights = self.attention(normed, mask, cos, sin, cache)
+        # Fused kernels do not return their weights, so the one row that IAR2's schedule needs is
+        # computed a second time.
+        share = None
+        if prefix_share:
+            share = self.attention.prefix_share(normed, mask, cos, sin, cast(Cache, cache))
+        x = x + mixed  # (B, L, D)
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return (x, weights, share) if attentions or prefix_share else x
+
+
+class Wanted(NamedTuple):
+    """What a forward pass returns of its layers, as transformers' arguments ask for it."""
+
+    hidden_states: bool
+    attentions: bool
+
+
+def wanted_outputs(
+    config: PreTrainedConfig, hidden_states: bool | None, attentions: bool | None
+) -> Wanted:
+    """What is asked for; the config's answer where an argument is None."""
+    if hidden_states is None:
+        hidden_states = bool(config.output_hidden_states)
+    if attentions is None:
+        attentions = bool(config.output_attentions)
+    return Wanted(hidden_states, attentions)
+
+
+def as_dict(config: PreTrainedConfig, return_dict: bool | None) -> bool:
+    """Whether an output is returned as it is and not as a tuple; the config's answer for None."""
+    return bool(config.return_dict) if return_dict is None else return_dict
+
+
+class LayerStates(NamedTuple):
+    """What `decode_layers` returns."""
+
+    last: Tensor  # (B, L, D) output of the last layer
+    inputs: tuple[Tensor, ...]  # (B, L, D) of every layer, where asked for
+    attentions: tuple[Tensor, ...] | None  # (B, H, L, S) of every layer, where asked for
+    prefix_share: Tensor | None  # (B,) of the last layer, where asked for
+
+
+def decode_layers(
+    layers: nn.ModuleList, x: Tensor, inputs: tuple, wanted: Wanted, prefix_share: bool = False
+) -> LayerStates:
+    """x (B, L, D) through decoder blocks.
+
+    Args:
+        inputs: mask, cosines, sines and cache, the same for all of them.
+        prefix_share: also the last block's `Attention.prefix_share`.
+    """
+    before, weights, share = [], [], None
+    for index, layer in enumerate(layers):
+        if wanted.hidden_states:
+            before.append(x)
+        asked = wanted.attentions, prefix_share and index == len(layers) - 1
+        output = layer(x, *inputs, *asked) if any(asked) else layer(x, *inputs)
+        if any(asked):
+            x, probabilities, share = output
+            weights.append(probabilities)
+        else:
+            x = output
+    # Fused kernels return none.
+    attentions = tuple(weights) if wanted.attentions and weights[0] is not None else None
+    return LayerStates(x, tuple(before), attentions, share)
 
 
 class ClassPrefix(nn.Module):
@@ -319,7 +420,14 @@ class TextPrefix(nn.Module):
         self.null = nn.Parameter(torch.empty(config.prefix_length, config.text_dim))
         self.drop = config.class_dropout
 
-    def forward(self, text_embeds: Tensor) -> Tensor:
+    def forward(self, text_embeds: Tensor | None = None) -> Tensor:
+        """Prefix (B, P, D) of text features, or without any a copy of `null` (P, text_dim).
+
+        Offloading brings parameters to the device for as long as `forward` runs, so `null` is
+        asked for here.
+        """
+        if text_embeds is None:
+            return self.null.clone()
         if self.training and self.drop:
             dropped = torch.rand(len(text_embeds), 1, 1, device=text_embeds.device) < self.drop
             text_embeds = torch.where(dropped, self.null.to(text_embeds), text_embeds)
@@ -349,12 +457,55 @@ def init_weights(module: nn.Module, std: float) -> None:
 
 
 class DecoderModel(StrictLoading, PreTrainedModel):
-    """What generator and refiner promise transformers as models made of `Block`s."""
+    """What generator and refiner promise transformers and diffusers as models made of `Block`s."""
 
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers reads a list)
+    # Lists that the libraries read: modules that stay on one device, and those to compile alone.
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _repeated_blocks = ["Block"]  # noqa: RUF012
+    _supports_group_offloading = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module, self.config.initializer_range)
+
+    def token_tables(self) -> tuple[str, str]:
+        """Names of the embedding that takes tokens and of the linear layer that predicts them."""
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of `token_tables`."""
+        return self.get_submodule(self.token_tables()[0])
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another module in place of `get_input_embeddings()`."""
+        self.set_submodule(self.token_tables()[0], value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The linear layer of `token_tables`."""
+        return self.get_submodule(self.token_tables()[1])
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another module in place of `get_output_embeddings()`."""
+        self.set_submodule(self.token_tables()[1], new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """There is no other number of tokens: they are a tokenizer's codes, or their clusters.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"tokens of {type(self).__name__} are the codes of a VQModel or their clusters, and "
+            "stay as many as they are; make a new model for another codebook or cluster map."
+        )
+
+    def compile_repeated_blocks(self, *args, **kwargs) -> None:
+        """Compile the blocks, which are all the same, instead of the whole model.
+
+        The arguments are those of `torch.compile`.
+        """
+        for module in self.modules():
+            if type(module).__name__ in self._repeated_blocks:
+                module.compile(*args, **kwargs)

@@ -152,8 +152,8 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
         return self
 
     def to_clusters(self, ids: Tensor) -> Tensor:
-        """Cluster of every id; any shape."""
-        return self.mapping[ids]
+        """Cluster of every id; any shape, any integer dtype, on the device of the ids."""
+        return self.mapping[ids.to(self.mapping.device).long()].to(ids.device)
 
     def _member_table(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ids sorted by cluster (N,), first position (K,) and size (K,) of every cluster."""
@@ -199,9 +199,10 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
             uniforms = torch.rand(clusters.shape, generator=generator, device=device)
         order, first, sizes = self._member_table()
         # One table look-up for all tokens. The clamp is for products that round up to the size.
-        size = sizes[clusters]
+        which = clusters.to(order.device).long()
+        size = sizes[which]
         offset = (uniforms.to(size.device) * size).long().clamp_max(size - 1)
-        return order[first[clusters] + offset]
+        return order[first[which] + offset].to(clusters.device)
 
     def cut(self, num_clusters: int) -> "ClusterMap":
         """The map of the same tree cut at another number of clusters, numbered by smallest member.

@@ -14,7 +14,7 @@ def check_finite(model: nn.Module) -> None:
     lie on disk or are not there yet (meta), are left out.
     """
     names: dict[torch.device, list[str]] = {}
-    extremes: dict[torch.device, list[Tensor]] = {}
+    ends: dict[torch.device, list[Tensor]] = {}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         plain = type(tensor.data) in (Tensor, nn.Parameter) and not tensor.is_meta
         if not plain or not tensor.is_floating_point() or not tensor.numel():
@@ -23,9 +23,9 @@ def check_finite(model: nn.Module) -> None:
         # Minimum and maximum hand NaN on; float8 has neither.
         low, high = (values if values.element_size() > 1 else values.float()).aminmax()
         names.setdefault(tensor.device, []).append(name)
-        extremes.setdefault(tensor.device, []).append(torch.stack([low, high]).float())
-    for device, pairs in extremes.items():
-        finite = torch.stack(pairs).isfinite().all(-1)
+        ends.setdefault(tensor.device, []).append(low.isfinite() & high.isfinite())
+    for device, flags in ends.items():
+        finite = torch.stack(flags)
         if not finite.all():
             name = names[device][int((~finite).nonzero()[0])]
             raise ValueError(

@@ -62,8 +62,8 @@ def token_mask(mask: Any, grid: int) -> Tensor:
     """Tokens (n, G, G), True where any pixel of a token's cell is white, true or above one half.
 
     Args:
-        mask: a PIL image, a tensor or array (H, W), (n, H, W) or (n, 1, H, W), or a list of images;
-            it is stretched over the whole grid.
+        mask: a PIL image, a tensor or array (H, W), (n, H, W), (n, 1, H, W) or (n, H, W, 1), or a
+            list of images; it is stretched over the whole grid.
 
     Raises:
         ValueError: a mask of another shape.
@@ -74,8 +74,9 @@ def token_mask(mask: Any, grid: int) -> Tensor:
     if isinstance(mask, Image.Image):
         mask = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy([mask.convert("L")]))
     mask = torch.as_tensor(mask).float()
-    if mask.ndim == 4 and mask.shape[1] == 1:
-        mask = mask.squeeze(1)
+    for channel in (1, 3):  # where torch and numpy keep it
+        if mask.ndim == 4 and mask.shape[channel] == 1:
+            mask = mask.squeeze(channel)
     if mask.ndim not in (2, 3):
         raise ValueError(f"mask_image has shape {tuple(mask.shape)}; it must be (n, H, W).")
     mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
@@ -219,7 +220,7 @@ def ids_in_raster(ids: Tensor, vq_model: VQModel, grid: int) -> Tensor:
     check_grid("ids", ids, shape)
     for values, size in zip(ids.unbind(-1) if len(sizes) > 1 else [ids], sizes, strict=True):
         check_range(values, size, "id")
-    return ids.flatten(1, 2)
+    return ids.long().flatten(1, 2)
 
 
 def clusters_in_raster(
@@ -234,7 +235,7 @@ def clusters_in_raster(
     check_grid("clusters", clusters, (grid, grid))
     # Only pipelines with clusters come here, so there is a number of them.
     check_range(clusters, cast(int, transformer.scheme.num_clusters(cluster_map)), "cluster")
-    return clusters.flatten(1, 2)
+    return clusters.long().flatten(1, 2)
 
 
 def check_grid(name: str, values: Tensor, shape: tuple[int, ...]) -> None:

@@ -107,9 +107,9 @@ def check_fields(kind: type, content: Mapping[str, Any], what: str) -> None:
             check_value(known, value, name, what)
         # Unknown fields become attributes: notes may be there, but nothing that replaces what the
         # class computes itself, or that is a switch of the library.
-        elif hasattr(kind, name) or name in SWITCHES or isinstance(value, (dict, list)):
+        elif hasattr(kind, name) or name in SWITCHES or not name.isidentifier():
             raise ValueError(f"{what}: {shortened(name)!r} is no field of {kind.__name__}.")
-        elif not fits(str | float | bool | None, value):
+        elif not fits(str | float | bool | None, value):  # lists and objects are no notes
             shown = shortened(repr(value), 40)
             raise ValueError(f"{what}: {shortened(name)}={shown} is no value of a config.")
     for name in ("dtype", "torch_dtype"):
@@ -136,7 +136,8 @@ def check_settings(settings: Mapping[str, Any], what: str) -> None:
             check_value(Annotated[float, Bounds(-1e6, 1e6)], number, shortened(key), what)
         if key == "name":
             check_value(str, value, "guidance_schedule", what)
-    names = settings.get("id2label") or {}
+    names = settings.get("id2label")
+    names = {} if names is None else names
     known = isinstance(names, dict) and len(names) <= MOST_NAMES
     if not known or not all(_is_label(key, value) for key, value in names.items()):
         raise ValueError(f"{what}: id2label must hold a name of each class by its number.")

@@ -22,16 +22,17 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from .cluster_map import ClusterMap
 from .editing import Edit
 from .guidance import Number, Schedule
+from .image_cache import ImageCache, compiled
 from .refiner import Refiner, clusters_to_ids
-from .sampling import guide, image_uniforms, sample
+from .sampling import guide, image_seeds, noise_seeds, sample_with_noise, seeded_uniforms
 from .transformer import CodecladeOutput, CodecladeTransformer
 from .vq_model import VQModel
 
 
 class Draws(NamedTuple):
-    """The uniform numbers in [0, 1) that decide a batch of images."""
+    """The random numbers that decide a batch of images; all but seeds are uniform in [0, 1)."""
 
-    tokens: Tensor  # (B, S, T) one for every choice of the generator
+    tokens: Tensor  # (B, S, T) int64: seeds of the noise of every choice of the generator
     members: Tensor  # (B, T) for the member draw or the refiner
     strength: Tensor | None = None  # (B, T) pick what `strength` changes; None where all changes
 
@@ -49,13 +50,15 @@ def draw_uniforms(
     """
     if isinstance(generator, list) and len(generator) != count:
         raise ValueError(f"{len(generator)} generators were given for {count} images.")
-    # Rows for the strength come last, so that asking for one leaves the other numbers as they are.
     config = transformer.config
-    stages = config.num_stages
+    stages, steps = config.num_stages, config.num_tokens
+    seeds = image_seeds(count, generator)
+    # Rows for the strength come last, so that asking for one leaves the other numbers as they are.
+    # The first rows decide nothing: tokens were drawn by them in 0.1, and members keep their place.
     rows = stages + 1 + (strength < 1)
-    uniforms = image_uniforms(count, (rows, config.num_tokens), generator)  # (B, rows, T)
+    uniforms = seeded_uniforms(seeds, (rows, steps))  # (B, rows, T)
     last = uniforms[:, stages + 1] if strength < 1 else None
-    return Draws(uniforms[:, :stages], uniforms[:, stages], last)
+    return Draws(noise_seeds(seeds, stages, steps), uniforms[:, stages], last)
 
 
 @dataclass
@@ -67,6 +70,7 @@ class SamplingSettings:
     top_p: float = 1.0  # 1 keeps all
     guidance_scale: Number = 1.0  # a pair has one number for each stage
     schedule: Schedule = field(default_factory=lambda: Schedule(None))
+    parallel: int | None = None  # positions of a pass at most, see parallel.py; None is automatic
 
     @property
     def guided(self) -> bool:
@@ -84,7 +88,7 @@ def sample_tokens(
     transformer: CodecladeTransformer,
     condition: dict[str, Tensor],
     null_condition: dict[str, Tensor],
-    uniforms: Tensor,
+    seeds: Tensor,
     settings: SamplingSettings,
     edit: Edit | None = None,
     after_token: Callable[[int, Tensor], tuple[Tensor, Number, bool]] | None = None,
@@ -94,27 +98,26 @@ def sample_tokens(
     Args:
         condition: keyword arguments of the transformer's first call, each with B rows.
         null_condition: the same for the unconditional half of the guidance batch.
-        uniforms: (B, S, T), `Draws.tokens` on the transformer's device.
+        seeds: (B, S, T), `Draws.tokens` on the transformer's device.
         edit: what is known; steps before the first and after the last change are left out.
         after_token: called as `after_token(step, tokens)` when a token is known; returns the tokens
             to go on with, the guidance scale from here on, and whether to stop.
     """
-    config, scheme = transformer.config, transformer.scheme
-    batch, _, steps = uniforms.shape
+    scheme = transformer.scheme
+    batch, _, steps = seeds.shape
     # Guidance needs unconditional rows; whether they are there is settled before the first step.
     guided = settings.guided
     attend = guided and settings.schedule.uses_attention
-    if guided:
-        condition = {key: torch.cat([rows, null_condition[key]]) for key, rows in condition.items()}
+    condition = guidance_rows(condition, null_condition, guided)
     # What is known up to the first change goes into the cache in one pass, as a prompt does.
-    start, stop = 0, steps
-    shape = (batch, steps, *scheme.token_shape)
-    tokens = torch.zeros(shape, dtype=torch.int64, device=uniforms.device)
-    if edit is not None:
-        tokens, start, stop = edit.tokens.clone(), edit.start, edit.stop
-    cache = StaticCache(config, max_cache_len=config.prefix_length + steps)
+    tokens, start, stop = first_tokens(transformer, batch, seeds.device, edit)
+    cache = make_cache(transformer, condition, seeds.device)
     states = None
     for step in range(start, stop):
+        # A schedule may end before the image does; the unconditional rows then have no use.
+        if guided and step > start and settings.schedule.ended(step) and can_drop(cache):
+            guided, condition = False, drop_unconditional(cache, condition, batch)
+            states = cast(Tensor, states)[:batch]
         # Prefix and known tokens once; then each step adds the token that the one before chose.
         if step == start:
             known = both_halves(tokens[:, :start], guided) if start else None
@@ -124,7 +127,7 @@ def sample_tokens(
             mask = condition.get("attention_mask")
             output = decode_one_token(transformer, cache, last, mask, attend)
         # A head that looks at neighbors gets the states of all tokens, others the last one alone.
-        new = cast(Tensor, output.hidden_states)
+        new = cast(Tensor, output.last_hidden_state)
         if scheme.reads_earlier_states:
             states, at = place_states(states, new, step, steps), step
         else:
@@ -132,7 +135,7 @@ def sample_tokens(
         attended = cast(Tensor, output.condition_attention)[:batch] if attend else None  # (B,)
         scale_of = partial(scale_at, settings, step, steps, attended) if guided else None
         kept = None if edit is None else (edit.redo[:, step], edit.choices[:, step])
-        choices = choose(transformer, states, at, uniforms[..., step], settings, scale_of, kept)
+        choices = choose(transformer, states, at, seeds[..., step], settings, scale_of, kept)
         tokens[:, step] = scheme.choices_to_tokens(choices)
         # The caller may change tokens or the scale, or stop; settings stay the caller's own copy.
         if after_token is not None:
@@ -141,6 +144,48 @@ def sample_tokens(
             if stopped:
                 break
     return tokens
+
+
+def guidance_rows(
+    condition: dict[str, Tensor], null_condition: dict[str, Tensor], guided: bool
+) -> dict[str, Tensor]:
+    """Rows (R, ...) of the transformer's first call, the unconditional half second."""
+    if not guided:
+        return condition
+    return {key: torch.cat([rows, null_condition[key]]) for key, rows in condition.items()}
+
+
+def first_tokens(
+    transformer: CodecladeTransformer, batch: int, device: torch.device, edit: Edit | None
+) -> tuple[Tensor, int, int]:
+    """Tokens (B, T, ...) before sampling, the first position to sample and one after the last."""
+    steps = transformer.config.num_tokens
+    if edit is not None:
+        return edit.tokens.clone(), edit.start, edit.stop
+    shape = (batch, steps, *transformer.scheme.token_shape)
+    return torch.zeros(shape, dtype=torch.int64, device=device), 0, steps
+
+
+def make_cache(
+    transformer: CodecladeTransformer, condition: dict[str, Tensor], device: torch.device
+) -> Cache:
+    """An empty cache for all positions: of the filled part where that is faster, else static."""
+    config = transformer.config
+    # Compiled code wants shapes that stay, and flash and flex attention masks of their own.
+    if compiled(transformer) or config._attn_implementation not in ("sdpa", "eager"):
+        return StaticCache(config, max_cache_len=config.prefix_length + config.num_tokens)
+    return ImageCache(config, device, condition.get("attention_mask"))
+
+
+def can_drop(cache: Cache) -> bool:
+    """Whether rows can leave the cache; compiled code wants shapes that stay."""
+    return isinstance(cache, ImageCache)
+
+
+def drop_unconditional(cache: Cache, condition: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
+    """The condition without the rows of guidance, which leave the cache too."""
+    cast(ImageCache, cache).keep_rows(batch)
+    return {key: rows[:batch] for key, rows in condition.items()}
 
 
 def prefill(
@@ -152,7 +197,7 @@ def prefill(
 ) -> CodecladeOutput:
     """Fill the cache with the prefix and the tokens known at the start, (R, n, ...).
 
-    The last of `hidden_states` predicts token n.
+    The last of `last_hidden_state` predicts token n.
 
     Args:
         attend: also ask for the condition's share of the attention.
@@ -196,36 +241,37 @@ def extend_cache(
 def choose(
     transformer: CodecladeTransformer,
     states: Tensor,
-    at: int,
-    uniforms: Tensor,
+    at: int | slice,
+    seeds: Tensor,
     settings: SamplingSettings,
     scale_of: Callable[[int], float | Tensor] | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """What every stage chooses at one position, (B, S).
+    """What every stage chooses at one position, (B, S), or at a slice of them, (B, n, S).
 
     Args:
-        states: (R, n, D) hidden states, of which number `at` predicts this token.
-        uniforms: (B, S) numbers in [0, 1).
-        scale_of: guidance scale of a stage, a number or (B, 1), where there are unconditional rows.
-        kept: where a stage is sampled, (B, S) bool, and what it chooses elsewhere, (B, S); the
-            second stage is sampled given what the first one keeps.
+        states: (R, m, D) hidden states, of which number or slice `at` predicts.
+        seeds: (B, S) of the noise, or (B, n, S).
+        scale_of: guidance scale of a stage, a number, (B, 1) or (n, 1), where there are
+            unconditional rows.
+        kept: where a stage is sampled, bool, and what it chooses elsewhere, as `seeds`; the second
+             stage is sampled given what the first one keeps.
     """
     # The head's cache lives for one position only: its stages see each other, not other tokens.
     guided, cache, choices = scale_of is not None, DynamicCache(), []
-    for stage in range(uniforms.shape[1]):
-        chosen = both_halves(choices[-1], guided) if choices else None  # (R,)
-        logits = transformer.stage_logits(states, at, chosen, cache)  # (R, V)
+    for stage in range(seeds.shape[-1]):
+        chosen = both_halves(choices[-1], guided) if choices else None  # (R, ...)
+        logits = transformer.stage_logits(states, at, chosen, cache)  # (R, ..., V)
         if scale_of is not None:
-            (logits, unconditional), scale = logits.chunk(2), scale_of(stage)  # (B, V) each
+            (logits, unconditional), scale = logits.chunk(2), scale_of(stage)  # (B, ..., V) each
             if isinstance(scale, Tensor) or scale > 1:
                 logits = guide(logits, unconditional, scale)
         # Filters after guidance, as in LlamaGen: top-k of the mixed logits, not of either half.
         filters = settings.temperature, settings.top_k, settings.top_p
-        choice = sample(logits, uniforms[:, stage], *filters)  # (B,)
+        choice = sample_with_noise(logits, seeds[..., stage], *filters)  # (B, ...)
         # Sampled, then overruled: images keep different tokens, and a branch would ask the host.
         if kept is not None:
-            choice = torch.where(kept[0][:, stage], choice, kept[1][:, stage])
+            choice = torch.where(kept[0][..., stage], choice, kept[1][..., stage])
         choices.append(choice)
     return torch.stack(choices, dim=-1)
 
@@ -284,5 +330,14 @@ def tokens_to_ids(
 def ids_to_images(
     ids: Tensor, vq_model: VQModel, processor: VaeImageProcessor, output_type: str = "pil"
 ):
-    """Images of ids (B, G, G, ...), as diffusers' image processor gives them."""
-    return processor.postprocess(vq_model.decode(ids).float(), output_type=output_type)
+    """Images of ids (B, G, G, ...), as diffusers' image processor gives them.
+
+    Raises:
+        ValueError: a decoder whose numbers are not finite in its dtype.
+    """
+    pixels = vq_model.decode(ids).float()
+    if not pixels.isfinite().all():
+        raise ValueError(
+            f"vq_model gives numbers that are not finite in {vq_model.dtype}; load it in float32."
+        )
+    return processor.postprocess(pixels, output_type=output_type)

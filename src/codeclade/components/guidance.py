@@ -132,6 +132,11 @@ class Schedule:
     def uses_attention(self) -> bool:
         return self.name == "attention"
 
+    def ended(self, step: int) -> bool:
+        """Whether from this step on no scale could bring guidance back."""
+        last = _pair(self.parameters.get("last_step", -1))
+        return self.name == "interval" and min(last) >= 0 and step > max(last) + 1
+
     def scale_at(
         self, scale: Number, step: int, steps: int, stage: int, attended: Tensor | None
     ) -> float | Tensor:

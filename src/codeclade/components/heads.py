@@ -10,14 +10,16 @@ Every head has two methods:
     teacher_forced(hidden, labels, tokens, embedding, conditioned) -> fields of CodecladeOutput
         all positions at once: hidden (B, L, D), labels and tokens (B, T, ...) or None;
         `conditioned` says that the prefix is part of this call, not only in the cache
-    stage_logits(hidden, step, chosen, cache, embedding) -> (B, V)
-        one stage of one position while images are sampled; see CodecladeTransformer.stage_logits
+    stage_logits(hidden, step, chosen, cache, embedding) -> (B, V), or (B, n, V) for a slice
+        one stage of one position, or of n, while images are sampled; see
+        CodecladeTransformer.stage_logits
 
 Shapes: B batch, T tokens, L prefix and tokens, D width, V vocabulary, K coarse vocabulary
 (clusters or semantic codes), G token grid side. Logits are float32 whatever the dtype.
 """
 
-from typing import Protocol
+import functools
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +36,18 @@ class Head(Protocol):
         """Fields of CodecladeOutput at all positions."""
         ...
 
-    def stage_logits(self, hidden, step: int, chosen, cache, embedding) -> Tensor:
-        """Logits (B, V) of one stage of one position."""
+    def stage_logits(self, hidden, step: int | slice, chosen, cache, embedding) -> Tensor:
+        """Logits (B, V) of one stage of one position, or (B, n, V) of a slice of them."""
         ...
+
+
+# Layers of this file that have parts on either side of a sum, so they stay on one device.
+OWN_LAYERS = (
+    "ClusterTokenEmbedding",
+    "ClusterTokenHead",
+    "SemanticDetailEmbedding",
+    "SemanticDetailHead",
+)
 
 
 class TokenHead(Output):
@@ -53,13 +64,13 @@ class TokenHead(Output):
         predicted = logits[:, self.first : self.first + labels.shape[1]]
         return {
             "logits": logits,
-            "loss": F.cross_entropy(predicted.flatten(0, 1), labels.flatten()),
+            "loss": F.cross_entropy(predicted.flatten(0, 1), labels.to(logits.device).flatten()),
         }
 
-    def stage_logits(self, hidden, step: int, chosen, cache, embedding) -> Tensor:
+    def stage_logits(self, hidden, step, chosen, cache, embedding) -> Tensor:
         if chosen is not None:
             raise ValueError("this transformer has one stage, so nothing is chosen before it.")
-        return self(hidden[:, step]).float()  # (B, V)
+        return self(hidden[:, step]).float()  # (B, ..., V)
 
 
 def cluster_logsumexp(logits: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
@@ -90,8 +101,20 @@ class ClusterTokenEmbedding(nn.Module):
         self.cluster = nn.Embedding(config.coarse_vocab_size, config.hidden_size)
         self.register_buffer("cluster_of", torch.zeros(config.vocab_size, dtype=torch.int64))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.token(ids) + self.cluster(self.cluster_of[ids])
+    def forward(self, ids: Tensor, clusters_alone: bool = False) -> Tensor:
+        """Vectors (..., D) of ids (...); or their clusters (...).
+
+        Whoever needs the clusters asks for them here: offloading brings buffers to the device for
+        as long as `forward` runs, and takes them away from under a reference.
+        """
+        clusters = self.cluster_of[ids]
+        return clusters if clusters_alone else self.token(ids) + self.cluster(clusters)
+
+
+def clusters_of_all(embedding: nn.Module, device: torch.device) -> Tensor:
+    """Cluster (V,) of every id that a `ClusterTokenEmbedding` has, on a device."""
+    ids = torch.arange(cast(ClusterTokenEmbedding, embedding).token.num_embeddings, device=device)
+    return embedding(ids, clusters_alone=True).to(device)
 
 
 class ClusterTokenHead(nn.Module):
@@ -115,22 +138,27 @@ class ClusterTokenHead(nn.Module):
     def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
         # log p(c | h) minus the log-sum of the cluster's members is the same for all its ids: one
         # shift a cluster turns the fine logits into joint log-probabilities.
-        cluster_of, coarse = embedding.cluster_of, self.clusters(hidden).float()  # (B, L, K)
+        coarse = self.clusters(hidden).float()  # (B, L, K)
         fine = self.tokens(hidden).float()  # (B, L, V)
+        cluster_of = clusters_of_all(embedding, fine.device)
         shift = coarse.log_softmax(-1) - cluster_logsumexp(fine, cluster_of, coarse.shape[-1])
         logits = fine + shift[..., cluster_of]
         output = {"logits": logits, "cluster_logits": coarse}
         if labels is not None:
             predicted = logits[:, self.first : self.first + labels.shape[1]]
-            output["loss"] = -predicted.gather(-1, labels.unsqueeze(-1)).mean()
+            output["loss"] = F.nll_loss(
+                predicted.flatten(0, 1), labels.to(predicted.device).flatten()
+            )
         return output
 
-    def stage_logits(self, hidden, step: int, chosen: Tensor | None, cache, embedding) -> Tensor:
+    def stage_logits(self, hidden, step, chosen: Tensor | None, cache, embedding) -> Tensor:
         if chosen is None:
             return self.clusters(hidden[:, step]).float()
-        outside = embedding.cluster_of != chosen.unsqueeze(-1)  # (B, V)
+        logits = self.tokens(hidden[:, step]).float()
+        cluster_of = clusters_of_all(embedding, logits.device)
+        outside = cluster_of != chosen.to(logits.device).unsqueeze(-1)  # (B, ..., V)
         # Finite, so that guidance between two masked rows stays a number.
-        return self.tokens(hidden[:, step]).float().masked_fill(outside, -1e30)
+        return logits.masked_fill(outside, -1e30)
 
 
 class SemanticDetailEmbedding(nn.Module):
@@ -164,6 +192,13 @@ def neighbors(cells: Tensor, grid_size: int, window: int) -> Tensor:
     column = (cells % grid_size).unsqueeze(-1) + column[:earlier]
     inside = (row >= 0) & (column >= 0) & (column < grid_size)
     return torch.where(inside, row * grid_size + column, -1)
+
+
+@functools.lru_cache(maxsize=8)
+def neighbor_table(grid_size: int, window: int, device: torch.device) -> Tensor:
+    """`neighbors` (T, 12) of all cells, made once: a step then asks the host for nothing."""
+    with torch.inference_mode(False):  # a tensor made in that mode could not be used outside of it
+        return neighbors(torch.arange(grid_size**2, device=device), grid_size, window)
 
 
 class SemanticDetailHead(nn.Module):
@@ -220,25 +255,36 @@ class SemanticDetailHead(nn.Module):
         index = neighbors(cells, self.config.grid_size, self.config.head_window)  # (T, 12)
         around = self.compress(F.pad(hidden, (0, 0, 0, 1)))[:, index]  # index -1 is the zero row
         local = self.combine(around.flatten(-2))  # (B, T, D)
-        x = torch.stack([local, hidden, embedding.semantic(known[..., 0])], dim=2)  # (B, T, 3, D)
+        # Where the loss ignores a position, any code may be given.
+        given = embedding.semantic(known[..., 0].clamp_min(0))
+        three = [part.to(hidden.device) for part in (local, hidden, given)]
+        x = torch.stack(three, dim=2)  # (B, T, 3, D)
         # Every position is a short sequence of its own.
         x = self.run(x.flatten(0, 1), 0, None).unflatten(0, (-1, count))
         semantic, detail = self.semantic(x[:, :, 1]).float(), self.detail(x[:, :, 2]).float()
         output = {"semantic_logits": semantic, "detail_logits": detail}
         if labels is not None:
+            labels = labels.to(semantic.device)
             coarse = F.cross_entropy(semantic.flatten(0, 1), labels[..., 0].flatten())
             fine = F.cross_entropy(detail.flatten(0, 1), labels[..., 1].flatten())
             output["loss"] = self.config.semantic_loss_weight * coarse + fine
         return output
 
-    def stage_logits(self, hidden, step: int, chosen: Tensor | None, cache, embedding) -> Tensor:
+    def stage_logits(self, hidden, step, chosen: Tensor | None, cache, embedding) -> Tensor:
+        one = not isinstance(step, slice)
+        cells = slice(step, step + 1) if one else step
+        # Every position is a short sequence of its own, as in `teacher_forced`.
         if chosen is not None:  # the third token; the first two are in the cache
-            x = self.run(embedding.semantic(chosen).unsqueeze(1), 2, cache)  # (B, 1, D)
-            return self.detail(x[:, 0]).float()  # (B, V)
-        # The same sums for one cell, from the states kept so far; both first tokens go in together.
-        cell = torch.tensor([step], device=hidden.device)
-        index = neighbors(cell, self.config.grid_size, self.config.head_window)[0]
-        around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, 12, D)
-        local = self.combine(self.compress(around).flatten(-2))  # (B, D)
-        x = self.run(torch.stack([local, hidden[:, step]], dim=1), 0, cache)  # (B, 2, D)
-        return self.semantic(x[:, 1]).float()  # (B, K)
+            x = embedding.semantic(chosen.unsqueeze(1) if one else chosen)  # (B, n, D)
+            x, predict = self.run(x.flatten(0, 1).unsqueeze(1), 2, cache), self.detail
+        else:
+            # The same sums for these cells, from the states kept so far; both first tokens go in
+            # together.
+            index = neighbor_table(self.config.grid_size, self.config.head_window, hidden.device)
+            index = index[cells]  # (n, 12)
+            around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, n, 12, D)
+            local = self.combine(self.compress(around).flatten(-2))  # (B, n, D)
+            x = torch.stack([local.to(hidden.device), hidden[:, cells]], dim=2)  # (B, n, 2, D)
+            x, predict = self.run(x.flatten(0, 1), 0, cache), self.semantic
+        logits = predict(x[:, -1]).float().unflatten(0, (len(hidden), -1))  # (B, n, V)
+        return logits.squeeze(1) if one else logits

@@ -5,6 +5,7 @@ weights by their lengths (weight_files.py) and then against the config, and the 
 are there (contents.py). Every refusal is one short sentence, a ValueError or an OSError.
 """
 
+import inspect
 import os
 import re
 from collections.abc import Mapping
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from .contents import check_finite
 from .fields import check_fields, check_settings
+from .progress import without_weights_bar
+from .saving import refuse_pickle
 from .weight_files import StoredTensor, read_header, read_json, shortened, shown
 
 # How indexes name this package's classes: by module, or by code that came with a repository.
@@ -28,6 +32,7 @@ OWN_PARTS = {
     "refiner": "Refiner",
 }
 TEXT_PARTS = ("tokenizer", "text_encoder")
+VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt", "tokenizer.model")
 STEMS = ("model", "diffusion_pytorch_model")  # how both libraries name weight files
 REPEATED = ("num_hidden_layers", "head_layers", "layers_per_block", "num_layers")
 NAMED = 3  # weights that a message names
@@ -52,15 +57,42 @@ class StrictLoading:
         part = _local_folder(args, kwargs)
         if part is not None:
             check_component(cls, part, kwargs.get("variant"))
+        # Parts that stay in float32 are loaded one by one, for which diffusers wants the way that
+        # saves memory; the weights are the same.
+        if kwargs.get("low_cpu_mem_usage") is False and getattr(cls, "_keep_in_fp32_modules", None):
+            del kwargs["low_cpu_mem_usage"]
         # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
-        model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        with without_weights_bar(source or ""):
+            model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 raise ValueError(_of_weights(problem.replace("_", " "), report[problem]))
         check_finite(model)
         model.check_loaded()
         return (model, report) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **kwargs,
+    ):
+        """As in the parent class; `safe_serialization=False` is refused.
+
+        Raises:
+            ValueError: a pickle was asked for.
+        """
+        refuse_pickle({"safe_serialization": safe_serialization})
+        # Pipelines look for these names in the signature before they give them; defaults stay with
+        # the libraries, whose defaults differ.
+        named = {"variant": variant, "max_shard_size": max_shard_size}
+        kwargs |= {name: value for name, value in named.items() if value is not None}
+        return cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
 
     def check_loaded(self) -> None:
         """Raise a ValueError where what was loaded contradicts itself."""
@@ -126,7 +158,8 @@ def check_component(kind: type, part: Path, variant: str | None = None) -> None:
     quantization = content.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        if not isinstance(method, str) or method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        known = (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes")  # which has two kinds
+        if not isinstance(method, str) or method not in known:
             raise ValueError(f"{what}: quantization_config names no known quant_method.")
     # A model without numbers says what every weight must be.
     model = _without_numbers(kind, configures, content, what)
@@ -204,6 +237,10 @@ def read_shards(index: Path) -> dict[str, StoredTensor]:
 def _without_numbers(kind: Any, configures: Any, content: dict[str, Any], what: str) -> Any:
     """A model of a config on the meta device, which allocates nothing."""
     content = {key: value for key, value in content.items() if key != "quantization_config"}
+    if configures is kind:
+        for name, parameter in inspect.signature(kind.__init__).parameters.items():
+            if name != "self" and parameter.default is parameter.empty and name not in content:
+                raise ValueError(f"{what}: {name} is missing.")
     with torch.device("meta"):
         if configures is kind:
             return kind.from_config(content)
@@ -312,7 +349,9 @@ def _names_a_class(part: str, library: Any, name: Any) -> bool:
         return False
     if part in OWN_PARTS:
         return name == OWN_PARTS[part] and bool(OWN_CODE.match(library))
-    return library == "transformers" and name.isidentifier()
+    import transformers
+
+    return library == "transformers" and isinstance(getattr(transformers, name, None), type)
 
 
 def check_weight_files(
@@ -344,8 +383,8 @@ def check_encoder(name: str, part: Path, variant: str | None) -> None:
     """Check the folder of a text encoder, a class of transformers."""
     import transformers
 
-    kind = getattr(transformers, name, None)
-    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+    kind = getattr(transformers, name)
+    if not issubclass(kind, transformers.PreTrainedModel):
         raise ValueError(f"model_index.json: text_encoder names {shortened(name)}, no model.")
     check_component(kind, part, variant if weight_groups(part, variant) else None)
 
@@ -356,7 +395,18 @@ def check_tokenizer(part: Path) -> None:
     if not files:
         raise OSError(f"{shown(part)} holds no tokenizer; its .json files must be there.")
     for file in files:
-        read_json(file)
+        content = read_json(file)
+        if file.name != "tokenizer.json":
+            continue
+        # The library's errors for a damaged file are of no kind of their own.
+        try:
+            Tokenizer.from_file(str(file))
+        except Exception as error:
+            raise ValueError(f"{shown(file)} is no tokenizer: {shortened(error)}.") from error
+        if "added_tokens" not in content:
+            raise ValueError(f"{shown(file)} is no tokenizer: added_tokens is missing.")
+    if not any((part / name).is_file() for name in VOCABULARIES):
+        raise OSError(f"{shown(part)} holds none of {', '.join(VOCABULARIES)}.")
 
 
 def check_weights(part: Path) -> None:

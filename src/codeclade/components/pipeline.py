@@ -41,8 +41,9 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
     """Class-conditional image generation over clustered codes.
 
     Args:
-        vq_model: the image tokenizer.
-        transformer: the generator; its `config.scheme` says what it predicts.
+        vq_model: the image tokenizer; None: a pipeline that gives ids and clusters only.
+        transformer: the generator; its `config.scheme` says what it predicts. None: a pipeline that
+            samples nothing.
         cluster_map: needed by the "cluster" scheme.
         refiner: turns clusters into ids; none: uniform random members.
         id2label: class names by class id (ids as strings, as JSON keeps them); several names of one
@@ -54,13 +55,13 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ValueError: components that do not belong together.
     """
 
-    model_cpu_offload_seq = "transformer->cluster_map->refiner->vq_model"
+    model_cpu_offload_seq = "transformer->refiner->vq_model"
     _optional_components = ["cluster_map", "refiner"]  # noqa: RUF012 (diffusers reads a list)
 
     def __init__(
         self,
-        vq_model: VQModel,
-        transformer: CodecladeTransformer,
+        vq_model: VQModel | None,
+        transformer: CodecladeTransformer | None,
         cluster_map: ClusterMap | None = None,
         id2label: dict[str, str] | None = None,
         guidance_scale: float = 2.0,
@@ -72,7 +73,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
     ):
         super().__init__()
         # The other checks are for both kinds of pipeline; the kind of condition is ours alone.
-        if transformer.config.text_dim:
+        if transformer is not None and transformer.config.text_dim:
             raise ValueError("this transformer takes captions; use CodecladeTextPipeline.")
         self._set_up(
             {
@@ -150,6 +151,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         refine: str | None = None,
         refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
+        parallel: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of classes, or change given ones.
 
@@ -184,6 +186,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             refine: how clusters become ids: "refiner" (the default where there is one) or "member".
             refiner_settings: `temperature`, `top_k` and `guidance_scale` of the refiner, as for
                 `Refiner.refine`; what is not there is the refiner's default.
+            parallel: tokens decoded in one pass at most, which changes the time and not the image;
+                1 decodes one by one, None chooses: several for one image on a CPU. See parallel.py.
             latents: another name of `ids`, after diffusers.
 
         Returns:
@@ -198,7 +202,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        rest = guidance_schedule, refine, tensors, refiner_settings
+        rest = guidance_schedule, refine, tensors, refiner_settings, parallel, callback_on_step_end
         settings = self.check_inputs(*sampling, *rest)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)

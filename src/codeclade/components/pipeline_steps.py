@@ -7,10 +7,8 @@ text_pipeline.py. The work is done by the functions of generation.py and editing
 Shapes: B images, T = G * G tokens, S stages.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from .cluster_map import ClusterMap
 from .compatibility import check_components
-from .contents import check_finite
 from .editing import Edit, clusters_to_keep, prepare_edit
 from .fields import check_settings
 from .generation import (
@@ -33,22 +30,26 @@ from .generation import (
     tokens_to_ids,
 )
 from .guidance import Number, Schedule
-from .loading import check_index, check_weight_files, installed_index
+from .optimization import optimize
+from .parallel import check_parallel, choose_window, sample_in_parallel
+from .pipeline_files import PipelineFiles
 from .refiner import Refiner, check_refiner_settings, check_way, clusters_to_ids
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
-from .weight_files import read_json
 
-OUTPUT_TYPES = ("pil", "np", "pt", "ids", "clusters")
+PICTURES = ("pil", "np", "pt")
+OUTPUT_TYPES = (*PICTURES, "ids", "clusters")
 OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
 TOKEN_NAMES = ("tokens", "latents")  # what callbacks may call the tokens; the second is diffusers'
 
 
-class PipelineSteps:
-    """Loading, settings and the shared steps; comes before `DiffusionPipeline`."""
+class PipelineSteps(PipelineFiles):
+    """Settings and the shared steps; comes before `DiffusionPipeline`."""
 
     _callback_tensor_inputs = list(TOKEN_NAMES)  # noqa: RUF012 (diffusers reads a list)
+
+    _exclude_from_cpu_offload = ["cluster_map"]  # noqa: RUF012 (small, and without parameters)
 
     # What `_set_up` registers, and what the steps use of DiffusionPipeline.
     vq_model: VQModel
@@ -61,39 +62,6 @@ class PipelineSteps:
     maybe_free_model_hooks: Callable[[], None]
     _execution_device: torch.device
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """As in diffusers; a local folder is checked before anything is built of it.
-
-        Raises:
-            ValueError: a config with a value that it cannot have, or parts that do not fit.
-            OSError: naming the file that is missing or damaged.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if (folder / "model_index.json").is_file():
-            check_weight_files(folder, tuple(kwargs), kwargs.get("variant"))
-        pipe = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)
-        # The other parts have looked at their own numbers; a text encoder is not of this package.
-        encoder = getattr(pipe, "text_encoder", None)
-        if isinstance(encoder, torch.nn.Module) and "text_encoder" not in kwargs:
-            check_finite(encoder)
-        return pipe
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """diffusers reads model_index.json here; code in the repository gives way to this package.
-
-        Not where this file itself came with a repository: then the package may not be there.
-        """
-        index = read_json(Path(json_file))
-        return installed_index(index) if __name__.startswith("codeclade.") else index
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """diffusers takes parts and defaults out of the index here, before it loads any."""
-        check_index(config_dict)
-        return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
-
     def _set_up(self, parts: dict[str, Any], settings: dict[str, Any]) -> None:
         """Register parts and settings, once they are known to go together."""
         self.register_modules(**parts)
@@ -101,10 +69,21 @@ class PipelineSteps:
         if isinstance(settings["guidance_scale"], (tuple, list)):  # an index reads pairs as parts
             raise ValueError("the default guidance_scale is one number; give pairs to the call.")
         shared = ("vq_model", "transformer", "cluster_map", "refiner")
-        check_components(*(parts[name] for name in shared))
+        # Without one of these a pipeline serves for a part of its work, such as encoding captions.
+        if parts["vq_model"] is not None and parts["transformer"] is not None:
+            check_components(*(parts[name] for name in shared))
         check_settings(settings, "defaults of the pipeline")
         Schedule(settings["guidance_schedule"])
-        self.image_processor = VaeImageProcessor(vae_scale_factor=parts["vq_model"].downsample)
+        if parts["transformer"] is not None:
+            count = parts["transformer"].config.num_classes
+            for number in settings.get("id2label", {}):
+                if int(number) >= count:
+                    raise ValueError(
+                        f"id2label names class {number}, but classes are 0..{count - 1}."
+                    )
+        factor = 1 if parts["vq_model"] is None else parts["vq_model"].downsample
+        self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
+        self._num_timesteps: int | None = None
         self._guidance_scale = settings["guidance_scale"]
         self._interrupt = False
 
@@ -118,12 +97,32 @@ class PipelineSteps:
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of one call: the tokens of one image."""
-        return self.transformer.config.num_tokens
+        """Steps of the last call, which an edit has fewer of; before any, tokens of an image."""
+        if self._num_timesteps is None:
+            return self.transformer.config.num_tokens
+        return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
         return self._interrupt
+
+    def optimize(self, weights: str = "packed"):
+        """Bring weights into a form that a CPU computes with faster; returns self.
+
+        The tokenizer's convolutions get their channels last, which changes no number. For inference
+        alone: an optimized pipeline cannot be saved or moved.
+
+        Args:
+            weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16), or "int8",
+                rounded to 8 bits with a scale for every output (bfloat16 pipelines); see
+                optimization.py.
+
+        Raises:
+            ValueError: an unknown form, or one that this generator cannot have where it is.
+        """
+        optimize(self.transformer, weights)
+        self.vq_model.to(memory_format=torch.channels_last)
+        return self
 
     def check_inputs(
         self,
@@ -137,6 +136,8 @@ class PipelineSteps:
         refine: str | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
         refiner_settings: dict[str, Any] | None = None,
+        parallel: int | None = None,
+        callback_on_step_end: Callable | None = None,
     ) -> SamplingSettings:
         """How tokens are sampled, once all arguments have values they can have.
 
@@ -145,6 +146,10 @@ class PipelineSteps:
         Raises:
             ValueError: naming the first argument with a value it cannot have.
         """
+        kind = OUTPUT_ALIASES.get(output_type, output_type)
+        self.check_parts_for("transformer", "sample tokens")
+        if kind in PICTURES:
+            self.check_parts_for("vq_model", "decode images; ask for ids or clusters")
         # None means the repository's default: published models differ in what suits them.
         given: dict[str, Any] = {
             "guidance_scale": guidance_scale,
@@ -163,7 +168,6 @@ class PipelineSteps:
         fits = len(scales) in (1, stages) and min(scales) >= 0
         pairs = ", or a pair of such numbers" if scheme.two_stages else ""
         names, several = callback_on_step_end_tensor_inputs, num_images_per_prompt
-        kind = OUTPUT_ALIASES.get(output_type, output_type)
         checks = (
             ("guidance_scale", scale, fits, f"0 or more{pairs}"),
             ("temperature", settings.temperature, settings.temperature >= 0, "0 (arg-max) or more"),
@@ -193,7 +197,14 @@ class PipelineSteps:
                 f"refine='refiner' is for transformers that predict clusters, not for scheme "
                 f"{scheme.name!r}."
             )
-        return replace(settings, schedule=Schedule(asked_schedule))
+        settings = replace(settings, schedule=Schedule(asked_schedule))
+        possible = check_parallel(parallel, self.transformer, settings, callback_on_step_end)
+        return replace(settings, parallel=possible)
+
+    def check_parts_for(self, name: str, purpose: str) -> None:
+        """Raise a ValueError unless a part is loaded that is needed for a purpose."""
+        if getattr(self, name) is None:
+            raise ValueError(f"this pipeline was loaded without {name}, so it cannot {purpose}.")
 
     @torch.no_grad()
     def prepare_edit(
@@ -206,6 +217,8 @@ class PipelineSteps:
         clusters: Tensor | None = None,
     ) -> Edit | None:
         """What the call keeps of images, ids or clusters; None: nothing, all is sampled."""
+        if init_image is not None or ids is not None:
+            self.check_parts_for("vq_model", "edit images or ids")
         # The function does not know pipelines, so that it can be used and tested without one.
         parts = self.vq_model, self.transformer, self.cluster_map, self.image_processor
         return prepare_edit(
@@ -239,8 +252,9 @@ class PipelineSteps:
         # State of one call, which a callback may change through the pipeline as in diffusers.
         self._guidance_scale, self._interrupt = settings.guidance_scale, False
         # An edit samples only from its first change to its last, and the bar counts those.
-        total = self.num_timesteps if edit is None else edit.stop - edit.start
-        with self.progress_bar(total=total) as bar:
+        steps = self.transformer.config.num_tokens if edit is None else edit.stop - edit.start
+        self._num_timesteps = steps
+        with self.progress_bar(total=steps) as bar:
 
             def after_token(step: int, tokens: Tensor) -> tuple[Tensor, Number, bool]:
                 if callback_on_step_end is not None:
@@ -253,15 +267,18 @@ class PipelineSteps:
                 bar.update()
                 return tokens, self._guidance_scale, self._interrupt
 
-            return sample_tokens(
-                self.transformer,
-                condition,
-                null_condition,
-                draws.tokens.to(self._execution_device),
-                settings,
-                edit,
-                after_token,
-            )
+            def after_pass(count: int) -> bool:
+                bar.update(count)
+                return self._interrupt
+
+            device = self._execution_device
+            seeds = draws.tokens.to(device)  # (B, S, T)
+            given = self.transformer, condition, null_condition, seeds, settings
+            # Several tokens a pass where one image leaves the machine waiting; ids are the same.
+            window = choose_window(settings.parallel, len(seeds), device)
+            if window > 1:
+                return sample_in_parallel(*given, window, edit, after_pass)
+            return sample_tokens(*given, edit, after_token)
 
     def generate(
         self,
@@ -336,6 +353,9 @@ class PipelineSteps:
 
     def clusters_to_keep(self, ids: Tensor | None, clusters: Tensor | None) -> Tensor:
         """Clusters (B, T) that `redraw` keeps; of ids the details are dropped."""
+        self.check_parts_for("transformer", "redraw")
+        if ids is not None:
+            self.check_parts_for("vq_model", "redraw ids; give clusters")
         parts = self.vq_model, self.transformer, self.cluster_map
         return clusters_to_keep(ids, clusters, *parts, self._execution_device)
 
@@ -424,7 +444,7 @@ class PipelineSteps:
         kind = OUTPUT_ALIASES.get(output_type, output_type)
         if kind == "clusters":
             return clusters.unflatten(1, grid)
-        uniforms = image_uniforms(len(clusters), (self.num_timesteps,), generator)  # (B, T)
+        uniforms = image_uniforms(len(clusters), (clusters.shape[1],), generator)  # (B, T)
         # One-stage pipelines that have clusters have them from a map.
         parts = self.transformer, cast(ClusterMap, self.cluster_map), self.refiner
         how = refine, condition, refiner_settings

@@ -24,8 +24,11 @@ from .blocks import (
     DecoderConfig,
     DecoderModel,
     Output,
+    as_dict,
     causal_mask,
+    decode_layers,
     rotation,
+    wanted_outputs,
 )
 from .cluster_map import ClusterMap
 from .fields import Count, CountOrZero, Grid, Layers, Share, Temperature, Width
@@ -46,6 +49,7 @@ class RefinerConfig(DecoderConfig):
     """
 
     model_type = "codeclade_refiner"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]  # noqa: RUF012 (Trainer's)
 
     def __init__(
         self,
@@ -96,6 +100,8 @@ class RefinerOutput(ModelOutput):
 
     loss: Tensor | None = None  # mean cross-entropy in nats
     logits: Tensor | None = None  # (B, T, N) float32; position t speaks of token t
+    hidden_states: tuple[Tensor, ...] | None = None  # (B, L, D) before each layer, and the last
+    attentions: tuple[Tensor, ...] | None = None  # (B, H, L, S) of every layer
 
 
 class Refiner(DecoderModel):
@@ -122,6 +128,10 @@ class Refiner(DecoderModel):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Output(config.hidden_size, config.codebook_size)  # the loss starts at ln N
         self.post_init()
+
+    def token_tables(self) -> tuple[str, str]:
+        """Names of the table of clusters and of the linear layer whose rows are ids."""
+        return "cluster_embedding", "head"
 
     def check_cluster_map(self, cluster_map: ClusterMap | None) -> None:
         """Raise a ValueError unless this refiner speaks of the map's clusters and ids."""
@@ -163,7 +173,11 @@ class Refiner(DecoderModel):
         context: Tensor | None = None,
         mapping: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> RefinerOutput:
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Logits of the id at every position.
 
         Args:
@@ -173,7 +187,12 @@ class Refiner(DecoderModel):
                 the config has a context_dim.
             mapping: (N,) cluster of every id, needed where the config masks to members; other ids
                 get the logit -inf.
-            labels: (B, T) ids to predict.
+            labels: (B, T) ids to predict; -100 counts for nothing.
+            output_hidden_states, output_attentions, return_dict: as in transformers, the config's
+                where None; attentions need `attn_implementation="eager"`.
+
+        Returns:
+            `RefinerOutput`, or with `return_dict=False` a tuple of what it holds.
 
         Raises:
             ValueError: an input that is missing or of a wrong shape.
@@ -182,32 +201,40 @@ class Refiner(DecoderModel):
         # A position knows its cluster and, in MASC, what the generator saw when it chose it.
         x = self.cluster_embedding(clusters)  # (B, T, D)
         if self.context is not None:
-            x = x + self.context(cast(Tensor, context).to(x.dtype))
+            x = x + self.context(cast(Tensor, context).to(x))
         if self.prefix is not None:
-            x = torch.cat([self.prefix(class_labels), x], dim=1)  # (B, L, D)
+            x = torch.cat([self.prefix(class_labels).to(x.device), x], dim=1)  # (B, L, D)
         x = self.token_dropout(x)
         positions = torch.arange(x.shape[1], device=x.device)
         # No mask at all where a refiner is bidirectional: every position sees the whole image.
         mask = None
         if self.config.causal:
             mask = causal_mask(self.config, x, positions)
-        config = self.config
+        config, first = self.config, self.config.prefix_length
         cos, sin = rotation(
             positions, config.grid_size, config.head_dim, config.rope_theta, config.prefix_length
         )
-        for layer in self.layers:
-            x = layer(x, mask, cos, sin, None)
+        wanted = wanted_outputs(config, output_hidden_states, output_attentions)
+        states = decode_layers(self.layers, x, (mask, cos, sin, None), wanted)
         # The prefix predicts nothing, so it is cut before the head, the largest matrix here.
-        logits = self.head(self.norm(x[:, self.config.prefix_length :])).float()
+        normed = self.norm(states.last)
+        logits = self.head(normed[:, first:]).float()
         # Exactly -inf, not a large number: an id outside its cluster must never be drawn.
         if self.config.mask_to_members:
-            cluster_of = cast(Tensor, mapping).to(clusters.device)
-            outside = cluster_of != clusters.unsqueeze(-1)  # (B, T, N)
+            cluster_of = cast(Tensor, mapping).to(logits.device)
+            outside = cluster_of != clusters.to(logits.device).unsqueeze(-1)  # (B, T, N)
             logits = logits.masked_fill(outside, -torch.inf)
         loss = None
         if labels is not None:
+            labels = labels.to(logits.device)
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return RefinerOutput(loss=loss, logits=logits)
+        output = RefinerOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=(*states.inputs, normed) if wanted.hidden_states else None,
+            attentions=states.attentions,
+        )
+        return output if as_dict(config, return_dict) else output.to_tuple()
 
     @torch.no_grad()
     def refine(
@@ -285,7 +312,7 @@ def generator_states(
         length = transformer.config.prefix_length + clusters.shape[1] - 1
         condition["attention_mask"] = condition["attention_mask"][:, :length]
     output = transformer(input_ids=clusters[:, :-1], return_logits=False, **condition)
-    return output.hidden_states[:, -clusters.shape[1] :]
+    return output.last_hidden_state[:, -clusters.shape[1] :]
 
 
 def check_way(way: str | None, refiner: Refiner | None) -> None:

@@ -1,7 +1,8 @@
-"""Sampling: guidance, filters and draws as pure functions of logits and uniform numbers.
+"""Sampling: guidance, filters and draws as pure functions of logits and given randomness.
 
-No host synchronization and no hidden state. Draws invert the cumulative distribution, so one
-uniform number a token decides it: an image depends on its own numbers alone, never on its batch.
+No host synchronization and no hidden state. The generator's choices are arg-maxes of logits and
+Gumbel noise, which a seed for every choice decides; the refiner's draws invert the cumulative
+distribution by one uniform number each. An image depends on its own numbers, never on its batch.
 
 Shapes: B batch, V vocabulary, T tokens. Logits are float32 whatever the dtype of the model.
 """
@@ -63,6 +64,71 @@ def sample(
     return draw(probabilities(logits.float(), temperature, top_k, top_p), uniforms)
 
 
+def sample_with_noise(
+    logits: Tensor,
+    seeds: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Tensor:
+    """Tokens (...) from logits (..., V) by the arg-max of logits and noise; temperature 0 is
+    arg-max alone.
+
+    The arg-max of logits and Gumbel noise is distributed as their softmax. Noise that stays decides
+    alike for logits that are nearly the same, which decoding in parallel lives on.
+
+    Args:
+        seeds: (...) int64 as `noise_seeds` gives them.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    kept = filter_top_p(filter_top_k(logits.float() / temperature, top_k), top_p)
+    return (kept + gumbel_noise(seeds, logits.shape[-1])).argmax(-1)
+
+
+STEP = -7046029254386353131  # 0x9E3779B97F4A7C15, by which SplitMix64 counts
+
+
+def scramble(numbers: Tensor) -> Tensor:
+    """SplitMix64's output function (Steele, Lea and Flood 2014) of int64 numbers, which wrap."""
+    # Integers alone, so that every device makes the same numbers, in any order and number.
+    numbers = (numbers ^ shift_right(numbers, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    numbers = (numbers ^ shift_right(numbers, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return numbers ^ shift_right(numbers, 31)
+
+
+def shift_right(numbers: Tensor, bits: int) -> Tensor:
+    """int64 numbers shifted as if they had no sign."""
+    return (numbers >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def noise_seeds(seeds: list[int], stages: int, tokens: int) -> Tensor:
+    """Seeds (B, stages, tokens) int64 of the noise of every choice, of one seed an image."""
+    count = torch.arange(1, stages * tokens + 1).view(stages, tokens)
+    return scramble(torch.tensor(seeds).view(-1, 1, 1) + count * STEP)
+
+
+def gumbel_noise(seeds: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise (..., V) float32: entry i is decided by its seed (...) and i alone."""
+    count = torch.arange(1, vocabulary + 1, device=seeds.device) * STEP
+    bits = shift_right(scramble(seeds.unsqueeze(-1) + count), 1)  # 63 of them
+    # A float keeps the leading 24 bits of any number: those near 0, which make the largest noise,
+    # are as exact as others. The bounds keep both logarithms finite.
+    uniform = (bits.float() * 2.0**-63).clamp(1e-20, 1 - 2.0**-24)
+    return torch.log1p(-uniform).neg_().log_().neg_()
+
+
+def image_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None) -> list[int]:
+    """A seed for every image, one draw from its generator each."""
+    # One generator for all is asked in turn, which gives every image a seed of its own.
+    generators = generator if isinstance(generator, list) else [generator] * count
+    seeds = []
+    for source in generators:
+        device = source.device if source is not None else "cpu"
+        seeds.append(int(torch.randint(2**62, (), generator=source, device=device)))
+    return seeds
+
+
 def image_uniforms(
     count: int,
     shape: tuple[int, ...],
@@ -73,12 +139,10 @@ def image_uniforms(
     Each image's stream is seeded by one draw from its generator, so the first image of a batch and
     the same image made alone get the same numbers.
     """
-    # One generator for all is asked in turn, which gives every image a seed of its own.
-    generators = generator if isinstance(generator, list) else [generator] * count
-    streams = []
-    for source in generators:
-        device = source.device if source is not None else "cpu"
-        seed = int(torch.randint(2**62, (), generator=source, device=device))
-        own = torch.Generator().manual_seed(seed)
-        streams.append(torch.rand(shape, generator=own))
+    return seeded_uniforms(image_seeds(count, generator), shape)
+
+
+def seeded_uniforms(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Uniform numbers (B, *shape) on the CPU, a stream for every seed."""
+    streams = [torch.rand(shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
     return torch.stack(streams)

@@ -28,6 +28,7 @@ from .heads import (
     SemanticDetailEmbedding,
     SemanticDetailHead,
     TokenHead,
+    clusters_of_all,
 )
 
 
@@ -47,6 +48,7 @@ class Scheme:
     holds_clusters = False  # the generator keeps the cluster of every id (`use_clusters`)
     # Tables of the generator by what their rows stand for: "ids", "clusters" or "details".
     tables: ClassVar[dict[str, tuple[str, ...]]] = {"ids": ("token_embedding", "head")}
+    takes_slices = False  # the head's `stage_logits` takes several positions; see parallel.py
     reads_earlier_states = False  # the head needs the hidden states of earlier positions too
 
     def __init__(self, config: DecoderConfig):
@@ -106,6 +108,12 @@ class Scheme:
         return len(self.stages) > 1
 
     @property
+    def token_tables(self) -> tuple[str, str]:
+        """Of `tables`, the embedding and the head whose rows are the vocabulary V."""
+        kinds = "details", "ids", "clusters"
+        return next(self.tables[kind] for kind in kinds if kind in self.tables)[:2]
+
+    @property
     def vocabularies(self) -> tuple[int, ...]:
         """Vocabulary of every stage of this generator."""
         sizes = self.config.coarse_vocab_size, self.config.vocab_size
@@ -163,6 +171,7 @@ class Token(Scheme):
     name = "token"
     description = "codebook ids, one by one"
     stages = ("tokens",)
+    takes_slices = True
 
 
 class Cluster(Scheme):
@@ -171,6 +180,7 @@ class Cluster(Scheme):
     name = "cluster"
     description = "clusters of codebook ids"
     stages = ("clusters",)
+    takes_slices = True
     predicts_clusters = True
     tables: ClassVar = {"clusters": ("token_embedding", "head")}
 
@@ -191,6 +201,7 @@ class ClusterToken(Scheme):
     name = "cluster_token"
     description = "a cluster, then an id of it, in one model"
     stages = ("clusters", "tokens")
+    takes_slices = True
     holds_clusters = True
     tables: ClassVar = {
         "ids": ("token_embedding.token", "head.tokens"),
@@ -218,20 +229,23 @@ class ClusterToken(Scheme):
         cast(ClusterTokenEmbedding, embedding).cluster_of.copy_(mapping)
 
     def check_loaded(self, transformer):
-        cluster_of = self.mapping(transformer, None)
+        cluster_of = cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
         # All zeros are a new model's, which has not been given its clusters yet.
         if not cluster_of.is_meta and cluster_of.any():
             check_labels(cluster_of, self.config.coarse_vocab_size)
 
     def check_parts(self, transformer, cluster_map):
-        cluster_of = self.mapping(transformer, cluster_map).cpu()
+        cluster_of = cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of.cpu()
         if len(cluster_of.unique()) != self.config.coarse_vocab_size:
             raise ValueError("transformer has no clusters yet; give it some by use_clusters.")
         if cluster_map is not None and not torch.equal(cluster_map.mapping.cpu(), cluster_of):
             raise ValueError("cluster_map has other clusters than transformer.")
 
     def mapping(self, transformer, cluster_map) -> Tensor:
-        return cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
+        embedding = cast(ClusterTokenEmbedding, transformer.token_embedding)
+        device = embedding.cluster_of.device
+        # Offloaded buffers have no values where they wait, but come when they are asked for.
+        return clusters_of_all(embedding, torch.device("cpu") if device.type == "meta" else device)
 
 
 class SemanticDetail(Scheme):
@@ -240,6 +254,7 @@ class SemanticDetail(Scheme):
     name = "semantic_detail"
     description = "pairs of a semantic and a detail code"
     stages = ("semantic codes", "detail codes")
+    takes_slices = True
     token_shape = (2,)
     detail_codes = True
     tables: ClassVar = {

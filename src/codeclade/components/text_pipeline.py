@@ -42,6 +42,9 @@ TEXT_EXAMPLE_DOC_STRING = """
 """
 
 
+LLAMAGEN_PREFIX = 120  # positions of a caption in LlamaGen's models
+
+
 def pad_left(embeds: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Features (B, length, C) and mask (B, length) with the valid positions at the right end.
 
@@ -64,8 +67,9 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
     """Text-conditional image generation over codes.
 
     Args:
-        vq_model: the image tokenizer.
-        transformer: a generator whose config has a `text_dim`.
+        vq_model: the image tokenizer; None: a pipeline that gives ids and clusters only.
+        transformer: a generator whose config has a `text_dim`. None: a pipeline that encodes
+            captions, for one that is loaded without text encoder afterwards.
         tokenizer, text_encoder: T5's; without them the pipeline takes `prompt_embeds` only.
         cluster_map: needed by the "cluster" scheme.
         refiner: turns clusters into ids; none: uniform random members.
@@ -76,13 +80,13 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ValueError: components that do not belong together.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->cluster_map->refiner->vq_model"
+    model_cpu_offload_seq = "text_encoder->transformer->refiner->vq_model"
     _optional_components = ["tokenizer", "text_encoder", "cluster_map", "refiner"]  # noqa: RUF012
 
     def __init__(
         self,
-        vq_model: VQModel,
-        transformer: CodecladeTransformer,
+        vq_model: VQModel | None,
+        transformer: CodecladeTransformer | None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_encoder: T5EncoderModel | None = None,
         cluster_map: ClusterMap | None = None,
@@ -114,25 +118,38 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             },
         )
 
-    def encode_prompt(self, prompt: list[str]) -> tuple[Tensor, Tensor]:
-        """T5 features (B, P, C) of captions and their mask (B, P), padded on the right.
+    @torch.no_grad()
+    def encode_prompt(
+        self, prompt: str | list[str], max_sequence_length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """T5 features (B, n, C) of captions and their mask (B, n), padded on the right.
 
-        Captions of more than P tokens are cut.
+        Both are what a call takes as `prompt_embeds` and `prompt_attention_mask`.
+
+        Args:
+            max_sequence_length: longer captions are cut. None: the transformer's P, to which all
+                are padded; in a pipeline without transformer 120, which is LlamaGen's P, and
+                captions are padded to the longest of them.
 
         Raises:
             ValueError: a pipeline without text encoder.
         """
         if self.text_encoder is None:
             raise ValueError("this pipeline has no text encoder; give prompt_embeds, or load it.")
+        length, padding = max_sequence_length, "longest"
+        if self.transformer is not None and length is None:
+            length, padding = self.transformer.config.prefix_length, "max_length"
         tokens = self.tokenizer(
-            prompt,
-            max_length=self.transformer.config.prefix_length,
-            padding="max_length",
+            [prompt] if isinstance(prompt, str) else prompt,
+            max_length=length or LLAMAGEN_PREFIX,
+            padding=padding,
             truncation=True,
             return_tensors="pt",
         ).to(self._execution_device)
-        features = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
-        return features.last_hidden_state, tokens.attention_mask
+        prompt_attention_mask = tokens.attention_mask
+        features = self.text_encoder(tokens.input_ids, attention_mask=prompt_attention_mask)
+        prompt_embeds = features.last_hidden_state
+        return prompt_embeds, prompt_attention_mask
 
     @torch.no_grad()
     def encode_text(
@@ -205,7 +222,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         rows = len(condition["text_embeds"])
         # Guidance leads away from the negative prompt, or from the learned empty caption.
         if negative_prompt is None and negative_prompt_embeds is None:
-            null = cast(Tensor, self.transformer.prefix.null).expand(rows, -1, -1)
+            null = self.transformer.prefix().expand(rows, -1, -1)
             against = condition | {"text_embeds": null.to(condition["text_embeds"])}
         else:
             against = self.encode_text(
@@ -259,6 +276,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         clusters: Tensor | None = None,
         refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
+        parallel: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of captions, or change given ones.
 
@@ -281,8 +299,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             return_dict: False returns a plain tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
                 for `CodecladePipeline`.
-            init_image, mask_image, strength, ids, clusters, refiner_settings, latents: as for
-                `CodecladePipeline`.
+            init_image, mask_image, strength, ids, clusters, refiner_settings, latents, parallel: as
+                for `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -296,7 +314,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
         tensors = callback_on_step_end_tensor_inputs
-        rest = guidance_schedule, refine, tensors, refiner_settings
+        rest = guidance_schedule, refine, tensors, refiner_settings, parallel, callback_on_step_end
         settings = self.check_inputs(*sampling, *rest)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
@@ -367,19 +385,21 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
 
 
 def check_text_parts(
-    transformer: CodecladeTransformer,
+    transformer: CodecladeTransformer | None,
     tokenizer: PreTrainedTokenizerBase | None,
     text_encoder: T5EncoderModel | None,
 ) -> None:
     """Raise a ValueError unless the transformer takes the features of this text encoder."""
+    if (tokenizer is None) != (text_encoder is None):
+        raise ValueError("tokenizer and text_encoder go together; give both or neither.")
+    if transformer is None:
+        return
     config = transformer.config
     if not config.text_dim:
         raise ValueError(
             f"this transformer is conditioned on {config.num_classes} classes, not on text; "
             "use CodecladePipeline."
         )
-    if (tokenizer is None) != (text_encoder is None):
-        raise ValueError("tokenizer and text_encoder go together; give both or neither.")
     if text_encoder is not None and text_encoder.config.d_model != config.text_dim:
         raise ValueError(
             f"text_encoder has width {text_encoder.config.d_model}, but transformer takes text "

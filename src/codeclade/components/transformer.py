@@ -13,10 +13,11 @@ What is float32 whatever the dtype stands in blocks.py.
 
 import warnings
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
@@ -26,13 +27,29 @@ from .blocks import (
     DecoderConfig,
     DecoderModel,
     TextPrefix,
+    as_dict,
     causal_mask,
+    decode_layers,
     rotation,
+    wanted_outputs,
 )
 from .fields import Count, CountOrZero, Grid, Layers, Prefix, Weight, Width, Window
+from .heads import OWN_LAYERS, ClusterTokenEmbedding, Head
+from .image_cache import ImageCache
 from .schemes import SCHEMES, Scheme, scheme_class
 
 __all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransformer"]
+
+
+# Of an output, what Trainer does not gather over a whole evaluation.
+KEYS_TO_IGNORE = [
+    "cache",
+    "past_key_values",
+    "last_hidden_state",
+    "condition_attention",
+    "hidden_states",
+    "attentions",
+]
 
 
 class CodecladeConfig(DecoderConfig):
@@ -46,6 +63,7 @@ class CodecladeConfig(DecoderConfig):
     """
 
     model_type = "codeclade"
+    keys_to_ignore_at_inference = KEYS_TO_IGNORE
 
     def __init__(
         self,
@@ -110,11 +128,13 @@ class CodecladeOutput(ModelOutput):
     loss: Tensor | None = None  # mean cross-entropy a token (or pair) in nats
     logits: Tensor | None = None  # (B, L, V) float32; position P-1+t predicts token t
     cache: Cache | None = None  # what was given as past_key_values
+    last_hidden_state: Tensor | None = None  # (B, L, D), what the head reads
     cluster_logits: Tensor | None = None  # cluster_token: (B, L, K), positions as `logits`
     semantic_logits: Tensor | None = None  # semantic_detail: (B, T, K); position t predicts pair t
     detail_logits: Tensor | None = None  # (B, T, V), given the true semantic code of pair t
-    hidden_states: Tensor | None = None  # (B, L, D), what the head reads
     condition_attention: Tensor | None = None  # (B,) last query's share on the prefix
+    hidden_states: tuple[Tensor, ...] | None = None  # (B, L, D) before each layer, and the last
+    attentions: tuple[Tensor, ...] | None = None  # (B, H, L, S) of every layer
 
     @property
     def past_key_values(self) -> Cache | None:
@@ -129,6 +149,7 @@ class CodecladeTransformer(DecoderModel):
     config_class = CodecladeConfig
     base_model_prefix = "codeclade"
     main_input_name = "input_ids"
+    _no_split_modules = ["Block", "TextPrefix", *OWN_LAYERS]  # noqa: RUF012
     _can_compile_fullgraph = True
 
     def __init__(self, config: CodecladeConfig):
@@ -142,6 +163,16 @@ class CodecladeTransformer(DecoderModel):
         self.norm = scheme.norm()
         self.head = scheme.head()
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # A model made on the meta device has no values yet, not even these.
+        if isinstance(module, ClusterTokenEmbedding):
+            init.zeros_(module.cluster_of)
+
+    def token_tables(self) -> tuple[str, str]:
+        """Names of the embedding and of the linear layer whose rows are the vocabulary V."""
+        return self.scheme.token_tables
 
     def check_loaded(self) -> None:
         """Raise a ValueError where a file's fields or clusters contradict each other."""
@@ -166,7 +197,11 @@ class CodecladeTransformer(DecoderModel):
         self.scheme.use_clusters(self.token_embedding, mapping)
 
     def stage_logits(
-        self, hidden: Tensor, step: int, chosen: Tensor | None = None, cache: Cache | None = None
+        self,
+        hidden: Tensor,
+        step: int | slice,
+        chosen: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits float32 of one stage of one position, while images are sampled.
 
@@ -174,20 +209,21 @@ class CodecladeTransformer(DecoderModel):
             hidden: (B, T, D) `hidden_states` of positions P-1.. so far; later ones are not read.
                 Schemes that do not read earlier states also take the last position alone, (B, 1,
                 D), with step -1.
-            step: which token is predicted.
-            chosen: (B,) what the first of two stages chose for this token; None asks for the first
-                stage's logits.
+            step: which token is predicted, or a slice of n tokens.
+            chosen: (B,) or (B, n): what the first of two stages chose for this token; None asks for
+                the first stage's logits.
             cache: "semantic_detail" keeps the keys of its head from the first to the second stage
                 in it; give a fresh `DynamicCache` for every token.
 
         Returns:
             (B, V) of a one-stage model; else (B, K) for the first stage, (B, V) for the second.
-            Ids outside the cluster have -1e30.
+            Ids outside the cluster have -1e30. With a slice (B, n, K) and (B, n, V).
 
         Raises:
             ValueError: `chosen` given to a model with one stage.
         """
-        return self.head.stage_logits(hidden, step, chosen, cache, self.token_embedding)
+        # By way of `forward`, where hooks bring the head's weights to the device.
+        return cast(Tensor, self(stage=(hidden, step, chosen, cache)).logits)
 
     def forward(
         self,
@@ -199,7 +235,12 @@ class CodecladeTransformer(DecoderModel):
         attention_mask: Tensor | None = None,
         return_logits: bool = True,
         output_condition_attention: bool = False,
-    ) -> CodecladeOutput:
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        stage: tuple[Tensor, int, Tensor | None, Cache | None] | None = None,
+    ) -> Any:
         """Hidden states at every position, and the logits of the next token.
 
         Args:
@@ -207,14 +248,19 @@ class CodecladeTransformer(DecoderModel):
             class_labels: (B,) class ids, `num_classes` for the null class. Give the condition
                 (labels or text) with the first call; later calls go on from the cache.
             past_key_values: a transformers cache owned by the caller, extended in place.
-            labels: tokens to predict, shaped like `input_ids`, which may leave the last one out.
+            labels: tokens to predict, shaped like `input_ids`, which may leave the last one out;
+                -100 counts for nothing.
             text_embeds: (B, P, text_dim) caption features of a text-conditional model.
             attention_mask: (B, positions so far) 1 where visible: hides a caption's padding.
             return_logits: False leaves the head out; ask `stage_logits` for one position instead.
             output_condition_attention: also return `condition_attention`; needs a cache.
+            output_hidden_states, output_attentions, return_dict: as in transformers, the config's
+                where None; attentions need `attn_implementation="eager"`.
+            stage: what `stage_logits` is given; nothing else is read then.
 
         Returns:
-            `CodecladeOutput`: logits (B, P+T, V), or (B, T, V) where the prefix is in the cache.
+            `CodecladeOutput`, or with `return_dict=False` a tuple of what it holds: logits
+            (B, P+T, V), or (B, T, V) where the prefix is in the cache.
             "cluster_token": `ClusterTokenHead` says what they are. "semantic_detail" has
             semantic_logits (B, T, K) and detail_logits (B, T, V) of the pairs in labels or
             input_ids, in calls that give the condition.
@@ -222,6 +268,10 @@ class CodecladeTransformer(DecoderModel):
         Raises:
             ValueError: neither tokens nor condition given, or more tokens than the grid holds.
         """
+        config = self.config
+        if stage is not None:
+            logits = cast(Head, self.head).stage_logits(*stage, self.token_embedding)
+            return CodecladeOutput(logits=logits)
         # The input is what is new: the condition in the first call, tokens in any.
         parts = []
         if class_labels is not None:
@@ -233,6 +283,7 @@ class CodecladeTransformer(DecoderModel):
             parts.append(self.token_embedding(input_ids))
         if not parts:
             raise ValueError("give input_ids, or a condition (class_labels or text_embeds).")
+        parts = [part.to(parts[0].device) for part in parts]  # layers may be on several devices
         x = self.token_dropout(torch.cat(parts, dim=1))  # (B, L, D)
         # Positions go on where the cache ends, so that a later call turns by the right angles.
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -240,34 +291,44 @@ class CodecladeTransformer(DecoderModel):
         # A compiled static cache counts on the device; asking it would stop the stream every token.
         if not isinstance(past, Tensor):
             self._check_length(past + x.shape[1])
-        # The form of the mask depends on the attention backend, which may need none at all.
-        mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
-        config = self.config
-        cos, sin = rotation(
-            positions,
-            config.grid_size,
-            config.head_dim,
-            config.rope_theta,
-            config.prefix_length,
-            config.positions_per_cell,
+        # A cache made for sampling has tables for every position; the prefix is like any prompt.
+        if isinstance(past_key_values, ImageCache) and past:
+            mask, cos, sin = past_key_values.prepared(x.shape[1], x.dtype)
+        else:
+            # The form of the mask depends on the attention backend, which may need none at all.
+            mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
+            config = self.config
+            cos, sin = rotation(
+                positions,
+                config.grid_size,
+                config.head_dim,
+                config.rope_theta,
+                config.prefix_length,
+                config.positions_per_cell,
+            )
+        wanted = wanted_outputs(config, output_hidden_states, output_attentions)
+        states = decode_layers(
+            self.layers,
+            x,
+            (mask, cos, sin, past_key_values),
+            wanted,
+            prefix_share=output_condition_attention,
         )
-        # The last layer's input is kept: the attention's share is computed from it, see below.
-        for layer in self.layers:
-            before = x
-            x = layer(x, mask, cos, sin, past_key_values)
-        output = CodecladeOutput(cache=past_key_values, hidden_states=self.norm(x))
-        # Fused kernels do not return their weights, so the one row that IAR2's schedule needs is
-        # computed a second time.
-        if output_condition_attention:
-            last, cache = cast(Block, self.layers[-1]), cast(Cache, past_key_values)
-            normed = last.attention_norm(before)
-            output.condition_attention = last.attention.prefix_share(normed, mask, cos, sin, cache)
+        last = self.norm(states.last)
         # Logits of all positions are V numbers each; sampling needs those of the last one alone.
+        found: dict[str, Any] = {}
         if return_logits:
-            given = output.hidden_states, labels, input_ids, self.token_embedding, conditioned
-            for name, value in self.head.teacher_forced(*given).items():
-                output[name] = value
-        return output
+            given = last, labels, input_ids, self.token_embedding, conditioned
+            found = self.head.teacher_forced(*given)
+        output = CodecladeOutput(
+            **found,
+            cache=past_key_values,
+            last_hidden_state=last,
+            condition_attention=states.prefix_share,
+            hidden_states=(*states.inputs, last) if wanted.hidden_states else None,
+            attentions=states.attentions,
+        )
+        return output if as_dict(config, return_dict) else output.to_tuple()
 
     def _check_length(self, length: int) -> None:
         longest = self.config.prefix_length + self.config.num_tokens

@@ -9,13 +9,15 @@ Shapes: B batch, H W image sides, G = H / downsample token grid side, N codebook
 M detail codebook size. `ids` are (B, G, G), or (B, G, G, 2) with a detail codebook.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from .fields import Count, Layers, Levels, Side, Width
@@ -30,7 +32,13 @@ class VQEncoderOutput(NamedTuple):
 
 
 def check_range(values: Tensor, size: int, what: str) -> None:
-    """Raise a ValueError that names the first of `values` outside 0..size - 1."""
+    """Raise a ValueError that names the first of `values` outside 0..size - 1.
+
+    A graph that is compiled or exported has no place for a question to the host; there the
+    look-up itself refuses.
+    """
+    if torch.compiler.is_compiling():
+        return
     outside = values[(values < 0) | (values >= size)]
     if outside.numel():
         raise ValueError(f"{what} {int(outside[0])} is outside 0..{size - 1}.")
@@ -40,6 +48,8 @@ class CosineQuantizer(nn.Module):
     """Nearest codebook row by cosine; both sides are normalized on use (LlamaGen's quantizer).
 
     All arithmetic is float32 whatever the dtype of the weights: a bfloat16 search picks other ids.
+    Parameters are read in `forward` of their own module alone, which is where offloading brings
+    them to the device.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int):
@@ -49,15 +59,26 @@ class CosineQuantizer(nn.Module):
         with torch.no_grad():
             self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
 
-    def rows(self) -> Tensor:
-        """The codebook as the decoder sees it: (N, d) float32 rows of unit length."""
-        return F.normalize(self.embedding.weight.float(), dim=-1)
+    def forward(self, latents: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
+        """`search` of latents, or `lookup` of ids."""
+        return self.search(latents) if ids is None else self.lookup(ids)
+
+    def rows(self, device: torch.device | None = None) -> Tensor:
+        """The codebook as the decoder sees it: (N, d) float32 rows of unit length.
+
+        Args:
+            device: where they are needed; None: where the codebook is.
+        """
+        device = self.embedding.weight.device if device is None else device
+        every = torch.arange(self.embedding.num_embeddings, device=device)
+        return F.normalize(self.embedding(every).float(), dim=-1)
 
     def search(self, latents: Tensor) -> Tensor:
         """Ids (B, G, G) of the rows nearest to latents (B, d, G, G)."""
         with torch.autocast(latents.device.type, enabled=False):
             unit = F.normalize(latents.float(), dim=1)
-            return torch.einsum("bdhw,nd->bhwn", unit, self.rows()).argmax(-1)
+            rows = self.rows(latents.device)
+            return torch.einsum("bdhw,nd->bhwn", unit, rows).argmax(-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Unit rows (B, d, G, G) float32 of ids (B, G, G)."""
@@ -89,8 +110,32 @@ class DetailQuantizer(CosineQuantizer):
         return super().lookup(semantic) + F.embedding(detail, self.detail.float()).movedim(-1, 1)
 
 
+def as_output(images: Tensor, return_dict: bool | None) -> Tensor | DecoderOutput | tuple[Tensor]:
+    """Images by themselves (None), or as diffusers' autoencoders return them."""
+    if return_dict is None:
+        return images
+    return DecoderOutput(sample=images) if return_dict else (images,)
+
+
+IN_FLOAT32 = ("encoder", "quant_conv", "quantize")  # parts of a VQModel that ids depend on
+
+
+def placed_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` of `nn.Module._apply` without its cast to a narrower dtype."""
+
+    def place(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        narrower = result.dtype.itemsize < tensor.dtype.itemsize
+        return tensor.to(result.device) if narrower else result
+
+    return place
+
+
 class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     """LlamaGen-shaped VQ tokenizer (arXiv 2406.06525, section 3.1).
+
+    What ids depend on (encoder, quantization and codebook) stays in float32 when the rest is loaded
+    in or cast to half precision: in bfloat16 0.4 % of the ids would be others.
 
     Args:
         block_out_channels: channels of each resolution level; n levels downsample by 2^(n-1).
@@ -105,6 +150,13 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     Raises:
         ValueError: a channel count that `norm_num_groups` does not divide.
     """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ("ResnetBlock2D", "Attention", "CosineQuantizer", "DetailQuantizer")
+    # Lists that diffusers reads.
+    _keep_in_fp32_modules = list(IN_FLOAT32)  # noqa: RUF012
+    _skip_layerwise_casting_patterns = list(IN_FLOAT32)  # noqa: RUF012
+    _group_offload_block_modules = [*IN_FLOAT32, "post_quant_conv", "decoder"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -128,6 +180,7 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
                 )
         # Attention at the lowest resolution only, and no double_z: the encoder gives latents, not a
         # mean and a variance.
+        self.slice_size: int | None = None
         levels = len(block_out_channels)
         self.downsample = 2 ** (levels - 1)
         self.encoder = Encoder(
@@ -167,11 +220,38 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     def detail_codebook_size(self) -> int | None:
         return self.config["detail_codebook_size"]
 
-    def encode(self, pixels: Tensor) -> VQEncoderOutput:
+    def _apply(self, fn, recurse=True):
+        for name, module in self.named_children():
+            module._apply(placed_only(fn) if name in IN_FLOAT32 else fn)
+        return self
+
+    def enable_slicing(self, images: int = 1) -> None:
+        """Encode and decode at most `images` at once: less memory, more time, the same result.
+
+        Raises:
+            ValueError: fewer than one image.
+        """
+        if images < 1:
+            raise ValueError(f"images={images} must be 1 or more.")
+        self.slice_size = images
+
+    def disable_slicing(self) -> None:
+        """Encode and decode whole batches again."""
+        self.slice_size = None
+
+    def _in_slices(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """`function` of a batch, or of its slices one after the other."""
+        if self.slice_size is None or len(batch) <= self.slice_size:
+            return function(batch)
+        return torch.cat([function(one) for one in batch.split(self.slice_size)])
+
+    @apply_forward_hook
+    def encode(self, pixels: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple:
         """Tokenize images.
 
         Args:
             pixels: (B, 3, H, W) in [-1, 1]; H and W multiples of the downsampling factor.
+            return_dict: False returns a plain tuple.
 
         Returns:
             `VQEncoderOutput(ids, latents)`: ids (B, H/f, W/f), or (B, H/f, W/f, 2) with a detail
@@ -188,13 +268,20 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
                 f"image size {height}x{width} does not fit this tokenizer: both sides must be "
                 f"positive multiples of {self.downsample}."
             )
-        latents = self.quant_conv(self.encoder(pixels))
-        return VQEncoderOutput(self.quantize.search(latents), latents)
+        pixels = pixels.to(self.encoder.conv_in.weight.dtype)
+        latents = self._in_slices(lambda some: self.quant_conv(self.encoder(some)), pixels)
+        output = VQEncoderOutput(self._in_slices(self.quantize, latents), latents)
+        return output if return_dict else tuple(output)
 
-    def decode(self, ids: Tensor) -> Tensor:
+    @apply_forward_hook
+    def decode(self, ids: Tensor, return_dict: bool | None = None) -> Any:
         """Images (B, 3, H, W), about [-1, 1], of ids (B, G, G), with details (B, G, G, 2).
 
         Flat ids (B, G*G) or (B, G*G, 2) are taken as a square grid in raster order.
+
+        Args:
+            return_dict: None returns the images; as in diffusers, True returns a `DecoderOutput`
+                whose `sample` they are, False a tuple of one.
 
         Raises:
             ValueError: a flat length that is no square, or ids outside 0..N-1.
@@ -218,12 +305,19 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         sizes = [self.codebook_size, self.detail_codebook_size][: 1 + len(pair)]
         for values, size in zip(ids.unbind(-1) if pair else [ids], sizes, strict=True):
             check_range(values, size, "id")
-        return self.decode_codes(self.quantize.lookup(ids))
+        return as_output(self.decode_codes(self.quantize(ids=ids.long())), return_dict)
 
+    @apply_forward_hook
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of code vectors (B, d, G, G), in the dtype of the weights."""
-        return self.decoder(self.post_quant_conv(codes.to(self.post_quant_conv.weight.dtype)))
+        """Images (B, 3, H, W) of code vectors (B, d, G, G), in the dtype of the decoder."""
+        codes = codes.to(self.post_quant_conv.weight.dtype)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Reconstruction (B, 3, H, W) of pixels (B, 3, H, W)."""
-        return self.decode(self.encode(pixels).ids)
+        def pictures(some: Tensor) -> Tensor:
+            # With layerwise casting this is the dtype of the arithmetic, not of the storage.
+            return self.decoder(self.post_quant_conv(some).to(self.dtype))
+
+        return self._in_slices(pictures, codes)
+
+    def forward(self, pixels: Tensor, return_dict: bool | None = None) -> Any:
+        """Reconstruction (B, 3, H, W) of pixels (B, 3, H, W); `return_dict` as for `decode`."""
+        return self.decode(self.encode(pixels).ids, return_dict)

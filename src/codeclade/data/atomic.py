@@ -11,6 +11,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+# How torch's writer says that a file did not take all of its bytes.
+WRITERS = ("inline_container", "PytorchStreamWriter", "iostream")
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Makes an OSError, which names the path, of what weights' writers say of a full disk.
+
+    Raises:
+        OSError: naming the path.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not any(name in words for name in WRITERS):
+            raise
+        raise OSError(f"{path} cannot be written; is the disk full? {words[:100]}") from error
+
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
@@ -23,7 +44,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
     # Beside its place, since a rename is atomic on one file system alone.
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
-        yield partial
+        with disk_errors(path):
+            yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -61,7 +83,8 @@ def new_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
+        with disk_errors(out):
+            yield partial
         replace_folder(out, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

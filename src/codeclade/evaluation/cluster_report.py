@@ -7,7 +7,6 @@ import numpy as np
 from torch import Tensor
 
 from ..checkpoints.codebooks import load_tokenizer
-from ..clustering import KMeans
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
@@ -99,7 +98,7 @@ def write_report(result: Comparison, path: Path, vq_model: Tokenizer | None = No
         page.add("Semantic replacement test", _image_protocol(result), table=_image_table(result))
         page.add(
             f"The same images, codes replaced inside their clusters, K = {result.clusters:,}",
-            f"First {len(result.photographs)} of the {result.image_count} photographs.",
+            f"The first {len(result.photographs)} of {result.image_count} photographs.",
             picture=_sheet(result),
             pixelated=True,
         )
@@ -138,8 +137,8 @@ def _partition_protocol(result: Comparison) -> str:
             " balanced always clusters rows of unit length, the others these rows as they are; "
             "/ random, unit: the same, of all methods, between rows of unit length."
         )
-    own = result.settings.options if result.settings.method == "kmeans" else {}
-    text += f" k-means: best of {own.get('n_init', KMeans.n_init)} starts."
+    if result.starts:
+        text += f" k-means: best of {result.starts} start{'s' if result.starts > 1 else ''}."
     if result.cophenetic is not None:
         text += " Cophenetic correlation: over all pairs of codes, or 200,000 drawn at random."
     if result.tokens:
@@ -171,9 +170,10 @@ def _partition_table(result: Comparison) -> Table:
 
 
 def _image_protocol(result: Comparison) -> str:
-    side = result.photographs.shape[-1]
+    side, count = result.photographs.shape[-1], result.image_count
     return (
-        f"{result.image_count} photographs of {result.settings.images}, {side}x{side}, center "
+        f"{count} photograph{'s' if count > 1 else ''} of {result.settings.images}, "
+        f"{side}x{side}, center "
         f"crops; {DRAWS} random draws of members (first seed {result.settings.seed}); means over "
         f"draws and images. PSNR against {result.settings.method}: mean difference over the same "
         "images ± its standard error, above 0 where the other method is the better one; below two "

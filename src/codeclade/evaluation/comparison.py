@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from ..checkpoints.cluster_maps import cluster_rows, cut_tree
 from ..checkpoints.library_tokenizers import LibraryTokenizer
-from ..clustering.codebook import normalized
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
@@ -83,6 +82,7 @@ class Comparison:
     reconstructions: Tensor | None = None
     reconstruction_numbers: dict[str, float] = field(default_factory=dict)
     image_count: int = 0
+    starts: int = 0  # of k-means, whose best one is kept
     notes: list[str] = field(default_factory=list)
 
     def at(self, clusters: int) -> list[Partition]:
@@ -149,8 +149,8 @@ def compare(
 
 def unit_rows(rows: np.ndarray) -> np.ndarray | None:
     """The rows scaled to unit length; None where they have it, or one of them is zero."""
-    lengths = np.linalg.norm(rows, axis=1)
-    return None if not lengths.all() or np.allclose(lengths, 1, rtol=1e-3) else normalized(rows)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return None if not lengths.all() or np.allclose(lengths, 1, rtol=1e-3) else rows / lengths
 
 
 def say(bar: tqdm, method: str, count: int) -> None:
@@ -218,7 +218,10 @@ def _partitions(result: Comparison, labels: np.ndarray, count: int, bar: tqdm) -
             if name == "kmeans" and not options and len(result.rows) * count > ONE_START:
                 options = {"n_init": 1}
                 result.notes.append(f"kmeans has one start at K = {count:,}: more would take long.")
-            found = cluster_rows(result.rows, name, count, settings.seed, options).labels_
+            fitted = cluster_rows(result.rows, name, count, settings.seed, options)
+            found = fitted.labels_
+            if name == "kmeans":
+                result.starts = max(result.starts, fitted.n_init)
         parts.append(Partition(name, count, np.asarray(found)))
         bar.update()
     return parts

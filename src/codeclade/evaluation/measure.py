@@ -133,7 +133,6 @@ def measure_pipeline(
         images=len(parts),
         sampled_size=side,
         evaluated_size=size,
-        resize=resize_words(side, size),
         dtype=type_name(pipe.transformer.dtype),
         machine=machine_name(pipe.device),
     )
@@ -175,7 +174,7 @@ def measure_pipeline(
         others += f"{100 * photos.accuracy:.1f} %, chance {100 / len(own):.1f} %"
         error = 100 * share_error(samples.accuracy, samples.count)
         measured.add(
-            "Class accuracy", 100 * samples.accuracy, protocol,
+            f"Class accuracy-{network.name}", 100 * samples.accuracy, protocol,
             f"{network.name} among {len(own)} classes, {words}; {others}", " %", error,
         )  # fmt: skip
     return measured
@@ -191,6 +190,7 @@ def _sampling_protocol(protocol: Protocol, pipe: Pipeline, parts: SampleParts) -
         prompts=prompts and prompts.name,
         prompts_fingerprint=prompts and prompts.fingerprint,
         seeds=sampling.seeds,
+        resize=resize_words(protocol.sampled_size, protocol.evaluated_size, sampling.plain_resize),
         draws=judge and sampling.draws,
         judge=judge and judge.network.name,
         judge_fingerprint=judge and judge.network.fingerprint,

@@ -5,6 +5,7 @@ Shapes: B images of S pixels a side.
 
 from collections.abc import Iterator
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import LabeledImages, plain_batches
@@ -12,15 +13,24 @@ from ..data.pixels import to_pixels, to_uint8
 from ..metrics.networks import resized
 
 
-def resize_words(sampled: int, evaluated: int) -> str | None:
+def resize_words(sampled: int, evaluated: int, plain: bool = False) -> str | None:
     """How images of one size become another, for protocols."""
-    return None if sampled == evaluated else "bicubic, antialiased, before rounding to 8 bit"
+    if sampled == evaluated:
+        return None
+    return f"bicubic, {'not ' if plain else ''}antialiased, before rounding to 8 bit"
 
 
-def eight_bit(pixels: Tensor, size: int) -> Tensor:
-    """Pixels (B, 3, S, S) in [-1, 1] as uint8 images (B, 3, size, size) on the CPU."""
+def eight_bit(pixels: Tensor, size: int, plain: bool = False) -> Tensor:
+    """Pixels (B, 3, S, S) in [-1, 1] as uint8 images (B, 3, size, size) on the CPU.
+
+    Args:
+        plain: without antialiasing, as LlamaGen's sample_c2i_ddp.py resizes; what it published was
+            measured so.
+    """
     pixels = pixels.float()
-    if pixels.shape[-1] != size:
+    if pixels.shape[-1] != size and plain:
+        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic")
+    elif pixels.shape[-1] != size:
         pixels = resized(pixels, size)
     return to_uint8(pixels).cpu()
 

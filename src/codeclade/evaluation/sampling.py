@@ -48,6 +48,7 @@ class Sampling:
         count: images of one class, on average, or of one prompt.
         classes: "balanced", exactly `count` of every class, sorted by class, or "random".
         size: side of the written images; None: as sampled.
+        plain_resize: to `size` without antialiasing, see `eight_bit`.
         guidance_scale, guidance_schedule, temperature, top_k, top_p: None: the pipeline's default.
         draws: images drawn for every one that is kept, see rejection.py.
         prompts: of a pipeline that takes captions; `classes` plays no part then.
@@ -57,6 +58,7 @@ class Sampling:
     seed: int = 0
     classes: str = "balanced"
     size: int | None = None
+    plain_resize: bool = False
     guidance_scale: float | tuple[float, ...] | None = None
     guidance_schedule: str | dict | None = None
     temperature: float | None = None
@@ -145,7 +147,8 @@ def sample_images(
     def drawn(draw: int) -> Tensor:
         generator = sampling.generators(numbers, draw)
         pixels = pipe(conditions, generator=generator, output_type="pt", **settings).images
-        return eight_bit(pixels * 2 - 1, sampling.size or pixels.shape[-1])
+        size = sampling.size or pixels.shape[-1]
+        return eight_bit(pixels * 2 - 1, size, sampling.plain_resize)
 
     # One draw of all images at a time, so that memory does not grow with the draws. Of equally
     # probable ones the first is kept.

@@ -157,10 +157,14 @@ def _is_stored(name: ast.Name) -> bool:
 
 
 def _used(node: ast.stmt) -> set[str]:
-    """Names read anywhere in a statement, quoted annotations included."""
+    """Names read anywhere in a statement, quoted annotations included.
+
+    A quoted name of another component is text: it stands for itself in tables of parts.
+    """
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
     quoted = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
-    return names | {word for word in quoted if isinstance(word, str) and word.isidentifier()}
+    words = {word for word in quoted if isinstance(word, str) and word.isidentifier()}
+    return names | (words - STAND_INS.keys())
 
 
 def _needed(

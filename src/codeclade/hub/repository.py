@@ -185,7 +185,8 @@ def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> 
         check_weights(folder)
         repository.parts[name] = _part(class_name, folder)
         config = repository.parts[name].config
-        repository.files[f"{name}/config.json"] = _as_json(config)
+        found = {"auto_map": auto_map(class_name)} if own else {}
+        repository.files[f"{name}/config.json"] = _as_json(config | found)
     for path in sorted(folder.iterdir()):
         if WEIGHTS.fullmatch(path.name) or (not own and path.name in TOKENIZER):
             repository.files[f"{name}/{path.name}"] = path
@@ -210,18 +211,22 @@ def _read_component(folder: Path) -> Repository:
     check_weights(folder)
     repository = Repository(folder, "model", class_name)
     part = repository.parts["model"] = _part(class_name, folder)
-    code = file_name(class_name)
-    module = code.removesuffix(".py")
-    # AutoModel finds the code through this map. Classes of diffusers have no config class.
-    auto_map = {"AutoModel": f"{module}.{class_name}"}
-    if class_name in CONFIG_CLASSES:
-        auto_map["AutoConfig"] = f"{module}.{CONFIG_CLASSES[class_name]}"
-    repository.files[code] = single_file(class_name).encode()
-    repository.files["config.json"] = _as_json(part.config | {"auto_map": auto_map})
+    repository.files[file_name(class_name)] = single_file(class_name).encode()
+    repository.files["config.json"] = _as_json(part.config | {"auto_map": auto_map(class_name)})
     for path in folder.iterdir():
         if WEIGHTS.fullmatch(path.name):
             repository.files[path.name] = path
     return repository
+
+
+def auto_map(class_name: str) -> dict[str, str]:
+    """Where AutoModel and AutoConfig find a component's code, for its config.json."""
+    module = file_name(class_name).removesuffix(".py")
+    classes = {"AutoModel": f"{module}.{class_name}"}
+    # Classes of diffusers have no config class.
+    if class_name in CONFIG_CLASSES:
+        classes["AutoConfig"] = f"{module}.{CONFIG_CLASSES[class_name]}"
+    return classes
 
 
 def _read_codes(folder: Path) -> Repository:

@@ -294,7 +294,7 @@ def validation_loss(
             loss = model(tokens[:, :-1], labels=tokens, **given).loss
         else:
             output = model(tokens[:, :-1], return_logits=False, **given)
-            hidden = output.hidden_states[:, first : first + tokens.shape[1]]
+            hidden = output.last_hidden_state[:, first : first + tokens.shape[1]]
             loss, _ = sparse(model.head, hidden, tokens)
         total += torch.tensor([loss.item() * len(tokens), len(tokens)])
     model.train(training)

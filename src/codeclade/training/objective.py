@@ -128,7 +128,7 @@ class GeneratorObjective(nn.Module):
         model, count = self.model, tokens.shape[1]
         if self.sparse is not None:
             output = model(inputs[:, :-1], return_logits=False, **condition)
-            hidden = output.hidden_states[:, self.first : self.first + count]
+            hidden = output.last_hidden_state[:, self.first : self.first + count]
             loss, accuracy = self.sparse(model.head, hidden, tokens)
             return {"loss": loss, "accuracy": accuracy}, []
         output = model(inputs[:, :-1], labels=tokens, **condition)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..data.atomic import write_json
+from ..data.atomic import disk_errors, write_json
 from ..data.records import TrainingRecord
 from .averages import AveragedWeights, averaged_weights, whole, whole_state
 from .batches import StepSampler, step_loader
@@ -211,7 +211,8 @@ class Run:
             if main:
                 self.folder.start_partial()
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(self.folder.partial))
+            with disk_errors(self.folder.partial):
+                self.accelerator.save_state(str(self.folder.partial))
             self.accelerator.wait_for_everyone()
             if main:
                 self.folder.finish_partial(step, self.seconds, self.recipe)

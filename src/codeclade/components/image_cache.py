@@ -1,0 +1,109 @@
+"""ImageCache: keys and values of the images that are being sampled, and what every step needs.
+
+Made for decoding that is not compiled: positions are counted on the host, so attention is given the
+filled part of the cache alone, without a mask where one token is added; rotary tables are made once
+for all positions. `compiled` says where transformers' StaticCache is needed instead, whose shapes
+never change.
+
+Shapes: R rows of the batch, P prefix positions, T tokens, H heads, h width of a head, n new
+positions.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .blocks import DecoderConfig, rotation
+
+
+class FilledLayer(DynamicLayer):
+    """Keys and values of one layer; room for all positions is taken once, by the first ones.
+
+    `keys` and `values` are views (R, H, filled, h).
+    """
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.filled = room, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> Any:
+        """Add (R, H, n, h) of both; returns all that is filled."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            rows, heads, _, width = key_states.shape
+            self.buffers = key_states.new_empty(2, rows, heads, self.room, width)
+        first, self.filled = self.filled, self.filled + key_states.shape[2]
+        self.buffers[0, :, :, first : self.filled] = key_states
+        self.buffers[1, :, :, first : self.filled] = value_states
+        self.keys, self.values = self.buffers[:, :, :, : self.filled].unbind(0)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.filled
+
+
+class ImageCache(Cache):
+    """Keys and values of all layers, for `prefill` and `decode_one_token`.
+
+    Args:
+        config: the generator's.
+        device: where it samples.
+        attention_mask: (R, P+T) 1 where visible, where the condition has one.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        device: torch.device | str = "cpu",
+        attention_mask: Tensor | None = None,
+    ):
+        room = config.prefix_length + config.num_tokens
+        super().__init__(layers=[FilledLayer(room) for _ in range(config.num_hidden_layers)])
+        self.cos, self.sin = rotation(
+            torch.arange(room, device=device),
+            config.grid_size,
+            config.head_dim,
+            config.rope_theta,
+            config.prefix_length,
+            config.positions_per_cell,
+        )
+        self.hidden = None if attention_mask is None else attention_mask[:, None, None] == 0
+
+    def prepared(self, count: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Mask, cosines and sines for the next `count` positions, after the prefix.
+
+        Returns:
+            The mask to add to scores (R, H, n, S), None where all is visible, and tables (n, h).
+        """
+        past = cast(int, self.get_seq_length())
+        seen = past + count
+        mask = None
+        # One new position sees all that is filled; several do not see each other's future.
+        if count > 1:
+            mask = self.cos.new_full((count, seen), -torch.inf, dtype=dtype).triu(past + 1)
+        if self.hidden is not None:
+            hidden = self.hidden[..., :seen]  # (R, 1, 1, S)
+            mask = self.cos.new_zeros((), dtype=dtype) if mask is None else mask
+            mask = mask.masked_fill(hidden, -torch.inf)
+        return mask, self.cos[past:seen], self.sin[past:seen]
+
+    def keep_positions(self, count: int) -> None:
+        """Forget all but the first `count` positions."""
+        for layer in cast(list[FilledLayer], self.layers):
+            layer.filled = count
+
+    def keep_rows(self, count: int) -> None:
+        """Forget all but the first `count` rows, as when guidance ends."""
+        for layer in cast(list[FilledLayer], self.layers):
+            layer.buffers = layer.buffers[:, :count]
+        if self.hidden is not None:
+            self.hidden = self.hidden[:count]
+
+
+def compiled(model: nn.Module) -> bool:
+    """Whether a model or a part of it runs by torch.compile, which wants shapes that stay."""
+    if any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules()):
+        return True
+    return hasattr(model, "_orig_mod") or hasattr(model.forward, "_torchdynamo_orig_callable")
