@@ -96,7 +96,7 @@ def log(out) -> list[dict]:
 
 def test_every_log_line_says_how_fast_and_how_long(tmp_path):
     run = started(tmp_path, Recipe(log_every=1))
-    run.describe("photos", images=50, classes=5, tokens=16, flops=100.0)
+    run.describe("photos", images=50, held_out=6, classes=5, tokens=16, flops=100.0)
     train(run)
     lines = [line for line in log(tmp_path) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -229,6 +229,7 @@ def test_the_start_table_is_arithmetic():
         model,
         data="photos",
         images=1000,
+        held_out=50,
         classes=10,
         tokens=256,
         batch_size=8,
@@ -241,7 +242,7 @@ def test_the_start_table_is_arithmetic():
         averaged=True,
     )
     for words in (
-        "photos: 1,000 images, 10 classes",
+        "photos: 1,000 images, 10 classes; 50 for validation",
         "256 an image, 256,000",
         "0 of 500 done, 4.0 epochs",
         "2 x 2 passes x 2 images",
@@ -301,10 +302,10 @@ def test_the_table_and_the_time_are_printed(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("codeclade.training.run.WARM_UP", 3)
     monkeypatch.setenv("TQDM_DISABLE", "0")
     run = started(tmp_path, Recipe())
-    run.describe("photos", images=50, classes=5)
+    run.describe("photos", images=50, held_out=6, classes=5)
     train(run)
     printed = "".join(capfd.readouterr())
-    assert "photos: 50 images, 5 classes" in printed
+    assert "photos: 50 images, 5 classes; 6 for validation" in printed
     assert "3 steps took" in printed
 
 

@@ -114,7 +114,9 @@ def train_generator(
     objective = build()
     flops, activations = image_costs(recipe, objective.model)
     run.start(objective, build_optimizer(objective, recipe))
-    run.describe(train.source, len(train), len(names), config.num_tokens, flops, activations)
+    run.describe(
+        train.source, len(train), len(held_out), len(names), config.num_tokens, flops, activations
+    )
     if run.accelerator.is_main_process:
         run.log(run.first, baselines(train, mapping))
 

@@ -100,7 +100,7 @@ def train_refiner(
     run.start(model, build_optimizer(model, recipe))
     tokens = config.grid_size**2
     flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, tokens)
-    run.describe(train.source, len(train), len(names), tokens, flops)
+    run.describe(train.source, len(train), len(held_out), len(names), tokens, flops)
     device, main = run.accelerator.device, run.accelerator.is_main_process
     if transformer is not None:
         transformer = transformer.to(device).eval().requires_grad_(False)

@@ -155,6 +155,7 @@ class Run:
         self,
         data: str,
         images: int,
+        held_out: int,
         classes: int,
         tokens: int | None = None,
         flops: float | None = None,
@@ -164,6 +165,7 @@ class Run:
 
         Args:
             data, images, classes: the training set.
+            held_out: images for validation.
             tokens: positions an image.
             flops: model FLOPs of an image, forward and backward.
             activations: bytes that an image keeps for the backward pass.
@@ -180,6 +182,7 @@ class Run:
             self.plain_model,
             data=data,
             images=images,
+            held_out=held_out,
             classes=classes,
             tokens=tokens,
             batch_size=self.recipe.batch_size,

@@ -11,6 +11,7 @@ def start_table(
     *,
     data: str,
     images: int,
+    held_out: int,
     classes: int,
     tokens: int | None,
     batch_size: int,
@@ -29,6 +30,7 @@ def start_table(
     Args:
         model: its children are the parts.
         data, images, classes, tokens: of the training set; `tokens` of an image.
+        held_out: images for validation.
         batch_size, passes, steps, first: of the run; `first` steps are done.
         precision, device, processes: where it runs.
         averaged: whether there are averaged weights.
@@ -38,7 +40,7 @@ def start_table(
     epochs = steps * batch_size / max(1, images)
     tokens_line = [("tokens", f"{tokens:,} an image, {images * tokens:,}")] if tokens else []
     rows = [
-        ("data", f"{data}: {images:,} images, {classes:,} classes"),
+        ("data", f"{data}: {images:,} images, {classes:,} classes; {held_out:,} for validation"),
         *tokens_line,
         ("device", f"{processes} x {device}, precision {precision}"),
         ("steps", f"{first:,} of {steps:,} done, {epochs:,.1f} epochs of batches of {batch_size}"),

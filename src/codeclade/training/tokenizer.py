@@ -47,7 +47,7 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
     # Weights: drawn, then those of `init_from`, then those of the newest checkpoint.
     training = TokenizerTraining(run, recipe, image_losses)
     training.start()
-    run.describe(recipe.data, len(images), len(images.class_names))
+    run.describe(recipe.data, len(images), len(held_out), len(images.class_names))
     best = BestTokenizer(run.out, resumed=run.first > 0)
     _train(training, images, held_out, best)
 
