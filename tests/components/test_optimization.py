@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from builders import SCHEMES, build_pipeline, build_scheme
+from codeclade import CodecladePipeline
 from codeclade.components.optimization import FORMS, optimize
 
 
@@ -76,3 +77,20 @@ def test_bad_requests_are_refused_before_anything_changes(tmp_path):
     pipe.transformer.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"was optimized for torch\.float32 on a CPU"):
         pipe(1)
+
+
+def test_partial_pipelines_are_optimized_as_far_as_they_go(tmp_path):
+    build_pipeline("token").save_pretrained(tmp_path)
+    first = CodecladePipeline.from_pretrained(tmp_path, vq_model=None).optimize()
+    assert first(1, output_type="ids").images.shape == (1, 4, 4)
+    second = CodecladePipeline.from_pretrained(tmp_path, transformer=None)
+    with pytest.raises(ValueError, match="without transformer, so it cannot be optimized"):
+        second.optimize()
+
+
+def test_channels_last_changes_no_number():
+    pipe = build_pipeline("token")
+    given = {"output_type": "pt", "temperature": 0}
+    before = pipe(1, **given).images
+    torch.testing.assert_close(pipe.optimize()(1, **given).images, before, rtol=0, atol=1e-5)
+    assert pipe.vq_model.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

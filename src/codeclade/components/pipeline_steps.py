@@ -120,8 +120,10 @@ class PipelineSteps(PipelineFiles):
         Raises:
             ValueError: an unknown form, or one that this generator cannot have where it is.
         """
+        self.check_parts_for("transformer", "be optimized")
         optimize(self.transformer, weights)
-        self.vq_model.to(memory_format=torch.channels_last)
+        if self.vq_model is not None:
+            self.vq_model.to(memory_format=torch.channels_last)
         return self
 
     def check_inputs(
