@@ -30,8 +30,6 @@ class Models(ModelTesterMixin):
     all_model_classes = (CodecladeTransformer,)
     kind = "token"
 
-    additional_model_inputs = ["class_labels"]  # noqa: RUF012
-
     def test_model_weights_reload_no_missing_tied_weights(self):
         self.skipTest("it loads files without weights, which are refused here")
 

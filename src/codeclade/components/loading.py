@@ -67,14 +67,26 @@ class StrictLoading:
         model.check_loaded()
         return (model, report) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
+        **kwargs,
+    ) -> None:
         """As in the parent class; `safe_serialization=False` is refused.
+
+        The arguments by name are those that pipelines look for in this signature.
 
         Raises:
             ValueError: a pickle was asked for.
         """
-        refuse_pickle(kwargs)
-        return cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
+        refuse_pickle(safe_serialization)
+        named = {"variant": variant, "max_shard_size": max_shard_size}
+        kwargs |= {name: value for name, value in named.items() if value is not None}
+        cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
 
     def check_loaded(self) -> None:
         """Raise a ValueError where what was loaded contradicts itself."""
