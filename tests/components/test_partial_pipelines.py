@@ -83,6 +83,21 @@ def test_pickles_are_not_written(tmp_path, part):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("arguments", [{"variant": "fp16"}, {"max_shard_size": "2KB"}])
+def test_variants_and_shards_reach_every_part(tmp_path, arguments):
+    pipe = build_scheme("cluster")
+    pipe.save_pretrained(tmp_path, **arguments)
+    for part in ("vq_model", "transformer", "cluster_map"):
+        names = [path.name for path in (tmp_path / part).glob("*.safetensors")]
+        if "variant" in arguments:
+            assert names and all(".fp16" in name for name in names)
+        elif part == "transformer":
+            assert len(names) > 1
+    loaded = CodecladePipeline.from_pretrained(tmp_path, variant=arguments.get("variant"))
+    images = loaded(1, generator=seeded(), output_type="pt").images
+    torch.testing.assert_close(images, pipe(1, generator=seeded(), output_type="pt").images)
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 8), (2, 1, 8, 8), (2, 8, 8, 1)])
 def test_masks_in_the_order_of_torch_and_of_numpy(shape):
     mask = np.zeros((2, 8, 8), dtype=np.float32)

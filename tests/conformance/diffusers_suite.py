@@ -26,9 +26,7 @@ from codeclade.components import loading, pipeline_files
 def safetensors_only(monkeypatch):
     """The mixins ask for pickles, which are refused here; they are given safetensors."""
     for module in (loading, pipeline_files):
-        monkeypatch.setattr(
-            module, "refuse_pickle", lambda given: given.pop("safe_serialization", 0)
-        )
+        monkeypatch.setattr(module, "refuse_pickle", lambda safe_serialization: None)
 
 
 class Inputs(BasePipelineTesterConfig):

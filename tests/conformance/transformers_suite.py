@@ -23,6 +23,13 @@ SHAPE = {
 }
 
 
+UNLIKE_TEXT = {
+    "semantic_detail": "it takes the last axis of the tokens for the sequence, here a pair",
+    "CTF": "it takes the mapping, which is one for the whole batch, for a batch",
+    "MASC": "it takes the mapping, which is one for the whole batch, for a batch",
+}
+
+
 class Models(ModelTesterMixin):
     """What generator and refiners share: a batch of two, a prefix and fifteen tokens."""
 
@@ -30,12 +37,13 @@ class Models(ModelTesterMixin):
     all_model_classes = (CodecladeTransformer,)
     kind = "token"
 
-    additional_model_inputs = ["class_labels"]  # noqa: RUF012
-
     def test_model_weights_reload_no_missing_tied_weights(self):
         self.skipTest("it loads files without weights, which are refused here")
 
     def setUp(self):
+        # The test makes its own batch and mask, from the shape of the main input alone.
+        if "eager_matches_sdpa" in self._testMethodName and self.kind in UNLIKE_TEXT:
+            self.skipTest(UNLIKE_TEXT[self.kind])
         self.model_tester = SimpleNamespace(
             prepare_config_and_inputs_for_common=lambda: (self.config(), self.inputs()),
             batch_size=2,
@@ -87,7 +95,7 @@ class SemanticDetailTest(Models, unittest.TestCase):
 class Refiners(Models):
     all_model_classes = (Refiner,)
     seq_length = 17
-    additional_model_inputs = ["class_labels", "mapping", "context"]  # noqa: RUF012
+    additional_model_inputs = ["class_labels"]  # noqa: RUF012
 
     def test_batching_equivalence(self):
         if REFINERS[self.kind]:

@@ -77,22 +77,22 @@ class StrictLoading:
         self,
         save_directory: str | os.PathLike,
         *args,
-        safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
         **kwargs,
-    ):
+    ) -> None:
         """As in the parent class; `safe_serialization=False` is refused.
+
+        The arguments by name are those that pipelines look for in this signature.
 
         Raises:
             ValueError: a pickle was asked for.
         """
-        refuse_pickle({"safe_serialization": safe_serialization})
-        # Pipelines look for these names in the signature before they give them; defaults stay with
-        # the libraries, whose defaults differ.
+        refuse_pickle(safe_serialization)
         named = {"variant": variant, "max_shard_size": max_shard_size}
         kwargs |= {name: value for name, value in named.items() if value is not None}
-        return cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
+        cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
 
     def check_loaded(self) -> None:
         """Raise a ValueError where what was loaded contradicts itself."""

@@ -46,13 +46,15 @@ class PipelineFiles:
             logger.info(f"parts are loaded as {kinds}; give dtype for the same everywhere.")
         return pipe
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, safe_serialization: bool = True, **kwargs
+    ) -> None:
         """As in diffusers; `safe_serialization=False` is refused.
 
         Raises:
             ValueError: a pickle was asked for.
         """
-        refuse_pickle(kwargs)
+        refuse_pickle(safe_serialization)
         cast(Any, super()).save_pretrained(save_directory, **kwargs)
 
     def save_config(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 
-def refuse_pickle(arguments: dict[str, Any]) -> None:
-    """Raise a ValueError where arguments of `save_pretrained` ask for a pickle."""
-    if not arguments.get("safe_serialization", True):
+def refuse_pickle(safe_serialization: bool) -> None:
+    """Raise a ValueError where `save_pretrained` is asked for a pickle."""
+    if not safe_serialization:
         raise ValueError(
             "safe_serialization=False would write a pickle, which can execute code and is not "
             "loaded here; weights are saved as safetensors."
