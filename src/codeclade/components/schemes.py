@@ -225,7 +225,7 @@ class ClusterToken(Scheme):
         cast(ClusterTokenEmbedding, embedding).cluster_of.copy_(mapping)
 
     def check_loaded(self, transformer):
-        cluster_of = self.mapping(transformer, None)
+        cluster_of = cast(ClusterTokenEmbedding, transformer.token_embedding).cluster_of
         # All zeros are a new model's, which has not been given its clusters yet.
         if not cluster_of.is_meta and cluster_of.any():
             check_labels(cluster_of, self.config.coarse_vocab_size)
