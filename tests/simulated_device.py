@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from codeclade.components.heads import neighbor_table
+
 DEVICE = torch.device(
     "maia", 0
 )  # a name that torch knows and for which no library has a special case
@@ -155,6 +157,8 @@ class Calls(TorchFunctionMode):
 def simulated() -> Iterator[torch.device]:
     """Make the simulated device usable, and give it."""
     placement = Placement()
+    # Tables that are kept for a device lie where an earlier placement put them.
+    neighbor_table.cache_clear()
     # Libraries free the memory of a device that they take a model from, by its module of torch.
     setattr(torch, DEVICE.type, SimpleNamespace(empty_cache=lambda: None))
     try:
@@ -162,3 +166,4 @@ def simulated() -> Iterator[torch.device]:
             yield DEVICE
     finally:
         delattr(torch, DEVICE.type)
+        neighbor_table.cache_clear()

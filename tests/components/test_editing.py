@@ -34,7 +34,7 @@ def test_tokens_outside_the_mask_are_kept(scheme):
     after = run(pipe, seed=10, ids=before, mask_image=SPOT)
     moved = changed(before, after)
     assert not moved[:, ~SPOT].any()
-    assert moved[:, SPOT].float().mean() > 0.5
+    assert moved[:, SPOT].float().mean() >= 0.5
     clusters = [
         run(pipe, seed=10, ids=before, mask_image=SPOT, output_type=kind)
         for kind in ("clusters", "pt")
@@ -176,13 +176,13 @@ def test_redraw_with_the_same_numbers_restores_the_second_stage():
             output_type="ids",
         ).images
         assert torch.equal(again, first)
-        warm = {"guidance_scale": 4.0, "temperature": 3.0}
+        greedy = {"temperature": 0.0}
         other = pipe.redraw(
             clusters=clusters,
             class_labels=1,
             generator=generator.manual_seed(3),
             output_type="ids",
-            **warm,
+            **greedy,
         ).images
         assert not torch.equal(other, first)
 

@@ -101,6 +101,8 @@ def test_pipeline_has_the_published_greedy_codes_and_attention(published, tiny_v
     hook = model.register_forward_hook(lambda *call: shares.append(call[2].condition_attention))
     ids = pipe(golden["cond"].tolist(), output_type="latent", **PUBLISHED).images.flatten(1, 2)
     hook.remove()
+    # Calls that turn states into logits have no attention.
+    shares = [share for share in shares if share is not None]
     assert torch.equal(ids[..., 0], golden["greedy_semantic"])
     assert torch.equal(ids[..., 1], golden["greedy_detail"])
     torch.testing.assert_close(torch.stack(shares)[:, :2], golden["attn_to_condition"], **CLOSE)

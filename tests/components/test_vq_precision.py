@@ -114,7 +114,7 @@ def test_a_decoder_that_overflows_is_named():
 def test_parts_of_different_dtypes_are_named(given, tmp_path, caplog):
     pipe = build_scheme("token")
     pipe.to(torch.bfloat16).save_pretrained(tmp_path)
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("INFO", logger="codeclade.components.pipeline_files"):
         loaded = CodecladePipeline.from_pretrained(tmp_path, **given)
     named = "transformer bfloat16" in caplog.text and "vq_model float32" in caplog.text
     assert named == (loaded.vq_model.dtype != loaded.transformer.dtype) == (not given)
