@@ -30,7 +30,8 @@ FLAGS = {
     "--size --out",
     "evaluate": "--data --split --features --images --classes --seed --guidance-scale "
     "--guidance-schedule --temperature --top-k --top-p --size --batch-size --out --npz "
-    "--samples-only --likelihood --fetch-lpips --search --search-images --write-defaults --device",
+    "--samples-only --likelihood --fetch-lpips --search --search-images --write-defaults --device "
+    "--plain-resize --draws --judge --prompts --clip --text-encoder",
     "compare": "--allow",
     "convert": "",
     "push": "--private --create-pr --space --license --message --no-samples --dry-run",

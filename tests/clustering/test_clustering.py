@@ -207,7 +207,8 @@ def test_products_of_close_rows_are_computed_anew():
 def test_the_matrix_takes_over_earlier_where_the_search_prunes_badly():
     sides = {}
     for kind, d in (("gaussian", 8), ("heavy", 8), ("gaussian", 40)):
-        _, clusters, _ = average_module._distinct(codebook(kind, 10000, d).astype(np.float64))
+        rows = codebook(kind, 10000, d).astype(np.float64)
+        _, clusters, _ = average_module._distinct(rows, np.ones(len(rows)))
         sides[kind, d] = average_module._matrix_side(clusters)
     assert sides == {("gaussian", 8): 1250, ("heavy", 8): 2500, ("gaussian", 40): 10000}
 

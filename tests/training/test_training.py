@@ -210,7 +210,7 @@ def test_codes_of_another_recipe_are_not_overwritten(photos, tokenizer, tmp_path
     recipe = EncodeRecipe(data=str(photos), image_size=16, views=1)
     encode(recipe, vq_model, tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
-    assert capsys.readouterr().err == ""
+    assert "note:" not in capsys.readouterr().err
     encode(replace(recipe, batch_size=5), vq_model, tmp_path)  # the same codes
     assert "already holds these codes" in capsys.readouterr().err
     for changed, words in (

@@ -4,6 +4,8 @@ As LlamaGen (arXiv 2406.06525) has it: attention and feed-forward of block l are
 image, with a probability that rises linearly from 0 at the first block to `rate` at the last.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from ..components.transformer import CodecladeTransformer
 class DropPath:
     """Forward hook: zeroes a branch's output (B, L, D) for some images, and scales up the others.
 
+    Of an attention, which returns its probabilities too, the first part is the branch's output.
+
     Args:
         rate: probability of being dropped.
     """
@@ -20,9 +24,11 @@ class DropPath:
     def __init__(self, rate: float):
         self.rate = rate
 
-    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Any:
         if not module.training:
             return None
+        if isinstance(output, tuple):
+            return self(module, inputs, output[0]), *output[1:]
         kept = torch.rand(len(output), 1, 1, device=output.device) >= self.rate  # (B, 1, 1)
         return output * kept.to(output.dtype) / (1 - self.rate)
 
