@@ -295,6 +295,8 @@ def test_a_closed_stream_stops_the_worker(tiny_pipeline):
     calls, forward = [], backend.pipe.transformer.forward
 
     def slow(*args, **kwargs):
+        if "stage" in kwargs:  # logits of a token that was counted
+            return forward(*args, **kwargs)
         calls.append(time.sleep(0.05))
         return forward(*args, **kwargs)
 

@@ -210,6 +210,8 @@ def test_edit_stops_when_nobody_waits(edit, picture):
     calls, forward = [], tab.backend.pipe.transformer.forward
 
     def slow(*args, **kwargs):
+        if "stage" in kwargs:  # logits of a token that was counted
+            return forward(*args, **kwargs)
         calls.append(time.sleep(0.05))
         return forward(*args, **kwargs)
 

@@ -31,6 +31,8 @@ class Gate:
         forward = backend.pipe.transformer.forward
 
         def gated(*args, **kwargs):
+            if "stage" in kwargs:  # logits of a token that was counted
+                return forward(*args, **kwargs)
             self.open.wait(60)
             self.calls += 1
             time.sleep(self.sleep)
