@@ -14,7 +14,7 @@ import torch
 
 from .weight_files import shortened
 
-LONGEST_TEXT = 100  # characters of a config's words: names of schemes, methods, dtypes
+LONGEST_TEXT = 4096  # characters of a config's words; the longest are paths (`_name_or_path`)
 MOST_NAMES = 2**20  # of classes
 
 
