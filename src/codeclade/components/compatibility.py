@@ -35,7 +35,8 @@ def check_components(
             f"detail_codebook_size={details}."
         )
     # A generator may be trained on larger images than its tokenizer, but not at any distance.
-    side, trained = transformer.config.grid_size * vq_model.downsample, vq_model.config.sample_size
+    side = transformer.config.grid_size * vq_model.downsample
+    trained = vq_model.config["sample_size"]
     if side > LARGEST_SCALE * trained:
         raise ValueError(
             f"transformer has grid_size={transformer.config.grid_size}, images of {side} pixels, "

@@ -245,7 +245,7 @@ def _without_numbers(kind: Any, configures: Any, content: dict[str, Any], what: 
         if configures is kind:
             return kind.from_config(content)
         if issubclass(kind, StrictLoading):
-            return kind(configures.from_dict(content))
+            return cast(Any, kind)(configures.from_dict(content))
         # Classes of the libraries say in many ways what they cannot be made of.
         try:
             return kind(configures.from_dict(content))

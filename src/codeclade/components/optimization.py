@@ -69,7 +69,7 @@ class Int8Product:
         # The kernel reads inputs by 16.
         if len(rows) > FEW_ROWS or rows.shape[1] % 16:
             return F.linear(x, self.weight.to(x.dtype) * self.scale.unsqueeze(1), self.bias)
-        product = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
+        product = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
         product = product if self.bias is None else product + self.bias
         return product.unflatten(0, x.shape[:-1])
 

@@ -121,9 +121,9 @@ class PipelineSteps(PipelineFiles):
             ValueError: an unknown form, or one that this generator cannot have where it is.
         """
         self.check_parts_for("transformer", "be optimized")
-        optimize(self.transformer, weights)
+        optimize(cast(torch.nn.Module, self.transformer), weights)
         if self.vq_model is not None:
-            self.vq_model.to(memory_format=torch.channels_last)
+            cast(Any, self.vq_model).to(memory_format=torch.channels_last)
         return self
 
     def check_inputs(

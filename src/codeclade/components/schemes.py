@@ -111,7 +111,8 @@ class Scheme:
     def token_tables(self) -> tuple[str, str]:
         """Of `tables`, the embedding and the head whose rows are the vocabulary V."""
         kinds = "details", "ids", "clusters"
-        return next(self.tables[kind] for kind in kinds if kind in self.tables)[:2]
+        embedding, head = next(self.tables[kind] for kind in kinds if kind in self.tables)
+        return embedding, head
 
     @property
     def vocabularies(self) -> tuple[int, ...]:

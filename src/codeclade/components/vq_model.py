@@ -10,7 +10,7 @@ M detail codebook size. `ids` are (B, G, G), or (B, G, G, 2) with a detail codeb
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class CosineQuantizer(nn.Module):
 
     def forward(self, latents: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         """`search` of latents, or `lookup` of ids."""
-        return self.search(latents) if ids is None else self.lookup(ids)
+        return self.search(cast(Tensor, latents)) if ids is None else self.lookup(ids)
 
     def rows(self, device: torch.device | None = None) -> Tensor:
         """The codebook as the decoder sees it: (N, d) float32 rows of unit length.
@@ -244,6 +244,12 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         if self.slice_size is None or len(batch) <= self.slice_size:
             return function(batch)
         return torch.cat([function(one) for one in batch.split(self.slice_size)])
+
+    @overload
+    def encode(self, pixels: Tensor, return_dict: Literal[True] = True) -> VQEncoderOutput: ...
+
+    @overload
+    def encode(self, pixels: Tensor, return_dict: bool) -> VQEncoderOutput | tuple: ...
 
     @apply_forward_hook
     def encode(self, pixels: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple:
