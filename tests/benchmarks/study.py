@@ -304,7 +304,6 @@ def figures() -> None:
     found = summaries(read_rows())
     flat = found["flat"]
     end = np.mean([r["curve"][-1][1] for r in flat["rows"]])
-    total = flat["rows"][0]["steps"]
 
     # Curves of the main methods: mean of the seeds, and their range.
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -339,11 +338,15 @@ def figures() -> None:
     axes.grid(alpha=0.3, axis="x")
     figure.savefig(STUDY / "ends.png", dpi=120)
 
-    # The table.
-    print(
-        "| method | rate (tried) | seeds | nats per id | N/2 | N/8 | N/16 | steps to flat's end |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("\n".join(table(found)))
+
+
+def table(found: dict[str, dict]) -> list[str]:
+    """Lines of the table of docs/study.md."""
+    keys = ["ids", "N/2", "N/8", "N/16"]
+    total = found["flat"]["rows"][0]["steps"]
+    heads = ["method", "rate (tried)", "seeds", "nats per id", *keys[1:], "steps to flat's end"]
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for method, one in found.items():
         cells = [method, f"{one['rate']} ({one['rates']})", str(len(one["rows"]))]
         for key in keys:
@@ -355,7 +358,8 @@ def figures() -> None:
         if reached and len(reached) == len(one["steps"]):
             text = f"{np.mean(reached):.0f} ({np.mean(reached) / total:.0%}"
             text += f"; {min(reached):.0f} to {max(reached):.0f})" if len(reached) > 1 else ")"
-        print("| " + " | ".join([*cells, text]) + " |")
+        lines.append("| " + " | ".join([*cells, text]) + " |")
+    return lines
 
 
 def main() -> None:

@@ -149,9 +149,7 @@ def test_growth_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="grow has 64, 32 clusters; it must end with all 32"):
         Growth(growth_steps({0: 64, 2: "all"}), config, rows)
     config = build_scheme("cluster_token").transformer.config
-    with pytest.raises(
-        ValueError, match=r"grow is of schemes token, cluster.* not 'c"
-    ):
+    with pytest.raises(ValueError, match=r"grow is of schemes token, cluster.* not 'c"):
         Growth(growth_steps(GROW), config, rows)
     with pytest.raises(ValueError, match="grow does not go with embedding_prior=tree"):
         replace(RECIPE, grow=GROW, embedding_prior="tree")

@@ -1,0 +1,48 @@
+"""docs/study.md: its table is that of its runs, and its recipe is one that the commands take."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from codeclade.data.recipes import load_recipe
+from codeclade.training.encode import EncodeRecipe
+from codeclade.training.generator_recipe import GeneratorRecipe
+from codeclade.training.tokenizer_recipe import TokenizerRecipe
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The script, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location("study", ROOT / "tests/benchmarks/study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_the_page_is_that_of_the_runs(study):
+    lines = study.table(study.summaries(study.read_rows()))
+    assert len(lines) > 5 and "\n".join(lines) in (ROOT / "docs" / "study.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "kind, section",
+    [(TokenizerRecipe, "tokenizer"), (EncodeRecipe, "encode"), (GeneratorRecipe, "generator")],
+)
+def test_commands_take_the_recipe(study, kind, section):
+    load_recipe(kind, section, study.RECIPE)
+
+
+def test_settings_of_every_method_are_those_of_generators(study):
+    for name, (cluster_map, settings) in study.METHODS.items():
+        load_recipe(GeneratorRecipe, "generator", study.RECIPE, settings)
+        assert cluster_map is None or cluster_map in study.MAPS, name
+
+
+def test_steps_are_read_off_straight_lines(study):
+    curve = [[50, 8.0], [100, 7.0], [150, 7.5], [200, 6.0]]
+    assert study.steps_to(curve, 7.5) == 75
+    assert study.steps_to(curve, 6.5) == pytest.approx(150 + 50 * 2 / 3)
+    assert study.steps_to(curve, 5.0) is None
