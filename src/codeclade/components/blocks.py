@@ -1,8 +1,8 @@
-"""What the generator and the refiner are built of: LlamaGen's decoder blocks and their config.
+"""What the generator and the refiner are built of: LlamaGen's decoder blocks.
 
-LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions, a class or text prefix. Must
-stay numerically equal to the published c2i_*.pt, t2i_*.pt, IAR2-*.pth (see checkpoints/) and to
-DCPE's refine net (see checkpoints/dcpe.py).
+LlamaGen (arXiv 2406.06525): RMSNorm, SwiGLU, 2-D rotary positions. Must stay numerically equal to
+the published c2i_*.pt, t2i_*.pt, IAR2-*.pth (see checkpoints/) and to DCPE's refine net (see
+checkpoints/dcpe.py).
 
 Shapes: B batch, P prefix positions, L sequence length, S keys in the cache, D width, H heads,
 h = D / H, G token grid side.
@@ -17,8 +17,6 @@ In float32 whatever the dtype of the weights:
 """
 
 import inspect
-import os
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -31,97 +29,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .fields import (
-    Base,
-    CountOrZero,
-    Deviation,
-    Epsilon,
-    Grid,
-    Layers,
-    Share,
-    Width,
-    check_fields,
-)
+from .decoder_config import DecoderConfig
 from .loading import StrictLoading
-from .weight_files import read_json
-
-
-class DecoderConfig(PreTrainedConfig):
-    """What the configs of generator and refiner share; the defaults are LlamaGen-B's.
-
-    Subclasses have `prefix_length`, as a field or as a property.
-
-    Raises:
-        ValueError: a width that the heads do not divide into multiples of 4.
-    """
-
-    def __init__(
-        self,
-        grid_size: Grid = 16,  # G
-        num_classes: CountOrZero = 1000,
-        hidden_size: Width = 768,  # D
-        num_hidden_layers: Layers = 12,
-        num_attention_heads: Width = 12,  # H
-        intermediate_size: Width = 2048,  # SwiGLU width
-        rms_norm_eps: Epsilon = 1e-5,
-        rope_theta: Base = 10000.0,
-        token_dropout: Share = 0.1,  # dropouts act in training only
-        residual_dropout: Share = 0.1,
-        feed_forward_dropout: Share = 0.1,
-        class_dropout: Share = 0.1,  # share of conditions replaced by the null condition
-        initializer_range: Deviation = 0.02,
-        **kwargs,
-    ):
-        # Each head splits into a row and a column half, and each half into pairs: hence 4.
-        if hidden_size % (4 * num_attention_heads):
-            raise ValueError(
-                f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
-                f"{4 * num_attention_heads}, for the two rotation axes."
-            )
-        self.grid_size = grid_size
-        self.num_classes = num_classes
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.rms_norm_eps = rms_norm_eps
-        self.rope_theta = rope_theta
-        self.token_dropout = token_dropout
-        self.residual_dropout = residual_dropout
-        self.feed_forward_dropout = feed_forward_dropout
-        self.class_dropout = class_dropout
-        self.initializer_range = initializer_range
-        # Tokens go in by an embedding and out by a head of its own, as in the published weights.
-        kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """transformers reads config.json here, from a folder and from the Hub alike."""
-        return read_json(Path(json_file))
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers, with fields that have values they can have.
-
-        Raises:
-            ValueError: naming the first field that has not.
-        """
-        check_fields(cls, config_dict, "config.json")
-        return super().from_dict(config_dict, **kwargs)
-
-    @property
-    def num_key_value_heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def num_tokens(self) -> int:
-        """T of a whole image."""
-        return self.grid_size**2
+from .prefixes import TextPrefix
 
 
 def rotation(
@@ -388,50 +298,6 @@ def decode_layers(
     # Fused kernels return none.
     attentions = tuple(weights) if wanted.attentions and weights[0] is not None else None
     return LayerStates(x, tuple(before), attentions, share)
-
-
-class ClassPrefix(nn.Module):
-    """Class label to one prefix vector; row `num_classes`, where there is one, is the null class.
-
-    Args:
-        null_class: whether there is a null class, which labels dropped in training become.
-    """
-
-    def __init__(self, config: DecoderConfig, null_class: bool = True):
-        super().__init__()
-        self.embedding = nn.Embedding(config.num_classes + int(null_class), config.hidden_size)
-        self.null, self.drop = config.num_classes, config.class_dropout
-
-    def forward(self, class_labels: Tensor) -> Tensor:
-        if self.training and self.drop:
-            # An untrained null class would give guidance nothing to lead away from.
-            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.drop
-            class_labels = class_labels.masked_fill(dropped, self.null)
-        return self.embedding(class_labels).unsqueeze(1)  # (B, 1, D)
-
-
-class TextPrefix(nn.Module):
-    """Text features (B, P, text_dim) to prefix vectors; `null` is the learned empty caption."""
-
-    def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.text_dim, config.hidden_size, bias=False)
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.null = nn.Parameter(torch.empty(config.prefix_length, config.text_dim))
-        self.drop = config.class_dropout
-
-    def forward(self, text_embeds: Tensor | None = None) -> Tensor:
-        """Prefix (B, P, D) of text features, or without any a copy of `null` (P, text_dim).
-
-        Offloading brings parameters to the device for as long as `forward` runs, so `null` is
-        asked for here.
-        """
-        if text_embeds is None:
-            return self.null.clone()
-        if self.training and self.drop:
-            dropped = torch.rand(len(text_embeds), 1, 1, device=text_embeds.device) < self.drop
-            text_embeds = torch.where(dropped, self.null.to(text_embeds), text_embeds)
-        return self.fc2(F.gelu(self.fc1(text_embeds), approximate="tanh"))  # (B, P, D)
 
 
 class Output(nn.Linear):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .blocks import DecoderConfig, rotation
+from .blocks import rotation
+from .decoder_config import DecoderConfig
 
 
 class FilledLayer(DynamicLayer):

@@ -20,8 +20,6 @@ from transformers.utils.generic import ModelOutput
 
 from .blocks import (
     Block,
-    ClassPrefix,
-    DecoderConfig,
     DecoderModel,
     Output,
     as_dict,
@@ -31,7 +29,9 @@ from .blocks import (
     wanted_outputs,
 )
 from .cluster_map import ClusterMap
+from .decoder_config import DecoderConfig
 from .fields import Count, CountOrZero, Grid, Layers, Share, Temperature, Width
+from .prefixes import ClassPrefix
 from .sampling import guide, sample
 from .transformer import CodecladeTransformer
 

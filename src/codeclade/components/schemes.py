@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .blocks import DecoderConfig
 from .cluster_checks import check_labels
 from .cluster_map import ClusterMap
+from .decoder_config import DecoderConfig
 from .heads import (
     ClusterTokenEmbedding,
     ClusterTokenHead,

@@ -23,19 +23,18 @@ from transformers.utils.generic import ModelOutput
 
 from .blocks import (
     Block,
-    ClassPrefix,
-    DecoderConfig,
     DecoderModel,
-    TextPrefix,
     as_dict,
     causal_mask,
     decode_layers,
     rotation,
     wanted_outputs,
 )
+from .decoder_config import DecoderConfig
 from .fields import Count, CountOrZero, Grid, Layers, Prefix, Weight, Width, Window
 from .heads import OWN_LAYERS, ClusterTokenEmbedding, Head
 from .image_cache import ImageCache
+from .prefixes import ClassPrefix, TextPrefix
 from .schemes import SCHEMES, Scheme, scheme_class
 
 __all__ = ["SCHEMES", "CodecladeConfig", "CodecladeOutput", "CodecladeTransformer"]
