@@ -20,12 +20,13 @@ from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
 from codeclade.training.start_table import (
+    DataSummary,
     activation_bytes,
     duration,
     memory_bytes,
     start_table,
 )
-from codeclade.training.throughput import Meter, decoder_flops, device_peak
+from codeclade.training.throughput import ImageCost, Meter, decoder_flops, device_peak
 from codeclade.training.trackers import tracker_name
 
 KILLED = Path(__file__).parent / "killed_runs.py"
@@ -96,7 +97,9 @@ def log(out) -> list[dict]:
 
 def test_every_log_line_says_how_fast_and_how_long(tmp_path):
     run = started(tmp_path, Recipe(log_every=1))
-    run.describe("photos", images=50, held_out=6, classes=5, tokens=16, flops=100.0)
+    run.describe(
+        DataSummary("photos", images=50, held_out=6, classes=5), ImageCost(tokens=16, flops=100.0)
+    )
     train(run)
     lines = [line for line in log(tmp_path) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -112,7 +115,7 @@ def test_every_log_line_says_how_fast_and_how_long(tmp_path):
 def test_the_meter_divides_by_time_without_pauses(monkeypatch):
     clock = iter([0.0, 1.0, 7.0, 8.0, 9.0])  # start, pause from 1 to 7, reading at 8
     monkeypatch.setattr("codeclade.training.throughput.time.monotonic", lambda: next(clock))
-    meter = Meter(batch_size=10, tokens=16, flops=3e3, peak=1e6)
+    meter = Meter(10, ImageCost(tokens=16, flops=3e3), peak=1e6)
     with meter.pause():
         pass
     meter.step()
@@ -227,10 +230,7 @@ def test_the_start_table_is_arithmetic():
     assert memory_bytes(model, averaged=True, shards=4)["parameters"] == total
     table = start_table(
         model,
-        data="photos",
-        images=1000,
-        held_out=50,
-        classes=10,
+        DataSummary("photos", images=1000, held_out=50, classes=10),
         tokens=256,
         batch_size=8,
         passes=2,
@@ -302,7 +302,7 @@ def test_the_table_and_the_time_are_printed(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("codeclade.training.run.WARM_UP", 3)
     monkeypatch.setenv("TQDM_DISABLE", "0")
     run = started(tmp_path, Recipe())
-    run.describe("photos", images=50, held_out=6, classes=5)
+    run.describe(DataSummary("photos", images=50, held_out=6, classes=5))
     train(run)
     printed = "".join(capfd.readouterr())
     assert "photos: 50 images, 5 classes; 6 for validation" in printed

@@ -9,6 +9,7 @@ those of IAR (arXiv 2501.00880), of reAR (arXiv 2510.04450) and of the merge tre
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ from .optimization import build_optimizer
 from .processes import share, summed
 from .run import Run
 from .sparse_head import SparseClusterToken
-from .start_table import activation_bytes
-from .throughput import decoder_flops
+from .start_table import DataSummary, activation_bytes
+from .throughput import ImageCost, decoder_flops
 
 SHEET_CLASSES, SHEET_IMAGES = 8, 4  # rows and columns of a sample sheet
 
@@ -66,79 +67,118 @@ def train_generator(
         ValueError: codes or map of another tokenizer, or a folder with another recipe's run.
     """
     # Everything that can be refused is refused before the first weight is drawn.
-    Schedule(recipe.guidance_schedule)
-    codes = codes_folder(codes)
-    train, held_out = (read_codes(recipe, codes / part) for part in ("train", "validation"))
-    train.check_tokenizer(vq_model)
-    if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
-        raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
-    config = generator_config(recipe, train, cluster_map)
-    vectors = token_vectors(config.scheme, vq_model, cluster_map)
-    noise = None
-    if recipe.context_noise != "none":
-        noise = TokenNoise(recipe.context_noise, vectors, recipe.context_noise_clusters)
-    growth = Growth(recipe.grow, config, vectors[0]) if recipe.grow else None
-    scheme = scheme_class(config.scheme)
-    mapping = cluster_map.mapping if scheme.predicts_clusters else None
-    names = train.header["class_names"]
+    training = GeneratorTraining(recipe, codes, vq_model, cluster_map)
     run = Run(recipe, out)
-    source = None
+    main = run.accelerator.is_main_process
     if recipe.init_from and run.folder.newest() is None:  # a run that goes on has its own weights
-        source = load_source(recipe.init_from, config)
+        training.source = load_source(recipe.init_from, training.config)
 
-    # The model with its losses; the sharded one of a finished run is made anew in the same way.
-    def build() -> GeneratorObjective:
-        model = CodecladeTransformer(config)
-        if scheme.holds_clusters:
+    # Training, from the newest checkpoint on; what a sharded run saves is built a second time.
+    build = partial(training.objective, main)
+    objective = build()
+    cost = image_cost(recipe, objective.model)
+    run.start(objective, build_optimizer(objective, recipe))
+    run.describe(training.summary(), cost)
+    if main:
+        run.log(run.first, baselines(training.train, training.mapping))
+    for done in _train(run, training):
+        if recipe.sample_every and done % recipe.sample_every == 0:
+            conditions = sheet_conditions(training.held_out, training.class_names)
+            with run.averaged_weights():
+                save_samples(run, training.pipeline, conditions, done)
+
+    # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
+    finished = run.finished_model(build, recipe.use_best)
+    pipeline = training.pipeline(merged(folded(finished.model)))
+    if main:
+        pipeline.save_pretrained(run.out / "pipeline")
+        run.record(run.out / "pipeline", "generator")
+        keep_record(vq_model, run.out / "pipeline" / "vq_model")
+    return pipeline
+
+
+class GeneratorTraining:
+    """What a run of a generator is made of: data, config, and how its model is put together.
+
+    The arguments and errors are those of `train_generator`.
+    """
+
+    def __init__(
+        self,
+        recipe: GeneratorRecipe,
+        codes: str | Path,
+        vq_model: VQModel,
+        cluster_map: ClusterMap | None,
+    ):
+        Schedule(recipe.guidance_schedule)  # which a finished pipeline would refuse
+        self.recipe, self.vq_model, self.cluster_map = recipe, vq_model, cluster_map
+        # Codes and map are of this tokenizer.
+        codes = codes_folder(codes)
+        self.train, self.held_out = (read_codes(recipe, codes / p) for p in ("train", "validation"))
+        self.train.check_tokenizer(vq_model)
+        if cluster_map is not None and not cluster_map.matches(vq_model.codebook):
+            raise ValueError("cluster_map was made from another codebook than the tokenizer's.")
+        self.class_names: list[str] = self.train.header["class_names"]
+        # The model fits both; what the recipe adds to it fits the model.
+        self.config = generator_config(recipe, self.train, cluster_map)
+        self.scheme = scheme_class(self.config.scheme)
+        self.mapping = cluster_map.mapping if self.scheme.predicts_clusters else None  # (N,)
+        vectors = token_vectors(self.config.scheme, vq_model, cluster_map)
+        self.noise = None
+        if recipe.context_noise != "none":
+            self.noise = TokenNoise(recipe.context_noise, vectors, recipe.context_noise_clusters)
+        self.growth = Growth(recipe.grow, self.config, vectors[0]) if recipe.grow else None
+        self.source = None  # what `init_from` names, in a run that starts from it
+
+    def summary(self) -> DataSummary:
+        """The training set in numbers."""
+        sizes = len(self.train), len(self.held_out), len(self.class_names)
+        return DataSummary(self.train.source, *sizes)
+
+    def objective(self, speaks: bool = True) -> GeneratorObjective:
+        """A new model with its losses.
+
+        Args:
+            speaks: print what comes from the weights of `source`.
+        """
+        # First weights: drawn, or those of another generator.
+        recipe, vq_model, cluster_map = self.recipe, self.vq_model, self.cluster_map
+        model = CodecladeTransformer(self.config)
+        if self.scheme.holds_clusters:
             model.use_clusters(cluster_map.mapping)
-        if source is not None:
-            for line in initialize(model, source, names, vq_model, cluster_map):
-                if run.accelerator.is_main_process:
+        if self.source is not None:
+            given = model, self.source, self.class_names, vq_model, cluster_map
+            for line in initialize(*given):
+                if speaks:
                     print(f"init_from: {line}", file=sys.stderr)
+        # What stands in their place, or beside them, while it is trained.
         if recipe.lora_rank:
             alpha, dropout = recipe.lora_alpha, recipe.lora_dropout
             add_low_rank(model, recipe.lora_rank, alpha, dropout, recipe.lora_whole)
-        prior, fresh = recipe.embedding_prior, source is None
+        prior, fresh = recipe.embedding_prior, self.source is None
         add_embedding_priors(model, prior, vq_model, cluster_map, recipe.seed, fresh)
-        if growth is not None:
-            growth.add_to(model, fresh)
+        if self.growth is not None:
+            self.growth.add_to(model, fresh)
         add_drop_path(model, recipe.drop_path)
+        # How the blocks are computed.
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if recipe.compile:
             for layer in model.layers:
                 layer.compile()
-        return build_objective(recipe, model, vq_model, cluster_map)
+        losses = recipe.pick("cluster_loss_weight", "tree_loss_weight", "alignment_weight")
+        return GeneratorObjective(
+            model, vq_model, cluster_map, **losses, sparse_head=recipe.sparse_head
+        )
 
-    # Training, from the newest checkpoint on.
-    objective = build()
-    flops, activations = image_costs(recipe, objective.model)
-    run.start(objective, build_optimizer(objective, recipe))
-    run.describe(
-        train.source, len(train), len(held_out), len(names), config.num_tokens, flops, activations
-    )
-    if run.accelerator.is_main_process:
-        run.log(run.first, baselines(train, mapping))
-
-    def pipeline_of(model: CodecladeTransformer) -> CodecladePipeline | CodecladeTextPipeline:
+    def pipeline(self, model: CodecladeTransformer) -> CodecladePipeline | CodecladeTextPipeline:
+        """The pipeline that a model is saved in, with the recipe's settings as its defaults."""
         sampling = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule")
-        given = {name: getattr(recipe, name) for name in sampling} | {"cluster_map": cluster_map}
-        if config.text_dim:
-            return CodecladeTextPipeline(vq_model, model, **given)
-        return CodecladePipeline(vq_model, model, id2label=dict(enumerate(names)), **given)
-
-    for done in _train(run, train, held_out, mapping, noise, growth):
-        if recipe.sample_every and done % recipe.sample_every == 0:
-            with run.averaged_weights():
-                save_samples(run, pipeline_of, sheet_conditions(held_out, names), done)
-
-    # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
-    pipeline = pipeline_of(merged(folded(run.finished_model(build, recipe.use_best).model)))
-    if run.accelerator.is_main_process:
-        pipeline.save_pretrained(run.out / "pipeline")
-        run.record(run.out / "pipeline", "generator", train.source, len(train), len(names))
-        keep_record(vq_model, run.out / "pipeline" / "vq_model")
-    return pipeline
+        given = self.recipe.pick(*sampling) | {"cluster_map": self.cluster_map}
+        if self.config.text_dim:
+            return CodecladeTextPipeline(self.vq_model, model, **given)
+        names = dict(enumerate(self.class_names))
+        return CodecladePipeline(self.vq_model, model, id2label=names, **given)
 
 
 def keep_record(vq_model: VQModel, folder: Path) -> None:
@@ -149,26 +189,8 @@ def keep_record(vq_model: VQModel, folder: Path) -> None:
         write_json(folder / TrainingRecord.FILE, TrainingRecord.read(record).to_json())
 
 
-def build_objective(
-    recipe: GeneratorRecipe,
-    model: CodecladeTransformer,
-    vq_model: VQModel,
-    cluster_map: ClusterMap | None,
-) -> GeneratorObjective:
-    """The model with the losses of a recipe."""
-    return GeneratorObjective(
-        model,
-        vq_model,
-        cluster_map,
-        cluster_loss_weight=recipe.cluster_loss_weight,
-        tree_loss_weight=recipe.tree_loss_weight,
-        alignment_weight=recipe.alignment_weight,
-        sparse_head=recipe.sparse_head,
-    )
-
-
-def image_costs(recipe: GeneratorRecipe, model: CodecladeTransformer) -> tuple[float, float]:
-    """FLOPs of an image, forward and backward, and bytes it keeps for the backward pass, about."""
+def image_cost(recipe: GeneratorRecipe, model: CodecladeTransformer) -> ImageCost:
+    """What a training image costs, about."""
     config = model.config
     length = config.prefix_length + config.num_tokens - 1
     flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, length)
@@ -183,22 +205,16 @@ def image_costs(recipe: GeneratorRecipe, model: CodecladeTransformer) -> tuple[f
         bytes_each=4 if recipe.mixed_precision == "no" else 2,
         checkpointing=recipe.gradient_checkpointing,
     )
-    return flops, bytes_kept
+    return ImageCost(config.num_tokens, flops, bytes_kept)
 
 
-def _train(
-    run: Run,
-    train: Codes,
-    held_out: Codes,
-    mapping: Tensor | None,
-    noise: TokenNoise | None,
-    growth: Growth | None,
-) -> Iterator[int]:
+def _train(run: Run, training: GeneratorTraining) -> Iterator[int]:
     """Number of every step that is done, validated where due."""
-    device = run.accelerator.device
+    device, mapping = run.accelerator.device, training.mapping
+    noise, growth = training.noise, training.growth
     run.model.train()
 
-    for done, batch in run.steps(train):
+    for done, batch in run.steps(training.train):
         rate = noise_rate(done - 1, run.total)
         clusters = growth.enter(run.model, done - 1) if growth is not None else None
         if clusters is not None:
@@ -215,10 +231,9 @@ def _train(
         run.log_losses(done, run.optimize(batch, losses))
         if run.evaluates(done):
             with run.averaged_weights():
-                objective = run.plain_model
-                loss = validation_loss(
-                    objective.model, held_out, mapping, run.accelerator, sparse=objective.sparse
-                )
+                model, sparse = run.plain_model.model, run.plain_model.sparse
+                given = training.held_out, mapping, run.accelerator
+                loss = validation_loss(model, *given, sparse=sparse)
                 run.validated(done, {"validation_loss": loss})
         yield done
 

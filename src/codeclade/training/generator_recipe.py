@@ -13,7 +13,7 @@ from .context_noise import KINDS
 from .embedding_priors import PRIORS
 from .growing import growth_steps
 from .low_rank import PARTS, check_low_rank
-from .recipe import RunRecipe
+from .recipe import DECODER_SIZES, RunRecipe
 
 CONDITIONS = ("class", "text")
 
@@ -132,12 +132,8 @@ def generator_config(
         scheme=scheme,
         grid_size=codes.header["grid_size"],
         **condition_sizes(codes),
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_hidden_layers,
-        num_attention_heads=recipe.num_attention_heads,
-        intermediate_size=recipe.intermediate_size,
         **dropouts(recipe),
-        class_dropout=recipe.class_dropout,
+        **recipe.pick(*DECODER_SIZES, "class_dropout"),
     )
 
 
@@ -160,6 +156,5 @@ def condition_sizes(codes: Codes) -> dict[str, int]:
 
 def dropouts(recipe: GeneratorRecipe) -> dict[str, float]:
     """The three dropouts of a config: each its own, or else the common one."""
-    names = ("token_dropout", "residual_dropout", "feed_forward_dropout")
-    own = {name: getattr(recipe, name) for name in names}
+    own = recipe.pick("token_dropout", "residual_dropout", "feed_forward_dropout")
     return {name: recipe.dropout if value is None else value for name, value in own.items()}

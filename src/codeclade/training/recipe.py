@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import torch
 
+# Sizes of a decoder: recipes of generators and refiners, and their configs, name them alike.
+DECODER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -58,3 +60,7 @@ class RunRecipe:
         check_settings(self, *counts, "log_every", "evaluate_every", "save_every", "keep")
         if self.epochs < 0:
             raise ValueError(f"epochs is {self.epochs}; it must be 0 or more.")
+
+    def pick(self, *names: str) -> dict[str, Any]:
+        """Settings by name, for what takes them under the same names."""
+        return {name: getattr(self, name) for name in names}

@@ -21,9 +21,10 @@ from ..data.codes import Codes, codes_folder
 from .join_pipeline import check_joins, join_refiner
 from .optimization import build_optimizer
 from .processes import share, summed
-from .recipe import RunRecipe
+from .recipe import DECODER_SIZES, RunRecipe
 from .run import Run
-from .throughput import decoder_flops
+from .start_table import DataSummary
+from .throughput import ImageCost, decoder_flops
 
 
 @dataclass(kw_only=True)
@@ -98,9 +99,10 @@ def train_refiner(
         for layer in model.layers:
             layer.compile()
     run.start(model, build_optimizer(model, recipe))
-    tokens = config.grid_size**2
+    tokens = config.num_tokens
     flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, tokens)
-    run.describe(train.source, len(train), len(held_out), len(names), tokens, flops)
+    data = DataSummary(train.source, len(train), len(held_out), len(names))
+    run.describe(data, ImageCost(tokens, flops))
     device, main = run.accelerator.device, run.accelerator.is_main_process
     if transformer is not None:
         transformer = transformer.to(device).eval().requires_grad_(False)
@@ -112,8 +114,7 @@ def train_refiner(
     model = run.finished_model(lambda: Refiner(config), recipe.use_best)
     if main:
         model.save_pretrained(run.out / "refiner")
-        data = train.source
-        run.record(run.out / "refiner", "refiner", data, len(train), len(names))
+        run.record(run.out / "refiner", "refiner")
         if pipeline is not None:
             join_refiner(run.out / "refiner", pipeline)
     return model
@@ -133,17 +134,10 @@ def refiner_config(
         num_classes=len(codes.header["class_names"]) if recipe.class_prefix else 0,
         null_class=recipe.class_dropout > 0,
         context_dim=None if transformer is None else transformer.config.hidden_size,
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_hidden_layers,
-        num_attention_heads=recipe.num_attention_heads,
-        intermediate_size=recipe.intermediate_size,
-        causal=recipe.causal,
-        mask_to_members=recipe.mask_to_members,
-        sampling_temperature=recipe.sampling_temperature,
-        token_dropout=recipe.token_dropout,
         residual_dropout=recipe.dropout,
         feed_forward_dropout=recipe.dropout,
-        class_dropout=recipe.class_dropout,
+        **recipe.pick("causal", "mask_to_members", "sampling_temperature"),
+        **recipe.pick(*DECODER_SIZES, "token_dropout", "class_dropout"),
     )
 
 

@@ -30,8 +30,8 @@ from .number_watch import NumberWatch
 from .optimization import learning_rate
 from .recipe import RunRecipe
 from .run_folder import RunFolder
-from .start_table import device_name, duration, start_table
-from .throughput import Meter, peak_flops
+from .start_table import DataSummary, device_name, duration, start_table
+from .throughput import ImageCost, Meter, peak_flops
 from .trackers import tracker_name
 
 WARM_UP = 20  # steps after which a run says how long it will take
@@ -63,6 +63,7 @@ class Run:
     model: nn.Module  # as accelerate wraps it
     optimizer: torch.optim.Optimizer
     ema: AveragedWeights | None
+    data: DataSummary  # what `describe` was given
     first: int  # step that this process started from
 
     def __init__(self, recipe: RunRecipe, out: str | Path):
@@ -151,40 +152,26 @@ class Run:
         """Training time so far, resumed parts included."""
         return self.seconds_before + time.time() - self.started
 
-    def describe(
-        self,
-        data: str,
-        images: int,
-        held_out: int,
-        classes: int,
-        tokens: int | None = None,
-        flops: float | None = None,
-        activations: float | None = None,
-    ) -> None:
+    def describe(self, data: DataSummary, cost: ImageCost | None = None) -> None:
         """Print the table a run starts with, and count tokens and FLOPs from here on.
 
         Args:
-            data, images, classes: the training set.
-            held_out: images for validation.
-            tokens: positions an image.
-            flops: model FLOPs of an image, forward and backward.
-            activations: bytes that an image keeps for the backward pass.
+            data: which `record` will speak of, too.
+            cost: of an image.
         """
-        self._count_steps(images)
+        self.data, cost = data, cost or ImageCost()
+        self._count_steps(data.images)
         accelerator, precision = self.accelerator, self.recipe.mixed_precision
         processes = accelerator.num_processes
         peak = peak_flops(accelerator.device, precision, processes)
-        self.meter = Meter(self.recipe.batch_size, tokens, flops, peak)
+        self.meter = Meter(self.recipe.batch_size, cost, peak)
         if not accelerator.is_main_process:
             return
         sharded = any(isinstance(p, DTensor) for p in self.model.parameters())
         table = start_table(
             self.plain_model,
-            data=data,
-            images=images,
-            held_out=held_out,
-            classes=classes,
-            tokens=tokens,
+            data,
+            tokens=cost.tokens,
             batch_size=self.recipe.batch_size,
             passes=self.passes,
             steps=self.total,
@@ -194,7 +181,7 @@ class Run:
             processes=processes,
             averaged=self.ema is not None,
             shards=processes if sharded else 1,
-            activations=None if activations is None else activations * self.images_a_pass,
+            activations=cost.activations and cost.activations * self.images_a_pass,
         )
         self.bar.write(table, file=sys.stderr)
 
@@ -374,13 +361,12 @@ class Run:
             model.load_state_dict(self.folder.best_state())
         return model.eval()
 
-    def record(self, folder: Path, stage: str, data: str, images: int, classes: int) -> None:
+    def record(self, folder: Path, stage: str) -> None:
         """Write training.json beside finished weights: recipe, data, time, machine, last numbers.
 
         Args:
             folder: of the weights.
             stage: "tokenizer", "generator" or "refiner".
-            data, images, classes: where the training images came from, and how many they were.
         """
         logged = {k: v for k, v in self.folder.logged().items() if k not in PASSING}
         device = self.accelerator.device
@@ -389,9 +375,9 @@ class Run:
         )
         record = TrainingRecord(
             stage=stage,
-            data=data,
-            images=images,
-            classes=classes,
+            data=self.data.source,
+            images=self.data.images,
+            classes=self.data.classes,
             steps=self.total,
             seconds=round(self.seconds, 1),
             machine=f"{self.accelerator.num_processes} x {machine} ({device.type}), "

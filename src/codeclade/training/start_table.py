@@ -1,18 +1,26 @@
 """What a run says before its first step: data, parts, device, memory by arithmetic."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 GIB = 2**30
 
 
+class DataSummary(NamedTuple):
+    """What a run learns from, in numbers."""
+
+    source: str  # where the images come from
+    images: int
+    held_out: int  # images for validation
+    classes: int
+
+
 def start_table(
     model: nn.Module,
+    data: DataSummary,
     *,
-    data: str,
-    images: int,
-    held_out: int,
-    classes: int,
     tokens: int | None,
     batch_size: int,
     passes: int,
@@ -29,18 +37,18 @@ def start_table(
 
     Args:
         model: its children are the parts.
-        data, images, classes, tokens: of the training set; `tokens` of an image.
-        held_out: images for validation.
+        tokens: positions of an image.
         batch_size, passes, steps, first: of the run; `first` steps are done.
         precision, device, processes: where it runs.
         averaged: whether there are averaged weights.
         shards: processes that share one copy of parameters, gradients and optimizer.
         activations: bytes of one pass on a device; None: not known.
     """
+    source, images, held_out, classes = data
     epochs = steps * batch_size / max(1, images)
     tokens_line = [("tokens", f"{tokens:,} an image, {images * tokens:,}")] if tokens else []
     rows = [
-        ("data", f"{data}: {images:,} images, {classes:,} classes; {held_out:,} for validation"),
+        ("data", f"{source}: {images:,} images, {classes:,} classes; {held_out:,} for validation"),
         *tokens_line,
         ("device", f"{processes} x {device}, precision {precision}"),
         ("steps", f"{first:,} of {steps:,} done, {epochs:,.1f} epochs of batches of {batch_size}"),

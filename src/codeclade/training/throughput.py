@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,24 +23,25 @@ PEAKS = {
 }
 
 
+class ImageCost(NamedTuple):
+    """What a training image costs, by arithmetic; None where it is not known."""
+
+    tokens: int | None = None  # positions
+    flops: float | None = None  # of the model, forward and backward
+    activations: float | None = None  # bytes that are kept for the backward pass
+
+
 class Meter:
     """Speed since the last reading; pauses do not count.
 
     Args:
         batch_size: images a step, of all processes.
-        tokens: positions an image; None: not counted.
-        flops: model FLOPs of an image, forward and backward; None: not known.
+        cost: of an image.
         peak: FLOP/s of all devices together; None: not known.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        tokens: int | None = None,
-        flops: float | None = None,
-        peak: float | None = None,
-    ):
-        self.batch_size, self.tokens, self.flops, self.peak = batch_size, tokens, flops, peak
+    def __init__(self, batch_size: int, cost: ImageCost | None = None, peak: float | None = None):
+        self.batch_size, self.cost, self.peak = batch_size, cost or ImageCost(), peak
         self.steps, self.paused, self.since = 0, 0.0, time.monotonic()
 
     @contextlib.contextmanager
@@ -64,10 +66,10 @@ class Meter:
         seconds = max(time.monotonic() - self.since - self.paused, 1e-9)
         images = self.steps * self.batch_size / seconds
         found = {"images_per_second": images}
-        if self.tokens is not None:
-            found["tokens_per_second"] = images * self.tokens
-        if self.flops is not None and self.peak is not None:
-            found["model_flops_utilization"] = images * self.flops / self.peak
+        if self.cost.tokens is not None:
+            found["tokens_per_second"] = images * self.cost.tokens
+        if self.cost.flops is not None and self.peak is not None:
+            found["model_flops_utilization"] = images * self.cost.flops / self.peak
         if self.steps:
             found["seconds_left"] = left * seconds / self.steps
         self.steps, self.paused, self.since = 0, 0.0, time.monotonic()

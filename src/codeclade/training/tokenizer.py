@@ -20,6 +20,7 @@ from .codebook_training import CodebookTraining
 from .discriminator import Adversary, adaptive_weight
 from .optimization import build_optimizer
 from .run import Run
+from .start_table import DataSummary
 from .tokenizer_losses import ImageLosses, TokenizerPass
 from .tokenizer_recipe import TokenizerRecipe
 from .tokenizer_start import DISCRIMINATOR, start_from
@@ -47,15 +48,15 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
     # Weights: drawn, then those of `init_from`, then those of the newest checkpoint.
     training = TokenizerTraining(run, recipe, image_losses)
     training.start()
-    run.describe(recipe.data, len(images), len(held_out), len(images.class_names))
+    classes = len(images.class_names)
+    run.describe(DataSummary(recipe.data, len(images), len(held_out), classes))
     best = BestTokenizer(run.out, resumed=run.first > 0)
     _train(training, images, held_out, best)
 
     vq_model = run.finished_model().vq_model
     if run.accelerator.is_main_process:
         vq_model.save_pretrained(run.out / "vq_model")
-        names = images.class_names
-        run.record(run.out / "vq_model", "tokenizer", recipe.data, len(images), len(names))
+        run.record(run.out / "vq_model", "tokenizer")
         if training.adversary is not None:
             network = training.adversary.plain_network
             with new_file(run.out / DISCRIMINATOR) as partial:
