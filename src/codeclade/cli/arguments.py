@@ -79,6 +79,11 @@ def sampling_arguments(parser: VerbParser) -> None:
         parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=about)
 
 
+def sampling_settings(arguments: argparse.Namespace) -> dict[str, float | int | None]:
+    """What the flags of `sampling_arguments` say; None: the pipeline's default."""
+    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+
+
 def say_size(recipe: str | None, size: str | None) -> None:
     """Say which size of a recipe is taken where none was asked for."""
     from ..data.families import read_family

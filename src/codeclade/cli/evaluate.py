@@ -14,6 +14,7 @@ from .arguments import (
     check_source,
     load_part,
     sampling_arguments,
+    sampling_settings,
 )
 from .captions import FLAGS, check_captions, load_text_pipeline, open_clip, takes_captions
 from .generate import load_pipeline
@@ -388,9 +389,7 @@ def sampling_of(arguments: argparse.Namespace):
         plain_resize=arguments.plain_resize,
         guidance_scale=parse_scale(arguments.guidance_scale),
         guidance_schedule=parse_schedule(arguments.guidance_schedule),
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
+        **sampling_settings(arguments),
         draws=arguments.draws or 1,
         prompts=prompts,
     )

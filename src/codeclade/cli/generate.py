@@ -9,6 +9,7 @@ from .arguments import (
     check_positive,
     check_source,
     sampling_arguments,
+    sampling_settings,
     unknown,
 )
 
@@ -76,9 +77,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     images = pipeline(
         label_ids,
         guidance_scale=arguments.guidance_scale,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
+        **sampling_settings(arguments),
         num_images_per_prompt=count,
         refine=arguments.refine,
         refiner_settings={name: given for name, given in refining.items() if given is not None},

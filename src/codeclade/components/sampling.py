@@ -35,9 +35,14 @@ def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(drop, -torch.inf)
 
 
+def filtered(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Logits (..., V) after temperature, then top-k, then top-p (LlamaGen's order)."""
+    return filter_top_p(filter_top_k(logits / temperature, top_k), top_p)
+
+
 def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Probabilities (B, V) after temperature, then top-k, then top-p (LlamaGen's order)."""
-    return filter_top_p(filter_top_k(logits / temperature, top_k), top_p).softmax(-1)
+    """Probabilities (B, V) of `filtered` logits."""
+    return filtered(logits, temperature, top_k, top_p).softmax(-1)
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
@@ -51,17 +56,11 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     return index.clamp_max(probs.shape[-1] - 1)
 
 
-def sample(
-    logits: Tensor,
-    uniforms: Tensor,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> Tensor:
+def sample(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int = 0) -> Tensor:
     """Tokens (B,) from logits (B, V); temperature 0 is arg-max."""
     if temperature == 0:
         return logits.argmax(-1)
-    return draw(probabilities(logits.float(), temperature, top_k, top_p), uniforms)
+    return draw(probabilities(logits.float(), temperature, top_k, 1.0), uniforms)
 
 
 def sample_with_noise(
@@ -82,7 +81,7 @@ def sample_with_noise(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    kept = filter_top_p(filter_top_k(logits.float() / temperature, top_k), top_p)
+    kept = filtered(logits.float(), temperature, top_k, top_p)
     return (kept + gumbel_noise(seeds, logits.shape[-1])).argmax(-1)
 
 
