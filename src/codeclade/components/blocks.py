@@ -17,7 +17,7 @@ In float32 whatever the dtype of the weights:
 """
 
 import inspect
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import ModelOutput
 
 from .decoder_config import DecoderConfig
 from .loading import StrictLoading
@@ -243,27 +244,36 @@ class Block(GradientCheckpointingLayer):
         return (x, weights, share) if attentions or prefix_share else x
 
 
+class OutputFlags(TypedDict, total=False):
+    """Keyword arguments of every `forward`, as in transformers; None: the config's answer."""
+
+    output_hidden_states: bool | None
+    output_attentions: bool | None
+    return_dict: bool | None
+
+
 class Wanted(NamedTuple):
-    """What a forward pass returns of its layers, as transformers' arguments ask for it."""
+    """What a forward pass returns, as `OutputFlags` ask for it."""
 
     hidden_states: bool
     attentions: bool
+    as_dict: bool
+
+    def form(self, output: ModelOutput) -> Any:
+        """The output as it is, or the tuple of what it holds."""
+        return output if self.as_dict else output.to_tuple()
 
 
 def wanted_outputs(
-    config: PreTrainedConfig, hidden_states: bool | None, attentions: bool | None
+    config: PreTrainedConfig,
+    output_hidden_states: bool | None = None,
+    output_attentions: bool | None = None,
+    return_dict: bool | None = None,
 ) -> Wanted:
     """What is asked for; the config's answer where an argument is None."""
-    if hidden_states is None:
-        hidden_states = bool(config.output_hidden_states)
-    if attentions is None:
-        attentions = bool(config.output_attentions)
-    return Wanted(hidden_states, attentions)
-
-
-def as_dict(config: PreTrainedConfig, return_dict: bool | None) -> bool:
-    """Whether an output is returned as it is and not as a tuple; the config's answer for None."""
-    return bool(config.return_dict) if return_dict is None else return_dict
+    given = output_hidden_states, output_attentions, return_dict
+    own = config.output_hidden_states, config.output_attentions, config.return_dict
+    return Wanted(*(bool(b if a is None else a) for a, b in zip(given, own, strict=True)))
 
 
 class LayerStates(NamedTuple):

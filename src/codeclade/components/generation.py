@@ -12,7 +12,7 @@ P prefix positions, T = G * G tokens, S stages of a position, V vocabulary, D wi
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -23,7 +23,7 @@ from .cluster_map import ClusterMap
 from .editing import Edit
 from .guidance import Number, Schedule
 from .image_cache import ImageCache, compiled
-from .refiner import Refiner, clusters_to_ids
+from .refiner import Refiner, Refining, clusters_to_ids
 from .sampling import guide, image_seeds, noise_seeds, sample_with_noise, seeded_uniforms
 from .transformer import CodecladeOutput, CodecladeTransformer
 from .vq_model import VQModel
@@ -304,24 +304,21 @@ def tokens_to_ids(
     members: Tensor,
     transformer: CodecladeTransformer,
     cluster_map: ClusterMap | None,
-    refiner: Refiner | None = None,
-    refine: str | None = None,
-    condition: dict[str, Tensor] | None = None,
+    refiner: Refiner | None,
+    refining: Refining,
     edit: Edit | None = None,
-    refiner_settings: dict[str, Any] | None = None,
 ) -> Tensor:
     """Fine ids (B, T, ...) of tokens (B, T, ...); clusters are drawn from or refined.
 
     Args:
         members: (B, T), `Draws.members`.
-        refine, condition, refiner_settings: as for `clusters_to_ids`.
         edit: ids where it keeps a token are kept, too.
     """
     if not transformer.scheme.predicts_clusters:
         return tokens
     # Pipelines refuse a scheme of clusters without a map, and edits of it without ids.
     parts = transformer, cast(ClusterMap, cluster_map), refiner
-    ids = clusters_to_ids(tokens, members, *parts, refine, condition, refiner_settings)
+    ids = clusters_to_ids(tokens, members, *parts, refining)
     if edit is None:
         return ids
     return torch.where(edit.redo[..., 0], ids, cast(Tensor, edit.ids))

@@ -33,7 +33,13 @@ from .guidance import Number, Schedule
 from .optimization import optimize
 from .parallel import check_parallel, choose_window, sample_in_parallel
 from .pipeline_files import PipelineFiles
-from .refiner import Refiner, check_refiner_settings, check_way, clusters_to_ids
+from .refiner import (
+    Refiner,
+    Refining,
+    check_refiner_settings,
+    check_way,
+    clusters_to_ids,
+)
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
@@ -342,8 +348,8 @@ class PipelineSteps(PipelineFiles):
             return scheme.tokens_to_clusters(tokens, mapping).unflatten(1, grid)
         # From here on clusters must become ids, by the member draw or by the refiner.
         parts = self.transformer, self.cluster_map, self.refiner
-        how = refine, condition, edit, refiner_settings
-        ids = tokens_to_ids(tokens, members, *parts, *how).unflatten(1, grid)
+        refining = Refining(refine, condition, refiner_settings)
+        ids = tokens_to_ids(tokens, members, *parts, refining, edit).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)
@@ -449,8 +455,8 @@ class PipelineSteps(PipelineFiles):
         uniforms = image_uniforms(len(clusters), (clusters.shape[1],), generator)  # (B, T)
         # One-stage pipelines that have clusters have them from a map.
         parts = self.transformer, cast(ClusterMap, self.cluster_map), self.refiner
-        how = refine, condition, refiner_settings
-        ids = clusters_to_ids(clusters, uniforms, *parts, *how).unflatten(1, grid)
+        refining = Refining(refine, condition, refiner_settings)
+        ids = clusters_to_ids(clusters, uniforms, *parts, refining).unflatten(1, grid)
         if kind == "ids":
             return ids
         return ids_to_images(ids, self.vq_model, self.image_processor, output_type)

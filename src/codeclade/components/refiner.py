@@ -11,7 +11,7 @@ What is float32 whatever the dtype stands in blocks.py.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from .blocks import (
     Block,
     DecoderModel,
     Output,
-    as_dict,
+    OutputFlags,
     causal_mask,
     decode_layers,
     rotation,
@@ -173,10 +173,7 @@ class Refiner(DecoderModel):
         context: Tensor | None = None,
         mapping: Tensor | None = None,
         labels: Tensor | None = None,
-        *,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[OutputFlags],
     ) -> Any:
         """Logits of the id at every position.
 
@@ -188,8 +185,8 @@ class Refiner(DecoderModel):
             mapping: (N,) cluster of every id, needed where the config masks to members; other ids
                 get the logit -inf.
             labels: (B, T) ids to predict; -100 counts for nothing.
-            output_hidden_states, output_attentions, return_dict: as in transformers, the config's
-                where None; attentions need `attn_implementation="eager"`.
+            asked: output_hidden_states, output_attentions, return_dict as in transformers, the
+                config's where None; attentions need `attn_implementation="eager"`.
 
         Returns:
             `RefinerOutput`, or with `return_dict=False` a tuple of what it holds.
@@ -198,6 +195,7 @@ class Refiner(DecoderModel):
             ValueError: an input that is missing or of a wrong shape.
         """
         self._check_inputs(clusters, class_labels, context, mapping)
+        config, wanted = self.config, wanted_outputs(self.config, **asked)
         # A position knows its cluster and, in MASC, what the generator saw when it chose it.
         x = self.cluster_embedding(clusters)  # (B, T, D)
         if self.context is not None:
@@ -207,20 +205,16 @@ class Refiner(DecoderModel):
         x = self.token_dropout(x)
         positions = torch.arange(x.shape[1], device=x.device)
         # No mask at all where a refiner is bidirectional: every position sees the whole image.
-        mask = None
-        if self.config.causal:
-            mask = causal_mask(self.config, x, positions)
-        config, first = self.config, self.config.prefix_length
+        mask = causal_mask(config, x, positions) if config.causal else None
         cos, sin = rotation(
             positions, config.grid_size, config.head_dim, config.rope_theta, config.prefix_length
         )
-        wanted = wanted_outputs(config, output_hidden_states, output_attentions)
         states = decode_layers(self.layers, x, (mask, cos, sin, None), wanted)
         # The prefix predicts nothing, so it is cut before the head, the largest matrix here.
         normed = self.norm(states.last)
-        logits = self.head(normed[:, first:]).float()
+        logits = self.head(normed[:, config.prefix_length :]).float()
         # Exactly -inf, not a large number: an id outside its cluster must never be drawn.
-        if self.config.mask_to_members:
+        if config.mask_to_members:
             cluster_of = cast(Tensor, mapping).to(logits.device)
             outside = cluster_of != clusters.to(logits.device).unsqueeze(-1)  # (B, T, N)
             logits = logits.masked_fill(outside, -torch.inf)
@@ -228,13 +222,14 @@ class Refiner(DecoderModel):
         if labels is not None:
             labels = labels.to(logits.device)
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        output = RefinerOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=(*states.inputs, normed) if wanted.hidden_states else None,
-            attentions=states.attentions,
+        return wanted.form(
+            RefinerOutput(
+                loss=loss,
+                logits=logits,
+                hidden_states=(*states.inputs, normed) if wanted.hidden_states else None,
+                attentions=states.attentions,
+            )
         )
-        return output if as_dict(config, return_dict) else output.to_tuple()
 
     @torch.no_grad()
     def refine(
@@ -315,6 +310,15 @@ def generator_states(
     return output.last_hidden_state[:, -clusters.shape[1] :]
 
 
+class Refining(NamedTuple):
+    """How clusters become ids: what a call says of it."""
+
+    way: str | None = None  # "refiner" or "member"; None: the refiner, if there is one
+    # What the generator was given: class_labels, or text_embeds and attention_mask.
+    condition: dict[str, Tensor] | None = None
+    settings: dict[str, Any] | None = None  # temperature, top_k, guidance_scale of `refine`
+
+
 def check_way(way: str | None, refiner: Refiner | None) -> None:
     """Raise a ValueError unless clusters can become ids in this way."""
     if way not in (None, *WAYS) or (way == "refiner" and refiner is None):
@@ -351,28 +355,23 @@ def clusters_to_ids(
     uniforms: Tensor,
     transformer: CodecladeTransformer,
     cluster_map: ClusterMap,
-    refiner: Refiner | None = None,
-    way: str | None = None,
-    condition: dict[str, Tensor] | None = None,
-    refiner_settings: dict[str, Any] | None = None,
+    refiner: Refiner | None,
+    refining: Refining,
 ) -> Tensor:
     """Ids (B, T) of clusters (B, T), by a refiner or by a uniform member draw.
 
     Args:
         uniforms: (B, T) numbers in [0, 1).
         transformer: the generator that made the clusters, for a refiner that reads its states.
-        way: "refiner" or "member"; None: the refiner, if there is one.
-        condition: what the generator was given: class_labels, or text_embeds and attention_mask.
-        refiner_settings: temperature, top_k and guidance_scale of `Refiner.refine`.
 
     Raises:
         ValueError: an unknown way, or "refiner" without a refiner.
     """
     # The member draw needs no network; it is what MASC and DCPE do by default.
-    check_way(way, refiner)
-    if refiner is None or way == "member":
+    check_way(refining.way, refiner)
+    if refiner is None or refining.way == "member":
         return cluster_map.draw_members(clusters, uniforms=uniforms)
-    condition, context = condition or {}, None
+    condition, context = refining.condition or {}, None
     # The states are computed anew in one pass: clusters that were edited, or given to `redraw`,
     # have none from sampling.
     if refiner.config.context_dim:
@@ -380,5 +379,5 @@ def clusters_to_ids(
             raise ValueError("this refiner reads the generator's states; give class_labels.")
         context = generator_states(transformer, clusters, **condition)
     labels = condition.get("class_labels")
-    given = refiner_settings or {}
+    given = refining.settings or {}
     return refiner.refine(clusters, labels, cluster_map, context, uniforms=uniforms, **given)

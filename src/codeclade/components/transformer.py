@@ -13,7 +13,7 @@ What is float32 whatever the dtype stands in blocks.py.
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from transformers.utils.generic import ModelOutput
 from .blocks import (
     Block,
     DecoderModel,
-    as_dict,
+    OutputFlags,
     causal_mask,
     decode_layers,
     rotation,
@@ -235,10 +235,8 @@ class CodecladeTransformer(DecoderModel):
         return_logits: bool = True,
         output_condition_attention: bool = False,
         *,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         stage: tuple[Tensor, int, Tensor | None, Cache | None] | None = None,
+        **asked: Unpack[OutputFlags],
     ) -> Any:
         """Hidden states at every position, and the logits of the next token.
 
@@ -253,9 +251,9 @@ class CodecladeTransformer(DecoderModel):
             attention_mask: (B, positions so far) 1 where visible: hides a caption's padding.
             return_logits: False leaves the head out; ask `stage_logits` for one position instead.
             output_condition_attention: also return `condition_attention`; needs a cache.
-            output_hidden_states, output_attentions, return_dict: as in transformers, the config's
-                where None; attentions need `attn_implementation="eager"`.
             stage: what `stage_logits` is given; nothing else is read then.
+            asked: output_hidden_states, output_attentions, return_dict as in transformers, the
+                config's where None; attentions need `attn_implementation="eager"`.
 
         Returns:
             `CodecladeOutput`, or with `return_dict=False` a tuple of what it holds: logits
@@ -267,51 +265,16 @@ class CodecladeTransformer(DecoderModel):
         Raises:
             ValueError: neither tokens nor condition given, or more tokens than the grid holds.
         """
-        config = self.config
         if stage is not None:
             logits = cast(Head, self.head).stage_logits(*stage, self.token_embedding)
             return CodecladeOutput(logits=logits)
-        # The input is what is new: the condition in the first call, tokens in any.
-        parts = []
-        if class_labels is not None:
-            parts.append(self.prefix(class_labels))
-        elif text_embeds is not None:
-            parts.append(self.prefix(text_embeds.to(self.dtype)))
-        conditioned = bool(parts)
-        if input_ids is not None:
-            parts.append(self.token_embedding(input_ids))
-        if not parts:
-            raise ValueError("give input_ids, or a condition (class_labels or text_embeds).")
-        parts = [part.to(parts[0].device) for part in parts]  # layers may be on several devices
-        x = self.token_dropout(torch.cat(parts, dim=1))  # (B, L, D)
-        # Positions go on where the cache ends, so that a later call turns by the right angles.
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        positions = torch.arange(x.shape[1], device=x.device) + past
-        # A compiled static cache counts on the device; asking it would stop the stream every token.
-        if not isinstance(past, Tensor):
-            self._check_length(past + x.shape[1])
-        # A cache made for sampling has tables for every position; the prefix is like any prompt.
-        if isinstance(past_key_values, ImageCache) and past:
-            mask, cos, sin = past_key_values.prepared(x.shape[1], x.dtype)
-        else:
-            # The form of the mask depends on the attention backend, which may need none at all.
-            mask = causal_mask(self.config, x, positions, attention_mask, past_key_values)
-            config = self.config
-            cos, sin = rotation(
-                positions,
-                config.grid_size,
-                config.head_dim,
-                config.rope_theta,
-                config.prefix_length,
-                config.positions_per_cell,
-            )
-        wanted = wanted_outputs(config, output_hidden_states, output_attentions)
+        wanted = wanted_outputs(self.config, **asked)
+        # What is new goes through the layers: the condition in the first call, tokens in any.
+        conditioned = class_labels is not None or text_embeds is not None
+        x = self._embedded(input_ids, class_labels, text_embeds)  # (B, L, D)
+        places = self._places(x, attention_mask, past_key_values)
         states = decode_layers(
-            self.layers,
-            x,
-            (mask, cos, sin, past_key_values),
-            wanted,
-            prefix_share=output_condition_attention,
+            self.layers, x, (*places, past_key_values), wanted, output_condition_attention
         )
         last = self.norm(states.last)
         # Logits of all positions are V numbers each; sampling needs those of the last one alone.
@@ -319,15 +282,57 @@ class CodecladeTransformer(DecoderModel):
         if return_logits:
             given = last, labels, input_ids, self.token_embedding, conditioned
             found = self.head.teacher_forced(*given)
-        output = CodecladeOutput(
-            **found,
-            cache=past_key_values,
-            last_hidden_state=last,
-            condition_attention=states.prefix_share,
-            hidden_states=(*states.inputs, last) if wanted.hidden_states else None,
-            attentions=states.attentions,
+        return wanted.form(
+            CodecladeOutput(
+                **found,
+                cache=past_key_values,
+                last_hidden_state=last,
+                condition_attention=states.prefix_share,
+                hidden_states=(*states.inputs, last) if wanted.hidden_states else None,
+                attentions=states.attentions,
+            )
         )
-        return output if as_dict(config, return_dict) else output.to_tuple()
+
+    def _embedded(
+        self, input_ids: Tensor | None, class_labels: Tensor | None, text_embeds: Tensor | None
+    ) -> Tensor:
+        """The prefix of a condition, then tokens, as vectors (B, L, D)."""
+        parts = []
+        if class_labels is not None:
+            parts.append(self.prefix(class_labels))
+        elif text_embeds is not None:
+            parts.append(self.prefix(text_embeds.to(self.dtype)))
+        if input_ids is not None:
+            parts.append(self.token_embedding(input_ids))
+        if not parts:
+            raise ValueError("give input_ids, or a condition (class_labels or text_embeds).")
+        parts = [part.to(parts[0].device) for part in parts]  # layers may be on several devices
+        return self.token_dropout(torch.cat(parts, dim=1))
+
+    def _places(
+        self, x: Tensor, attention_mask: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Mask, cosines and sines of the positions of x (B, L, D), which come after the cache's."""
+        # Positions go on where the cache ends, so that a later call turns by the right angles.
+        past = cache.get_seq_length() if cache is not None else 0
+        # A compiled static cache counts on the device; asking it would stop the stream every token.
+        if not isinstance(past, Tensor):
+            self._check_length(past + x.shape[1])
+        # A cache made for sampling has tables for every position; the prefix is like any prompt.
+        if isinstance(cache, ImageCache) and past:
+            return cache.prepared(x.shape[1], x.dtype)
+        # The form of the mask depends on the attention backend, which may need none at all.
+        config, positions = self.config, torch.arange(x.shape[1], device=x.device) + past
+        mask = causal_mask(config, x, positions, attention_mask, cache)
+        cos, sin = rotation(
+            positions,
+            config.grid_size,
+            config.head_dim,
+            config.rope_theta,
+            config.prefix_length,
+            config.positions_per_cell,
+        )
+        return mask, cos, sin
 
     def _check_length(self, length: int) -> None:
         longest = self.config.prefix_length + self.config.num_tokens
