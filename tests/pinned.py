@@ -67,10 +67,15 @@ def run(pipe, condition, seed: int = 1, **settings) -> torch.Tensor:
     return pipe(condition, generator=seeded(seed), **settings).images
 
 
-def cases(name: str, pipe) -> dict[str, torch.Tensor]:
-    """Ids of every pinned call, by what is special about it."""
-    condition = ["a red dog", "the house on the beach"] if name.startswith("text") else [1, 2]
-    found = {
+def condition_of(name: str) -> list:
+    """Two captions or two classes."""
+    return ["a red dog", "the house on the beach"] if name.startswith("text") else [1, 2]
+
+
+def plain_cases(name: str, pipe) -> dict[str, torch.Tensor]:
+    """Ids of the pinned calls that sample whole images, by what is special about each."""
+    condition = condition_of(name)
+    return {
         "no guidance": run(pipe, condition, guidance_scale=1.0),
         "guidance": run(pipe, condition),
         "filters": run(pipe, condition, temperature=1.2, top_k=7, top_p=0.9),
@@ -81,6 +86,11 @@ def cases(name: str, pipe) -> dict[str, torch.Tensor]:
         ).images,
         "two a prompt": run(pipe, condition, num_images_per_prompt=2),
     }
+
+
+def cases(name: str, pipe) -> dict[str, torch.Tensor]:
+    """Ids of every pinned call, by what is special about it."""
+    condition, found = condition_of(name), plain_cases(name, pipe)
     for schedule, value in SCHEDULES.items():
         found[f"schedule {schedule}"] = run(pipe, condition, guidance_schedule=value)
     if name in REFINERS or name == "text_cluster":

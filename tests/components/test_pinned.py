@@ -19,12 +19,20 @@ PUSHED = json.loads((pinned.GOLDEN / "pushed_0_1" / "ids.json").read_text())
 GREEDY = json.loads((pinned.GOLDEN / "pushed_0_1" / "greedy_ids.json").read_text())
 
 
-@pytest.mark.parametrize("name", pinned.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "bundled" else ()) for n in pinned.NAMES],
+)
 def test_calls_give_the_pinned_ids(name):
     found = pinned.cases(name, pinned.build(name))
     assert found.keys() == GOLDEN[name].keys()
     for case, ids in found.items():
         assert ids.tolist() == GOLDEN[name][case], case
+
+
+def test_the_bundled_pipeline_gives_the_pinned_ids():
+    for case, ids in pinned.plain_cases("bundled", pinned.build("bundled")).items():
+        assert ids.tolist() == GOLDEN["bundled"][case], case
 
 
 def test_the_pinned_calls_differ_from_each_other():

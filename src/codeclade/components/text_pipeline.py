@@ -310,14 +310,16 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
 
         Examples:
         """
-        # Settings are checked before any network runs; shapes follow with the steps they belong to.
-        ids = truthful("ids", ids, "latents", latents)
+        # 1. Check settings before any network runs; shapes follow with the steps they belong to.
+        callback, tensors = callback_on_step_end, callback_on_step_end_tensor_inputs
         sampling = guidance_scale, temperature, top_k, top_p, num_images_per_prompt, output_type
-        tensors = callback_on_step_end_tensor_inputs
-        rest = guidance_schedule, refine, tensors, refiner_settings, parallel, callback_on_step_end
+        rest = guidance_schedule, refine, tensors, refiner_settings, parallel, callback
         settings = self.check_inputs(*sampling, *rest)
+        ids = truthful("ids", ids, "latents", latents)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
+
+        # 2. Encode the condition, and what guidance leads away from.
         condition, null_condition = self.encode_condition(
             prompt,
             negative_prompt,
@@ -327,7 +329,9 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             negative_prompt_embeds,
             negative_prompt_attention_mask,
         )
-        given = generator, edited, output_type, refine, callback_on_step_end, tensors
+
+        # 3. Sample tokens around what is kept, and decode them.
+        given = generator, edited, output_type, refine, callback, tensors
         images = self.generate(condition, null_condition, settings, *given, refiner_settings)
         return self.finish(images, return_dict)
 
