@@ -19,6 +19,7 @@ RECIPE = GeneratorRecipe(
     warmup=1,
     learning_rate=1e-2,
     mixed_precision="no",
+    tracker="none",
     log_every=1,
     evaluate_every=3,
     save_every=3,

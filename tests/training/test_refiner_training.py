@@ -49,6 +49,7 @@ def tiny_recipe(**changes) -> RefinerRecipe:
         "final_learning_rate": 1e-3,
         "ema_decay": 0.8,
         "mixed_precision": "no",
+        "tracker": "none",
         "save_every": 30,
         "evaluate_every": 60,
     }

@@ -25,6 +25,7 @@ class Recipe(RunRecipe):
     batch_size: int = 16
     learning_rate: float = 0.01
     mixed_precision: str = "no"
+    tracker: str = "none"
     log_every: int = 1
     save_every: int = 2
 

@@ -83,6 +83,7 @@ def recipe(photos, **changes) -> TokenizerRecipe:
         "warmup": 1,
         "learning_rate": 2e-3,
         "mixed_precision": "no",
+        "tracker": "none",
         "log_every": 1,
         "save_every": 3,
     }

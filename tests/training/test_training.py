@@ -53,6 +53,7 @@ def tokenizer_recipe(photos, **changes) -> TokenizerRecipe:
         "warmup": 1,
         "learning_rate": 5e-3,
         "mixed_precision": "no",
+        "tracker": "none",
         "log_every": 1,
         "save_every": 3,
     }
@@ -90,6 +91,7 @@ GENERATOR = GeneratorRecipe(
     warmup=1,
     learning_rate=1e-2,
     mixed_precision="no",
+    tracker="none",
     log_every=1,
     evaluate_every=3,
     save_every=3,
