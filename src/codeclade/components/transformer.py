@@ -32,7 +32,7 @@ from .blocks import (
 )
 from .decoder_config import DecoderConfig
 from .fields import Count, CountOrZero, Grid, Layers, Prefix, Weight, Width, Window
-from .heads import OWN_LAYERS, ClusterTokenEmbedding, Head
+from .heads import OWN_LAYERS, ClusterTokenEmbedding
 from .image_cache import ImageCache
 from .prefixes import ClassPrefix, TextPrefix
 from .schemes import SCHEMES, Scheme, scheme_class
@@ -269,7 +269,7 @@ class CodecladeTransformer(DecoderModel):
         """
         config = self.config
         if stage is not None:
-            logits = cast(Head, self.head).stage_logits(*stage, self.token_embedding)
+            logits = self.scheme.predictor(self.head).stage_logits(*stage, self.token_embedding)
             return CodecladeOutput(logits=logits)
         # The input is what is new: the condition in the first call, tokens in any.
         parts = []
@@ -318,7 +318,7 @@ class CodecladeTransformer(DecoderModel):
         found: dict[str, Any] = {}
         if return_logits:
             given = last, labels, input_ids, self.token_embedding, conditioned
-            found = self.head.teacher_forced(*given)
+            found = self.scheme.predictor(self.head).teacher_forced(*given)
         output = CodecladeOutput(
             **found,
             cache=past_key_values,
