@@ -5,7 +5,7 @@ One pair of modules a scheme: LlamaGen's embedding and `TokenHead` (arXiv 2406.0
 `SemanticDetailHead` (IAR2, arXiv 2510.06928). Must stay numerically equal to the published
 IAR2-*.pth (see checkpoints/).
 
-Every head has two methods:
+Every head has two methods, or is a plain linear layer, which `TokenHead` has them for:
 
     teacher_forced(hidden, labels, tokens, embedding, conditioned) -> fields of CodecladeOutput
         all positions at once: hidden (B, L, D), labels and tokens (B, T, ...) or None;
@@ -50,15 +50,18 @@ OWN_LAYERS = (
 )
 
 
-class TokenHead(Output):
-    """Logits of the ids or clusters: one linear layer."""
+class TokenHead:
+    """Logits of the ids or clusters by one linear layer, of whatever class.
 
-    def __init__(self, config):
-        super().__init__(config.hidden_size, config.vocab_size)
-        self.first = config.prefix_length - 1
+    The layer is the module of the model, so that it may be wrapped (LoRA) or quantized.
+    """
+
+    def __init__(self, linear: nn.Module, first: int):
+        self.linear = linear
+        self.first = first  # position that predicts token 0, P - 1
 
     def teacher_forced(self, hidden, labels, tokens, embedding, conditioned) -> dict[str, Tensor]:
-        logits = self(hidden).float()  # (B, L, V)
+        logits = self.linear(hidden).float()  # (B, L, V)
         if labels is None:
             return {"logits": logits}
         predicted = logits[:, self.first : self.first + labels.shape[1]]
@@ -70,7 +73,7 @@ class TokenHead(Output):
     def stage_logits(self, hidden, step, chosen, cache, embedding) -> Tensor:
         if chosen is not None:
             raise ValueError("this transformer has one stage, so nothing is chosen before it.")
-        return self(hidden[:, step]).float()  # (B, ..., V)
+        return self.linear(hidden[:, step]).float()  # (B, ..., V)
 
 
 def cluster_logsumexp(logits: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
@@ -113,7 +116,7 @@ class ClusterTokenEmbedding(nn.Module):
 
 def clusters_of_all(embedding: nn.Module, device: torch.device) -> Tensor:
     """Cluster (V,) of every id that a `ClusterTokenEmbedding` has, on a device."""
-    ids = torch.arange(cast(ClusterTokenEmbedding, embedding).token.num_embeddings, device=device)
+    ids = torch.arange(len(cast(ClusterTokenEmbedding, embedding).cluster_of), device=device)
     return embedding(ids, clusters_alone=True).to(device)
 
 

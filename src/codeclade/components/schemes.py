@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .blocks import Output
 from .cluster_checks import check_labels
 from .cluster_map import ClusterMap
 from .decoder_config import DecoderConfig
@@ -75,9 +76,15 @@ class Scheme:
         """What the head's input goes through after the last block."""
         return nn.RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
 
-    def head(self) -> Head:
-        """Module with `teacher_forced` and `stage_logits`; see heads.py."""
-        return TokenHead(self.config)
+    def head(self) -> nn.Module:
+        """A linear layer, or a module with `teacher_forced` and `stage_logits`; see heads.py."""
+        return Output(self.config.hidden_size, self.config.vocab_size)
+
+    def predictor(self, head: nn.Module) -> Head:
+        """`teacher_forced` and `stage_logits` of a generator's head, which may be wrapped."""
+        if hasattr(head, "teacher_forced"):
+            return cast(Head, head)
+        return TokenHead(head, self.config.prefix_length - 1)
 
     def use_clusters(self, embedding: nn.Module, mapping: Tensor) -> None:
         """Give a generator that holds clusters the cluster (N,) of every id.

@@ -32,7 +32,7 @@ from .blocks import (
 )
 from .decoder_config import DecoderConfig
 from .fields import Count, CountOrZero, Grid, Layers, Prefix, Weight, Width, Window
-from .heads import OWN_LAYERS, ClusterTokenEmbedding, Head
+from .heads import OWN_LAYERS, ClusterTokenEmbedding
 from .image_cache import ImageCache
 from .prefixes import ClassPrefix, TextPrefix
 from .schemes import SCHEMES, Scheme, scheme_class
@@ -266,7 +266,7 @@ class CodecladeTransformer(DecoderModel):
             ValueError: neither tokens nor condition given, or more tokens than the grid holds.
         """
         if stage is not None:
-            logits = cast(Head, self.head).stage_logits(*stage, self.token_embedding)
+            logits = self.scheme.predictor(self.head).stage_logits(*stage, self.token_embedding)
             return CodecladeOutput(logits=logits)
         wanted = wanted_outputs(self.config, **asked)
         # What is new goes through the layers: the condition in the first call, tokens in any.
@@ -281,7 +281,7 @@ class CodecladeTransformer(DecoderModel):
         found: dict[str, Any] = {}
         if return_logits:
             given = last, labels, input_ids, self.token_embedding, conditioned
-            found = self.head.teacher_forced(*given)
+            found = self.scheme.predictor(self.head).teacher_forced(*given)
         return wanted.form(
             CodecladeOutput(
                 **found,

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..components.transformer import CodecladeTransformer
 
-# By name: PEFT's "all-linear" would take the heads too, which are more than linear layers.
+# By name: PEFT's "all-linear" would take layers around the blocks too.
 TARGETS = r"(layers|head\.blocks)\.\d+\.(attention\.(qkv|out)|feed_forward\.(gate|up|down))"
 PARTS = ("prefix", "token_embedding", "head")  # what may be trained whole beside the updates
 
