@@ -10,7 +10,7 @@ def start_table(
     model: nn.Module,
     *,
     data: str,
-    images: int,
+    images: int | None,
     held_out: int,
     classes: int,
     tokens: int | None,
@@ -29,7 +29,8 @@ def start_table(
 
     Args:
         model: its children are the parts.
-        data, images, classes, tokens: of the training set; `tokens` of an image.
+        data, images, classes, tokens: of the training set; `tokens` of an image. None of images:
+            their number is not known.
         held_out: images for validation.
         batch_size, passes, steps, first: of the run; `first` steps are done.
         precision, device, processes: where it runs.
@@ -37,13 +38,16 @@ def start_table(
         shards: processes that share one copy of parameters, gradients and optimizer.
         activations: bytes of one pass on a device; None: not known.
     """
-    epochs = steps * batch_size / max(1, images)
+    counted, batches = "streamed images", f"batches of {batch_size}"
+    if images is not None:
+        counted = f"{images:,} images"
+        batches = f"{steps * batch_size / max(1, images):,.1f} epochs of {batches}"
     tokens_line = [("tokens", f"{tokens:,} an image, {images * tokens:,}")] if tokens else []
     rows = [
-        ("data", f"{data}: {images:,} images, {classes:,} classes; {held_out:,} for validation"),
+        ("data", f"{data}: {counted}, {classes:,} classes; {held_out:,} for validation"),
         *tokens_line,
         ("device", f"{processes} x {device}, precision {precision}"),
-        ("steps", f"{first:,} of {steps:,} done, {epochs:,.1f} epochs of batches of {batch_size}"),
+        ("steps", f"{first:,} of {steps:,} done, {batches}"),
         ("batch", f"{processes} x {passes} passes x {batch_size // (processes * passes)} images"),
         *((f"  {name}", described) for name, described in parts(model)),
         ("memory", memory_line(model, averaged, shards, activations)),
