@@ -1,6 +1,7 @@
 # Thin wrappers over the commands in README.md. Every target sets itself up on a bare machine.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TORCH_FLAGS ?=  # as in --index-url of the CPU builds
 
 .PHONY: setup demo test test-slow test-fuzz test-hub test-lowest coverage types style
 
@@ -9,7 +10,7 @@ setup: .venv/installed
 .venv/installed: pyproject.toml
 	@echo "setting up .venv: some minutes the first time"
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet "$(TORCH)"
+	.venv/bin/pip install --quiet "$(TORCH)" $(TORCH_FLAGS)
 	.venv/bin/pip install --quiet --editable ".[dev]"
 	touch $@
 

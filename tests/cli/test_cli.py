@@ -18,7 +18,7 @@ from codeclade.cli.arguments import check_device, load_part
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
     "--refine --refiner-temperature --refiner-top-k --refiner-guidance-scale --scale --device "
-    "--list",
+    "--list --prompt --text-encoder --features",
     "recipes": "--out --configs --size --table --settings",
     "cluster": "--method --clusters --out --normalize --no-normalize --seed --table --report "
     "--report-clusters --images --num-images --codes --recipe --size",
@@ -31,11 +31,11 @@ FLAGS = {
     "evaluate": "--data --split --features --images --classes --seed --guidance-scale "
     "--guidance-schedule --temperature --top-k --top-p --size --batch-size --out --npz "
     "--samples-only --likelihood --fetch-lpips --search --search-images --write-defaults --device "
-    "--plain-resize --draws --judge --prompts --clip --text-encoder",
+    "--plain-resize --draws --judge --prompts --clip --text-encoder --quick",
     "compare": "--allow",
     "convert": "",
     "push": "--private --create-pr --space --license --message --no-samples --dry-run",
-    "demo": "--pipeline --host --port",
+    "demo": "--pipeline --host --port --text-encoder",
 }
 
 

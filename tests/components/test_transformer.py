@@ -1,4 +1,4 @@
-"""CodecladeTransformer: shapes, caches, rotary positions, training behaviour, saving, errors.
+"""CodecladeTransformer: shapes, caches, rotary positions, training behavior, saving, errors.
 
 Its published numbers are checked in test_convert.py.
 """

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from builders import build_scheme, build_vq
 from codeclade.cli import main
-from codeclade.cli.evaluate import parse_scale, parse_schedule
+from codeclade.cli.evaluate_flags import parse_scale, parse_schedule
 from codeclade.data.records import EvaluationRecord
+from codeclade.evaluation.reference import open_photographs
 from codeclade.evaluation.resize import eight_bit, resize_words
 from codeclade.hub.card import render_card
 from codeclade.hub.repository import read_repository
@@ -180,3 +181,63 @@ def test_data_of_other_classes_is_refused(saved, photos, capsys):
     (photos / "train" / "lion").rename(photos / "train" / "liger")
     assert main(["evaluate", str(saved), "--data", str(photos)]) == 2
     assert "the data has no class 'lion'" in capsys.readouterr().err
+
+
+def test_a_first_look_is_small_and_never_an_evaluation(saved, photos, tmp_path, capsys):
+    command = ["evaluate", str(saved), "--data", str(photos)]
+    assert main([*command, "--quick"]) == 0
+    printed = capsys.readouterr()
+    assert "reconstruct  20 photographs at 16 pixels: PSNR, SSIM\n" in printed.out
+    assert "generate     64 images of 5 classes at 16 pixels: KID by Effi" in printed.out
+    assert "evaluation-quick.json (a first look, no evaluation)" in printed.out
+    assert "20/20" in printed.err and "64/64" in printed.err  # bars count images
+    found = records(saved / "evaluation-quick.json")
+    lite0 = "EfficientNet-Lite0"
+    psnr, ssim = "PSNR of reconstructions", "SSIM of reconstructions"
+    assert set(found) == {
+        psnr, ssim, f"{ssim}, LlamaGen's", f"KID-{lite0}", f"Class accuracy-{lite0}",
+    }  # fmt: skip
+    assert all(row["conditions"]["quick"] is True for row in found.values())
+    assert not (saved / "evaluation.json").exists()
+
+    # Neither a comparison nor a card takes it for a whole evaluation.
+    repository = read_repository(saved)
+    assert not repository.evaluation and "evaluation-quick.json" not in repository.files
+    whole = json.loads((saved / "evaluation-quick.json").read_text())
+    for row in whole:
+        del row["conditions"]["quick"]
+    (saved / "evaluation.json").write_text(json.dumps(whole))
+    both = [str(saved / "evaluation-quick.json"), str(saved / "evaluation.json")]
+    capsys.readouterr()
+    assert main(["compare", *both, "--allow", "quick", "images", "split"]) == 2
+    assert "evaluation-quick.json is a first look (--quick)" in capsys.readouterr().err
+    assert main(["compare", both[0], both[0]]) == 0
+    (saved / "evaluation-quick.json").replace(saved / "evaluation.json")
+    with pytest.raises(ValueError, match="holds a first look"):
+        read_repository(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--images", "3"], "--images does not go with --quick"),
+        (["--search", "top_k=0,10"], "--search does not go with --quick"),
+        (["--out", "evaluation.json"], "give a first look another name"),
+    ],
+)
+def test_what_a_first_look_does_not_take(saved, photos, capsys, change, words):
+    assert main(["evaluate", str(saved), "--data", str(photos), "--quick", *change]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_few_photographs_are_spread_over_the_classes(photos):
+    few = open_photographs(str(photos), 16).few(5)
+    assert few.images.labels.tolist() == [0, 1, 2, 3, 4] and few.left_out == 20
+    assert open_photographs(str(photos), 16).few(20).left_out == 5
+
+
+def test_a_folder_of_training_is_its_tokenizer(photos, tmp_path, capsys):
+    build_vq().save_pretrained(tmp_path / "run" / "vq_model")
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(photos), "--quick"]) == 0
+    found = records(tmp_path / "run" / "vq_model" / "evaluation-quick.json")
+    assert "PSNR of reconstructions" in found and not any("KID" in name for name in found)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from codeclade import CodecladePipeline
 from codeclade.cli import main
-from codeclade.cli.evaluate import search_points
+from codeclade.cli.evaluate_flags import search_points
 from codeclade.evaluation.search import Trial, number_values, plot
 
 

@@ -78,7 +78,7 @@ class Hub:
     Args:
         root: Folder for file contents; nothing is written or served outside.
         tokens: User by token. `"tester:read"` makes a token that may not write.
-        organizations: Members by organisation.
+        organizations: Members by organization.
         xet: Whether clients may use Xet. Otherwise they use Git LFS.
         part_size: Larger LFS files are uploaded in parts of so many bytes.
     """
@@ -182,7 +182,7 @@ class Hub:
         return user or None, bool(user) and role != "read"
 
     def belongs_to(self, name: str, user: str | None) -> bool:
-        """Whether `user` owns the repository `name`, or is in the organisation that does."""
+        """Whether `user` owns the repository `name`, or is in the organization that does."""
         owner = name.split("/")[0]
         return user is not None and (owner == user or user in self.organizations.get(owner, ()))
 

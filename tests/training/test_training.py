@@ -25,14 +25,14 @@ from codeclade.training.tokenizer import TokenizerRecipe, train_tokenizer
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """An image folder of two classes, 30 images each, plain colours with noise."""
+    """An image folder of two classes, 30 images each, plain colors with noise."""
     folder = tmp_path_factory.mktemp("photos")
     generator = torch.Generator().manual_seed(0)
-    for name, colour in (("blue", (40, 60, 200)), ("red", (210, 50, 40))):
+    for name, color in (("blue", (40, 60, 200)), ("red", (210, 50, 40))):
         (folder / name).mkdir()
         for i in range(30):
             noise = torch.randint(-30, 30, (20, 16, 3), generator=generator)
-            pixels = (torch.tensor(colour) + noise).clamp(0, 255).byte()
+            pixels = (torch.tensor(color) + noise).clamp(0, 255).byte()
             Image.fromarray(pixels.numpy()).save(folder / name / f"{i}.png")
     return folder
 

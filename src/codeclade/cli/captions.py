@@ -1,4 +1,4 @@
-"""What `codeclade evaluate` needs for pipelines that take captions: loading and checks of flags."""
+"""What verbs need for pipelines that take captions: loading, features, checks of flags."""
 
 import argparse
 
@@ -14,10 +14,10 @@ def takes_captions(source: str) -> bool:
     Raises:
         ValueError: nothing there that can be read.
     """
-    from .. import CodecladePipeline
+    from ..checkpoints import caption_pipelines
 
     try:
-        return CodecladePipeline.load_config(source).get("_class_name") == "CodecladeTextPipeline"
+        return caption_pipelines.takes_captions(source)
     except OSError as error:
         raise ValueError(unknown(source)) from error
 
@@ -33,35 +33,64 @@ def check_captions(arguments: argparse.Namespace, captions: bool) -> None:
         raise ValueError("--prompts FILE is needed: this pipeline takes captions.")
 
 
-def load_text_pipeline(source: str, device: str | None, encoder: str | None):
+def load_text_pipeline(
+    source: str, device: str | None, encoder: str | None, encoder_needed: bool = True
+):
     """A pipeline of captions on the best device there is.
 
     Args:
         encoder: Hub id or folder of a T5 encoder and its tokenizer; None: the pipeline's own.
+        encoder_needed: whether one must be there; features of captions need none.
 
     Raises:
         ValueError: no encoder, neither named nor in the pipeline, or one that is not there.
     """
     import torch
 
-    from .. import CodecladeTextPipeline
+    from ..checkpoints.caption_pipelines import load_caption_pipeline
 
     device = check_device(device)
-    dtype, parts = torch.bfloat16 if device.startswith("cuda") else torch.float32, {}
-    if encoder:
-        from transformers import AutoTokenizer, T5EncoderModel
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return load_caption_pipeline(source, dtype, encoder, encoder_needed).to(device)
 
-        try:
-            parts["tokenizer"] = AutoTokenizer.from_pretrained(encoder)
-            parts["text_encoder"] = T5EncoderModel.from_pretrained(encoder, dtype=dtype)
-        except OSError as error:
-            raise ValueError(f"--text-encoder {encoder}: {unknown(encoder)}") from error
-    pipe = CodecladeTextPipeline.from_pretrained(source, dtype=dtype, **parts)
-    if pipe.text_encoder is None:
-        raise ValueError(
-            f"{source} holds no text encoder; name one, as in --text-encoder google/flan-t5-xl."
-        )
-    return pipe.to(device)
+
+def saved_features(codes: str, prompts: list[str] | None) -> tuple[list[str], dict]:
+    """Captions of code shards, and their features as a pipeline's call takes them.
+
+    Args:
+        codes: folder or Hub dataset whose features `encode-text` has made; of one with splits the
+            validation split is taken.
+        prompts: captions among them; None: eight, evenly spread.
+
+    Raises:
+        ValueError: no features there, or a prompt that is none of the captions.
+    """
+    import torch
+
+    from ..data.captioned import CaptionedCodes
+    from ..data.codes import codes_folder
+
+    folder = codes_folder(codes)
+    inside = folder / "validation"
+    shards = CaptionedCodes(inside if inside.is_dir() else folder)
+    texts = [text for number in range(len(shards.shards)) for text in shards.captions(number)]
+    if prompts is None:
+        count = min(8, len(texts))
+        chosen = [i * len(texts) // count for i in range(count)]
+    else:
+        for prompt in prompts:
+            if prompt not in texts:
+                raise ValueError(
+                    f"{prompt!r} is no caption of {codes}, such as {texts[0]!r}; give one of its "
+                    "captions, or --text-encoder MODEL."
+                )
+        chosen = [texts.index(prompt) for prompt in prompts]
+    features, masks = zip(*(shards.caption(index) for index in chosen), strict=True)
+    condition = {
+        "prompt_embeds": torch.stack(features),
+        "prompt_attention_mask": torch.stack(masks),
+    }
+    return [texts[index] for index in chosen], condition
 
 
 def open_clip(model: str, device):

@@ -17,6 +17,7 @@ def add_demo(verbs) -> None:
         "codeclade demo --pipeline runs/generator/pipeline --port 7861",
     )
     parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
+    parser.add_argument("--text-encoder", metavar="MODEL", help="T5 of a pipeline without one")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
 
@@ -41,6 +42,8 @@ def _demo(arguments: argparse.Namespace) -> None:
         check_source(arguments.pipeline)
         # The app takes its pipeline from here, on this machine as in a Space.
         os.environ["CODECLADE_PIPELINE"] = arguments.pipeline
+    if arguments.text_encoder:
+        os.environ["CODECLADE_TEXT_ENCODER"] = arguments.text_encoder
 
     from ..demo import create, launch
 

@@ -1,4 +1,4 @@
-"""`codeclade generate`: images of classes, saved as a picture or a sheet."""
+"""`codeclade generate`: images of classes or captions, saved as a picture or a sheet."""
 
 import argparse
 from pathlib import Path
@@ -12,6 +12,12 @@ from .arguments import (
     sampling_settings,
     unknown,
 )
+from .captions import load_text_pipeline, saved_features, takes_captions
+
+EXAMPLES = """codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
+  codeclade generate --pipeline llamagen-t2i-xl-512 --text-encoder google/flan-t5-xl \\
+      --prompt "a golden retriever on a beach" --prompt "a red house" --out two.png"""
+CAPTION_FLAGS = ("prompt", "text_encoder", "features")
 
 
 def add_generate(verbs) -> None:
@@ -20,8 +26,8 @@ def add_generate(verbs) -> None:
         verbs,
         "generate",
         _generate,
-        "generate images of classes and save them",
-        'codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2',
+        "generate images of classes or captions and save them",
+        EXAMPLES,
     )
     parser.add_argument(
         "labels",
@@ -29,11 +35,24 @@ def add_generate(verbs) -> None:
         metavar="CLASS",
         help="class names or ids; none: a sheet of eight classes",
     )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="caption, of a pipeline that takes them; may be given several times",
+    )
+    parser.add_argument("--text-encoder", metavar="MODEL", help="T5 of a pipeline without one")
+    parser.add_argument(
+        "--features",
+        metavar="CODES",
+        help="instead of a T5: code shards with encode-text's features; prompts are captions of "
+        "theirs, none: eight of them",
+    )
     parser.add_argument("--list", action="store_true", help="print the class names and stop")
     parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
     parser.add_argument("--out", default="image.png", metavar="FILE", help="default: image.png")
     parser.add_argument(
-        "--images", type=int, metavar="N", help="images a class; default 1, sheet 8"
+        "--images", type=int, metavar="N", help="of each; default 1, sheet of classes 8"
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument(
@@ -61,13 +80,19 @@ def _generate(arguments: argparse.Namespace) -> None:
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
     check_positive(images=arguments.images, scale=arguments.scale)
+    captions = _check_conditions(arguments)
     import torch
 
-    # Without classes the images show a spread of what the pipeline knows.
-    pipeline = load_pipeline(arguments.pipeline, arguments.device)
-    labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
-    count = arguments.images or (1 if labels else 8)
-    label_ids = pipeline.get_label_ids(labels or some_classes(pipeline))
+    if captions:
+        pipeline, names, condition = _captions(arguments)
+        count = arguments.images or 1
+    else:
+        # Without classes the images show a spread of what the pipeline knows.
+        pipeline = load_pipeline(arguments.pipeline, arguments.device)
+        labels = [int(label) if label.isdecimal() else label for label in arguments.labels]
+        label_ids = pipeline.get_label_ids(labels or some_classes(pipeline))
+        names, condition = _names(pipeline, label_ids), {"class_labels": label_ids}
+        count = arguments.images or (1 if labels else 8)
     refining = {
         "temperature": arguments.refiner_temperature,
         "top_k": arguments.refiner_top_k,
@@ -75,7 +100,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     }
     # A generator of the CPU: the seed then gives the same draws on every device.
     images = pipeline(
-        label_ids,
+        **condition,
         guidance_scale=arguments.guidance_scale,
         **sampling_settings(arguments),
         num_images_per_prompt=count,
@@ -86,9 +111,52 @@ def _generate(arguments: argparse.Namespace) -> None:
     # One image is saved pixel for pixel; several need captions and a sheet.
     picture = images[0]
     if len(images) > 1:
-        picture = class_sheet(pipeline, label_ids, images, arguments.scale)
+        picture = _sheet(names, images, arguments.scale)
     picture.save(out)
     print(f"saved {out} ({picture.width}x{picture.height})")
+
+
+def _check_conditions(arguments: argparse.Namespace) -> bool:
+    """Whether the pipeline takes captions.
+
+    Raises:
+        ValueError: captions for a pipeline of classes, or the other way around, or neither.
+    """
+    source, captions = arguments.pipeline, False
+    if source:
+        check_source(source)
+        captions = takes_captions(source)
+    given = [name for name in CAPTION_FLAGS if getattr(arguments, name) is not None]
+    if given and not captions:
+        flag, name = given[0].replace("_", "-"), source or "the bundled pipeline"
+        raise ValueError(
+            f"--{flag} does not go with {name}, which takes classes: give their names."
+        )
+    if not captions:
+        return False
+    if arguments.labels:
+        raise ValueError(
+            f"{source} takes captions, not classes; give --prompt {' '.join(arguments.labels)!r}."
+        )
+    if arguments.text_encoder and arguments.features:
+        raise ValueError("give either --text-encoder or --features.")
+    if not (arguments.prompt or arguments.features):
+        raise ValueError(f"--prompt TEXT is needed: {source} takes captions.")
+    if not all(text.strip() for text in arguments.prompt or []):
+        raise ValueError("--prompt is empty; give it a caption.")
+    return True
+
+
+def _captions(arguments: argparse.Namespace):
+    """A pipeline that takes captions, the captions, and what they are to its call."""
+    source, prompts = arguments.pipeline, arguments.prompt
+    if not arguments.features:
+        pipeline = load_text_pipeline(source, arguments.device, arguments.text_encoder)
+        return pipeline, prompts, {"prompt": prompts}
+    prompts, condition = saved_features(arguments.features, prompts)
+    pipeline = load_text_pipeline(source, arguments.device, None, encoder_needed=False)
+    condition["prompt_embeds"] = condition["prompt_embeds"].to(pipeline.transformer.dtype)
+    return pipeline, prompts, condition
 
 
 def class_list(source: str | None) -> list[str]:
@@ -98,6 +166,8 @@ def class_list(source: str | None) -> list[str]:
     source = source or bundled()
     check_source(source)
     try:
+        if takes_captions(source):
+            raise ValueError(f"{source} takes captions, so there are no classes to list.")
         # The index alone holds the names: a list must not download weights.
         names = CodecladePipeline.load_config(source).get("id2label") or {}
     except OSError as error:
@@ -136,9 +206,19 @@ def some_classes(pipeline) -> list[int]:
 
 def class_sheet(pipeline, label_ids: list[int], images: list, scale: int):
     """One picture of the images, as many of every class, one class a row."""
+    return _sheet(_names(pipeline, label_ids), images, scale)
+
+
+def _names(pipeline, label_ids: list[int]) -> list[str]:
+    """First names of classes; the number of one without a name."""
+    return [pipeline.config.id2label.get(str(i), str(i)).split(",")[0] for i in label_ids]
+
+
+def _sheet(names: list[str], images: list, scale: int):
+    """One picture of the images, as many for every name, one name a row."""
     from ..data.sheets import contact_sheet
 
-    count = len(images) // len(label_ids)
-    names = [pipeline.config.id2label.get(str(i), str(i)).split(",")[0] for i in label_ids]
-    rows = [(name, images[i * count : (i + 1) * count]) for i, name in enumerate(names)]
+    count, longest = len(images) // len(names), 40  # letters beside a row
+    short = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
+    rows = [(name, images[i * count : (i + 1) * count]) for i, name in enumerate(short)]
     return contact_sheet(rows, scale)

@@ -32,9 +32,25 @@ def renamed(source: str, parts, columns: Columns):
     Raises:
         ValueError: a column that is not there.
     """
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel
 
-    there = next(iter(parts.values())).column_names
+    parts = our_columns(source, parts, columns)
+    features = next(iter(parts.values())).features
+    label = "label" if columns.label else next((name for name in LABELS if name in features), None)
+    if label is None or isinstance(features[label], ClassLabel):
+        return parts
+    return _with_class_names(parts, label)
+
+
+def our_columns(source: str, parts, columns: Columns):
+    """The splits of a data set, also of a streamed one, with columns "image" and "label".
+
+    Raises:
+        ValueError: a column that is not there.
+    """
+    from datasets import Image
+
+    there = next(iter(parts.values())).column_names or []
     for given in (columns.image, columns.label, columns.caption):
         if given and given not in there:
             raise ValueError(f"{source} has no column {given!r}; it has {', '.join(there)}.")
@@ -47,10 +63,7 @@ def renamed(source: str, parts, columns: Columns):
     features = next(iter(parts.values())).features
     if columns.image and not isinstance(features["image"], Image):
         parts = parts.cast_column("image", Image())
-    label = "label" if columns.label else next((name for name in LABELS if name in features), None)
-    if label is None or isinstance(features[label], ClassLabel):
-        return parts
-    return _with_class_names(parts, label)
+    return parts
 
 
 def _with_class_names(parts, column: str):
@@ -79,8 +92,19 @@ def captions_of(rows, column: str, indices: Sequence[int]) -> list[str]:
     """
     # The column alone is read: going through the rows would decode the images.
     found = rows.select_columns([column])[list(indices)][column]
-    texts = [value[0] if isinstance(value, list) and value else value for value in found]
-    for index, text in zip(indices, texts, strict=True):
-        if not isinstance(text, str):
-            raise ValueError(f"image {index} has {text!r} in its column {column!r}, not a text.")
-    return texts
+    return [
+        caption_of(value, column, f"image {index}")
+        for index, value in zip(indices, found, strict=True)
+    ]
+
+
+def caption_of(value, column: str, name: str = "an image") -> str:
+    """The caption that a column holds: a text, or the first one of a list.
+
+    Raises:
+        ValueError: naming the image, where it is no text.
+    """
+    text = value[0] if isinstance(value, list) and value else value
+    if not isinstance(text, str):
+        raise ValueError(f"{name} has {text!r} in its column {column!r}, not a text.")
+    return text

@@ -16,11 +16,14 @@ from tqdm.auto import tqdm
 
 from .columns import Columns, captions_of, renamed
 from .pixels import to_pixels
+from .splits import Splits
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_COLUMNS = ("image", "img")  # as data sets on the Hub name them
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 DAMAGED = ("refuse", "skip")  # what happens to photographs that cannot be read
+# What Pillow raises depends on where a file is damaged.
+DAMAGE = (OSError, ValueError, SyntaxError, AttributeError, EOFError)
 HELD_OUT = 0.05  # share of the images kept for validation where the source has no such split
 
 
@@ -68,13 +71,8 @@ class LabeledImages(Dataset):
         """
         try:
             return as_rgb(self.rows[index]["image"])
-        # What Pillow raises depends on where a file is damaged.
-        except (OSError, ValueError, SyntaxError, AttributeError, EOFError) as error:
-            reason = " ".join(str(error).split())[:80] or type(error).__name__
-            raise ValueError(
-                f"{name_of(self.rows, index)} is no image that can be read: {reason}; repair or "
-                "remove it, or set damaged_images=skip."
-            ) from error
+        except DAMAGE as error:
+            raise unreadable(name_of(self.rows, index), error) from error
 
     def without_damaged(self) -> "LabeledImages":
         """The images that can be read; the others are named on standard error.
@@ -96,26 +94,50 @@ class LabeledImages(Dataset):
             raise ValueError(f"none of the {len(self)} images can be read.")
         if len(good) == len(self):
             return self
-        rows, labels = self.rows.select(good), self.labels[good]
-        return LabeledImages(rows, labels, self.class_names, self.image_size, self.crop)
+        return self.selected(good)
+
+    def selected(self, indices: list[int]) -> "LabeledImages":
+        """Some of the images, in the order of their indices."""
+        rows, labels = self.rows.select(indices), self.labels[indices]
+        found = LabeledImages(rows, labels, self.class_names, self.image_size, self.crop)
+        found.caption_column = self.caption_column
+        return found
 
     def view(self, image: Image.Image, seed: int | None) -> Tensor:
         """One (3, S, S) uint8 crop of a PIL image."""
-        # The order of the draws (size, place, flip) is part of what a seed means: keep it.
-        size = self.image_size
-        random = None if seed is None else np.random.default_rng(seed)
-        short = size if random is None else round(size * random.uniform(1.0, self.crop))
-        scale = short / min(image.size)
-        if scale != 1:
-            # Rounding must not leave a side one pixel smaller than the crop.
-            width, height = (max(size, round(side * scale)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        free = image.width - size, image.height - size
-        left, top = (f // 2 if random is None else int(random.integers(f + 1)) for f in free)
-        array = np.asarray(image.crop((left, top, left + size, top + size)))
-        if random is not None and random.random() < 0.5:
-            array = array[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        return view(image, seed, self.image_size, self.crop)
+
+
+def view(image: Image.Image, seed: int | None, size: int, crop: float) -> Tensor:
+    """One (3, size, size) uint8 crop of an RGB image.
+
+    Args:
+        seed: of its size, place and flip; None: the center, not flipped.
+        crop: largest resize factor before it.
+    """
+    # The order of the draws (size, place, flip) is part of what a seed means: keep it.
+    random = None if seed is None else np.random.default_rng(seed)
+    short = size if random is None else round(size * random.uniform(1.0, crop))
+    scale = short / min(image.size)
+    if scale != 1:
+        # Rounding must not leave a side one pixel smaller than the crop.
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    free = image.width - size, image.height - size
+    left, top = (f // 2 if random is None else int(random.integers(f + 1)) for f in free)
+    array = np.asarray(image.crop((left, top, left + size, top + size)))
+    if random is not None and random.random() < 0.5:
+        array = array[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def unreadable(name: str, error: Exception) -> ValueError:
+    """What is said of a damaged image."""
+    reason = " ".join(str(error).split())[:80] or type(error).__name__
+    return ValueError(
+        f"{name} is no image that can be read: {reason}; repair or remove it, or set "
+        "damaged_images=skip."
+    )
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -158,13 +180,14 @@ def load_images(
     whole: bool = False,
     damaged: str = "refuse",
     columns: Columns = Columns(),  # noqa: B008 (frozen)
+    splits: Splits = Splits(),  # noqa: B008 (frozen)
 ) -> LabeledImages:
     """Photographs from an image folder, a folder of parquet files or a Hub dataset.
 
     Args:
         source: a local folder (one sub-folder a class, or parquet files) or a Hub dataset id.
-        split: "train" or "validation"; where the source has no validation split, the last 5 % of
-            a fixed shuffle are held out.
+        split: "train" or "validation", which `splits` may rename; where the source has no
+            validation split, the last 5 % of a fixed shuffle are held out.
         image_size: side S of the square crops.
         classes: names to keep, in the order of their new labels; None keeps all. A dict gives
             the source's own name first (a WordNet id, say) and then the name to use.
@@ -172,7 +195,7 @@ def load_images(
         whole: take a split by the source's own name with nothing held out of it; "all" takes all.
         damaged: "refuse" names an image that cannot be read when it is asked for; "skip" looks
             through all of them first, and leaves those out.
-        columns: what the source calls them.
+        columns, splits: what the source calls them.
 
     Unless said otherwise the image column is called image or img; the label column label, labels
     or fine_label, and holds class labels, numbers or names.
@@ -184,21 +207,20 @@ def load_images(
 
     # The split: as the source has it, else a share that depends on the source alone.
     parts = renamed(str(source), load_dataset(str(source)), columns)
-    validation = next((name for name in ("validation", "valid", "val") if name in parts), None)
     if whole and split == "all":
         rows = concatenate_datasets(list(parts.values()))
     elif whole:
         if split not in parts:
             raise ValueError(f"{source} has no split {split!r}; it has {', '.join(parts)}, all.")
         rows = parts[split]
-    elif validation:
-        rows = parts["train" if split == "train" else validation]
     else:
-        halves = parts["train"].train_test_split(test_size=HELD_OUT, seed=0)
-        rows = halves["train" if split == "train" else "test"]
-    column = next((name for name in IMAGE_COLUMNS if name in rows.column_names), None)
-    if column is None:
-        raise ValueError(f"{source} has no 'image' column; it has {rows.column_names}.")
+        train, held_out = splits.chosen(str(source), list(parts))
+        if held_out:
+            rows = parts[train if split == "train" else held_out]
+        else:
+            halves = parts[train].train_test_split(test_size=HELD_OUT, seed=0)
+            rows = halves["train" if split == "train" else "test"]
+    column = image_column(source, rows.column_names)
     if column != "image":
         rows = rows.rename_column(column, "image")
     names, labels = _labels(source, rows)
@@ -206,8 +228,7 @@ def load_images(
     if classes:
         wanted = classes if isinstance(classes, dict) else {name: name for name in classes}
         new_label = {
-            _class_index(source, names, own, name): label
-            for label, (own, name) in enumerate(wanted.items())
+            class_index(source, names, pair): label for label, pair in enumerate(wanted.items())
         }
         keep = [i for i, label in enumerate(labels.tolist()) if label in new_label]
         rows = rows.select(keep)
@@ -217,6 +238,18 @@ def load_images(
     images = images.without_damaged() if damaged == "skip" else images
     images.caption_column = columns.caption
     return images
+
+
+def image_column(source: str, there: Sequence[str]) -> str:
+    """Name of the column of images.
+
+    Raises:
+        ValueError: there is none.
+    """
+    column = next((name for name in IMAGE_COLUMNS if name in there), None)
+    if column is None:
+        raise ValueError(f"{source} has no 'image' column; it has {list(there)}.")
+    return column
 
 
 def _labels(source: str, rows) -> tuple[list[str], Tensor]:
@@ -240,12 +273,22 @@ def _labels(source: str, rows) -> tuple[list[str], Tensor]:
     return [str(value) for value in known], torch.tensor([known[value] for value in values])
 
 
-def _class_index(source: str, names: list[str], own: str, name: str) -> int:
-    for candidate in (own, name):
+def class_index(source: str, names: list[str], pair: tuple[str, str]) -> int:
+    """The source's label of a class.
+
+    Args:
+        names: the source's class names.
+        pair: the source's own name of the class, or else the name to use.
+
+    Raises:
+        ValueError: a class that the source does not have.
+    """
+    for candidate in pair:
         if candidate in names:
             return names.index(candidate)
     raise ValueError(
-        f"{source} has no class {own!r}; it has {', '.join(names)}. For all of them give classes=."
+        f"{source} has no class {pair[0]!r}; it has {', '.join(names)}. For all of them give "
+        "classes=."
     )
 
 

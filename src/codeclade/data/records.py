@@ -99,7 +99,7 @@ class TrainingRecord(Record):
 
     stage: str  # tokenizer, generator or refiner
     data: str
-    images: int
+    images: int | None = None  # None: streamed, and not counted
     classes: int
     steps: int
     seconds: float

@@ -8,14 +8,17 @@ import warnings
 from types import SimpleNamespace
 
 import gradio as gr
+import torch
 from gradio.exceptions import InvalidPathError
 from starlette.middleware import Middleware
 
 from .. import CodecladePipeline, bundled
+from ..checkpoints.caption_pipelines import load_caption_pipeline, takes_captions
 from ..checkpoints.papers import PAPERS
 from ..data.hub_ids import is_hub_id
 from ..hub.citations import cited_keys
 from .backend import Backend
+from .captions import CaptionBackend
 from .listeners import sentence
 from .middleware import Listeners, Refusals
 from .pictures import enlarge
@@ -29,7 +32,7 @@ from .tabs.redraw import Redraw
 from .theme import appearance
 
 HEAD = """# codeclade
-Images of {classes} classes, {side} x {side} pixels, drawn token by token. A token is one place of
+Images of {kinds}, {side} x {side} pixels, drawn token by token. A token is one place of
 the {grid} x {grid} grid that an image is made of: the number of one of {codes} learned
 codes{clusters}.
 {links}"""
@@ -42,12 +45,14 @@ def heading(backend: Backend) -> str:
     """What is shown here, what a token is, and where to read more."""
     count = backend.map.num_clusters if backend.map is not None else 0
     clusters = f", which fall into {count} clusters of codes that look alike" if count else ""
+    kinds = f"{backend.pipe.transformer.config.num_classes} classes"
+    kinds = "what a text says" if backend.captions else kinds
     return HEAD.format(
         side=backend.side,
         grid=backend.grid,
         codes=backend.pipe.vq_model.codebook_size,
         clusters=clusters,
-        classes=backend.pipe.transformer.config.num_classes,
+        kinds=kinds,
         links=" · ".join(f"[{name}]({url})" for name, url in links(backend.pipe)),
     )
 
@@ -75,7 +80,8 @@ def links(pipe: CodecladePipeline) -> list[tuple[str, str]]:
 
 def config_of(part) -> dict:
     """Configuration of a component of either library as a plain dictionary."""
-    return part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    config = getattr(part, "config", {})  # a tokenizer of captions has none
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def send(
@@ -141,12 +147,19 @@ def build(backend: Backend) -> gr.Blocks:
 def create() -> gr.Blocks:
     """The app of the pipeline CODECLADE_PIPELINE names (a folder or Hub id), else the bundled one.
 
+    CODECLADE_TEXT_ENCODER names the T5 of one that takes captions and holds none.
+
     Raises:
         ValueError, OSError: there is no pipeline of that name, or it is damaged.
     """
-    pipe = CodecladePipeline.from_pretrained(os.environ.get("CODECLADE_PIPELINE") or bundled())
+    source = os.environ.get("CODECLADE_PIPELINE") or bundled()
+    if takes_captions(source):
+        encoder = os.environ.get("CODECLADE_TEXT_ENCODER")
+        pipe, backend = load_caption_pipeline(source, torch.float32, encoder), CaptionBackend
+    else:
+        pipe, backend = CodecladePipeline.from_pretrained(source), Backend
     pipe.set_progress_bar_config(disable=True)
-    return build(Backend(pipe))
+    return build(backend(pipe))
 
 
 def start(demo: gr.Blocks, **settings) -> str:

@@ -32,8 +32,12 @@ class Backend:
 
     Args:
         pipe: any class-conditional pipeline; `map` is its cluster map on the CPU, None where it
-            has no clusters over the codebook.
+            has no clusters over the codebook. Of captions: see captions.py.
     """
+
+    captions = False  # whether a text says what to draw, and not a class
+    condition_name = "class_labels"  # of the pipeline's argument
+    first_label = 0  # of the images that the app opens with
 
     def __init__(self, pipe: CodecladePipeline):
         config = pipe.transformer.config
@@ -50,7 +54,10 @@ class Backend:
         # Sampling is random and bears bfloat16; in the tokenizer it would change ids and pixels.
         if torch.cuda.is_available():
             pipe.to("cuda")
-            pipe.transformer.to(torch.bfloat16)  # the tokenizer stays exact
+            # The tokenizer stays exact; features of captions come in the generator's type.
+            for part in (pipe.transformer, pipe.components.get("text_encoder")):
+                if part is not None:
+                    part.to(torch.bfloat16)
 
     # Classes
 
@@ -211,9 +218,13 @@ class Backend:
         """`ids_of` in a form that can leave a process that is about to end."""
         return self.ids_of(image, made).numpy()
 
+    def some_label(self) -> int:
+        """A random class."""
+        return int(torch.randint(self.pipe.transformer.config.num_classes, ()))
+
     def example(self) -> dict:
         """An image of some class, as generated images are remembered."""
-        label = int(torch.randint(self.pipe.transformer.config.num_classes, ()))
+        label = self.some_label()
         *_, (_, images, ids) = self.sample(label, 1, int(torch.randint(MAX_SEED, ())), {})
         return {"ids": ids, "images": images, "label": label}
 

@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image, ImageOps
 
 MAX_IMAGES, MAX_SEED = 8, 2**31 - 1
-MAX_PIXELS, MAX_TEXT = 20_000_000, 100
+MAX_PIXELS, MAX_TEXT, MAX_PROMPT = 20_000_000, 100, 500
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # rasters only, in decoders with little history
 
 
@@ -30,14 +30,14 @@ def one_of(name: str, value: Any, allowed: list[str]) -> str:
     return value
 
 
-def short_text(name: str, value: Any) -> str:
+def short_text(name: str, value: Any, most: int = MAX_TEXT) -> str:
     """`value` as a text that may be repeated in an error."""
     # Clients send class numbers as numbers, too; those that no class can have stay numbers, and are
     # refused without being repeated.
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9:
         value = str(value)
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise ValueError(f"{name} must be a text of at most {MAX_TEXT} characters.")
+    if not isinstance(value, str) or len(value) > most:
+        raise ValueError(f"{name} must be a text of at most {most} characters.")
     return value
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
-SHOWN = 6  # seconds of an error on the page; the next press of a main button takes it away
+SHOWN = 6  # seconds of an error on the page; the next press of a button takes it away
 
 try:
     from spaces import GPU  # Hugging Face's package, which only a Space has

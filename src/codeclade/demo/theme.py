@@ -61,11 +61,13 @@ CSS = """
 """
 
 
-# A press of a main button takes old errors away; on a phone it also brings the results into view.
+# A press of any button takes old errors away; on a phone a main one also brings the results into
+# view.
 SCRIPT = """() => document.addEventListener('click', event => {
+  if (!event.target.closest('.tabs button')) return;
+  document.querySelectorAll('.toast-close').forEach(close => close.click());
   const button = event.target.closest('button.primary');
   if (!button) return;
-  document.querySelectorAll('.toast-close').forEach(close => close.click());
   const results = button.closest('.tabitem')?.querySelector('.pictures');
   if (innerWidth > 640 || !results || results.getBoundingClientRect().bottom <= innerHeight) return;
   results.scrollIntoView({block: 'start', behavior: 'smooth'});

@@ -84,6 +84,13 @@ def _check_protocols(a: Measured, b: Measured, name: str, allowed: tuple[str, ..
             raise ValueError(
                 f"{file.name} was written before protocols were kept; evaluate again to compare."
             )
+    quick = [bool(conditions.get("quick")) for conditions in pair]
+    if quick[0] != quick[1]:
+        few, whole = (a, b) if quick[0] else (b, a)
+        raise ValueError(
+            f"{few.name} is a first look (--quick) and {whole.name} a whole evaluation; evaluate "
+            "both in one way to compare."
+        )
     found = [field for field in differences(*pair) if field not in allowed]
     if found:
         told = "; ".join(f"{x} is {pair[0].get(x)} and {pair[1].get(x)}" for x in found)

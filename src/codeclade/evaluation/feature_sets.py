@@ -157,8 +157,13 @@ class Distance:
     estimator: str = ""
 
 
-def set_distances(samples: FeatureSet, reference: FeatureSet) -> list[Distance]:
+def set_distances(
+    samples: FeatureSet, reference: FeatureSet, quick: bool = False
+) -> list[Distance]:
     """Everything that compares two sets, of at least two images each.
+
+    Args:
+        quick: KID alone, whose mean does not depend on the number of images.
 
     Fréchet distance (of Inception also sFID), KID, precision, recall, density and coverage; the
     last four only where both sets have more images than neighbors are asked for.
@@ -167,14 +172,17 @@ def set_distances(samples: FeatureSet, reference: FeatureSet) -> list[Distance]:
     published = network.distance_name == "FID"
     kept = f"{len(samples.rows):,} of {samples.count:,} and {len(reference.rows):,} of "
     kept += f"{reference.count:,} images"
+    kid = _kernel_distance(samples.features, reference.features)
+    kid_name = "KID" if published else f"KID-{network.name}"
+    if quick:
+        return [Distance(kid_name, *kid)]
     gap = gaussian_distance(samples.statistics.gaussian(), reference.statistics.gaussian())
     found = [Distance(network.distance_name, gap, None, "Fréchet distance, biased by the counts")]
     if samples.spatial is not None:
         name = "sFID" if published else f"spatial {network.distance_name}"
         gap = gaussian_distance(samples.spatial.gaussian(), reference.spatial.gaussian())
         found.append(Distance(name, gap, None, "Fréchet distance, biased by the counts"))
-    kid = _kernel_distance(samples.features, reference.features)
-    found.append(Distance("KID" if published else f"KID-{network.name}", *kid))
+    found.append(Distance(kid_name, *kid))
     if min(len(samples.rows), len(reference.rows)) > NEIGHBORS:
         values = precision_recall(reference.features, samples.features)
         sizes = {"recall": len(reference.rows), "coverage": len(reference.rows)}

@@ -91,16 +91,19 @@ def measure_tokenizer(
     lpips: Lpips | None = None,
     size: int | None = None,
     batch_size: int = 32,
+    quick: bool = False,
 ) -> Measurement:
     """Reconstructions, their distance to the photographs, and the use of the codebook.
 
     Args:
         size: side at which images are compared; None: that of the photographs.
+        quick: a first look, see `measure_pipeline`; uses no network.
     """
     side = photographs.images.image_size
+    network = None if quick else network
     found = reconstruct(vq_model, photographs, size or side, batch_size, network, lpips)
     measured = Measurement()
-    _add_reconstruction(measured, found, photographs, vq_model, size or side)
+    _add_reconstruction(measured, found, photographs, vq_model, size or side, quick)
     return measured
 
 
@@ -112,6 +115,7 @@ def measure_pipeline(
     lpips: Lpips | None = None,
     batch_size: int = 32,
     clip: ClipScore | None = None,
+    quick: bool = False,
 ) -> Measurement:
     """Reconstructions of the pipeline's tokenizer, and its generated images against photographs.
 
@@ -119,6 +123,7 @@ def measure_pipeline(
         photographs, network: None, both, where images are compared with their captions alone.
         parts: generated images, all of them there.
         clip: of a pipeline that takes captions.
+        quick: a first look at few images: only what does not depend on how many there are.
     """
     # Classes whose names are ImageNet's can be told by a classifier of ImageNet.
     sampling, classes, own = parts.sampling, None, []
@@ -130,6 +135,7 @@ def measure_pipeline(
     size = sampling.size or side
     protocol = Protocol(
         data=sampling.prompts.name if sampling.prompts else "",
+        quick=quick or None,
         images=len(parts),
         sampled_size=side,
         evaluated_size=size,
@@ -138,7 +144,7 @@ def measure_pipeline(
     )
     if photographs is not None:
         found = reconstruct(pipe.vq_model, photographs, size, batch_size, network, lpips, classes)
-        protocol = _add_reconstruction(measured, found, photographs, pipe.vq_model, size)
+        protocol = _add_reconstruction(measured, found, photographs, pipe.vq_model, size, quick)
         halves, rebuilt = found.halves, found.rebuilt
 
     # The generated images, a part at a time.
@@ -163,7 +169,7 @@ def measure_pipeline(
         return measured
     protocol = protocol.using(network=network.name, network_fingerprint=network.fingerprint)
     _add_distances(measured, samples, halves, protocol, words, "")
-    for one in scores(samples):
+    for one in [] if quick else scores(samples):
         measured.add(one.name, one.value, protocol.using(estimator=one.estimator),
                      f"{one.estimator}, {words}", error=one.standard_error)  # fmt: skip
 
@@ -267,8 +273,13 @@ def _add_reconstruction(
     photographs: Photographs,
     vq_model: VQModel,
     size: int,
+    quick: bool,
 ) -> Protocol:
-    """Add what `reconstruct` found; the protocol of it."""
+    """Add what `reconstruct` found; the protocol of it.
+
+    Args:
+        quick: leave out the use of the codebook and the distance, which depend on the count.
+    """
     count, side = len(photographs.images), photographs.images.image_size
     protocol = Protocol(
         data=photographs.data,
@@ -276,6 +287,7 @@ def _add_reconstruction(
         data_fingerprint=found.fingerprint,
         reference_images=count,
         left_out=photographs.left_out,
+        quick=quick or None,
         images=count,
         sampled_size=side,
         evaluated_size=size,
@@ -286,6 +298,8 @@ def _add_reconstruction(
     words = f"8-bit, mean over {count:,} {photographs.split} photographs of {size} pixels"
     for name, values in found.per_image.items():
         measured.add_images(name, values, protocol, words)
+    if quick:
+        return protocol
     words = f"{count:,} {photographs.split} photographs, center crops"
     uses = {"Codebook": found.use, "Detail codebook": found.detail_use}
     for name, use in uses.items():
@@ -316,8 +330,9 @@ def _add_distances(
     if min(samples.count, *(half.count for half in halves)) < 2:
         return
     network, reference = samples.network, halves[0].joined(halves[1])
-    floors = {one.name: one.value for one in set_distances(halves[1], halves[0])}
-    for one in set_distances(samples, reference):
+    quick = bool(protocol.quick)
+    floors = {one.name: one.value for one in set_distances(halves[1], halves[0], quick)}
+    for one in set_distances(samples, reference, quick):
         if prefix and "Fréchet" not in one.estimator:
             continue
         own = protocol.using(

@@ -24,6 +24,7 @@ class Protocol:
     data_fingerprint: str | None = None  # of the reference images as they were compared
     reference_images: int | None = None  # photographs compared with
     left_out: int | None = None  # images of the data that were not used
+    quick: bool | None = None  # a first look at few images; None: a whole evaluation
     images: int  # measured: generated, reconstructed or scored
     classes: str | None = None  # "balanced" or "random"
     prompts: str | None = None  # name of the file of captions

@@ -62,9 +62,8 @@ def reconstruct(
     fingerprint = Fingerprint()
     sets = PhotographSets(network, photographs, size, classes) if network else None
     rebuilt = FeatureSet(network, classes) if network else None
-    total = -(-len(photographs.images) // batch_size)
-    batches = plain_batches(photographs.images, batch_size)
-    for images, labels in tqdm(batches, "reconstruct", total, unit="batch"):
+    bar = tqdm(total=len(photographs.images), desc="reconstruct", unit="image")
+    for images, labels in plain_batches(photographs.images, batch_size):
         pixels = to_pixels(images)
         ids = vq_model.encode(pixels.to(vq_model.device, vq_model.dtype)).ids
         decoded = to_pixels(eight_bit(vq_model.decode(ids), size))
@@ -86,6 +85,8 @@ def reconstruct(
             sets.add(images, labels)
         if rebuilt is not None:
             rebuilt.add(decoded, labels)
+        bar.update(len(images))
+    bar.close()
     return Reconstruction(
         {name: torch.cat(parts) for name, parts in found.items()},
         codebook_use(counts),

@@ -28,6 +28,14 @@ class Photographs:
         count = len(self.images)
         return f"{self.data}: {count:,} photographs ({self.split}), {self.left_out:,} left out"
 
+    def few(self, count: int) -> "Photographs":
+        """At most `count` of them, evenly spread, as data sets are often sorted by class."""
+        there = len(self.images)
+        if there <= count:
+            return self
+        images = self.images.selected([i * there // count for i in range(count)])
+        return Photographs(images, self.data, self.split, self.left_out + there - count)
+
 
 def open_photographs(
     source: str, image_size: int, split: str | None = None, own: list[str] | None = None

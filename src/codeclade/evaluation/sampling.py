@@ -52,6 +52,7 @@ class Sampling:
         guidance_scale, guidance_schedule, temperature, top_k, top_p: None: the pipeline's default.
         draws: images drawn for every one that is kept, see rejection.py.
         prompts: of a pipeline that takes captions; `classes` plays no part then.
+        limit: images of the whole set at most, evenly spread over it; None: all.
     """
 
     count: int = 16
@@ -66,6 +67,7 @@ class Sampling:
     top_p: float | None = None
     draws: int = 1
     prompts: Prompts | None = None
+    limit: int | None = None
 
     def __post_init__(self):
         if self.classes not in CLASSES:
@@ -80,13 +82,15 @@ class Sampling:
 
     def labels(self, pipe: Pipeline) -> Tensor:
         """Class, or number of the prompt, (N,) of every image."""
-        if self.prompts:
-            return torch.arange(len(self.prompts.texts)).repeat_interleave(self.count)
-        classes = pipe.transformer.config.num_classes
-        if self.classes == "random":
+        kinds = len(self.prompts.texts) if self.prompts else pipe.transformer.config.num_classes
+        if self.classes == "random" and not self.prompts:
             draws = torch.Generator().manual_seed(self.seed)
-            return torch.randint(classes, (self.count * classes,), generator=draws)
-        return torch.arange(classes).repeat_interleave(self.count)
+            found = torch.randint(kinds, (self.count * kinds,), generator=draws)
+        else:
+            found = torch.arange(kinds).repeat_interleave(self.count)
+        if self.limit is None or len(found) <= self.limit:
+            return found
+        return found[torch.arange(self.limit) * len(found) // self.limit]
 
     @property
     def seeds(self) -> str:
@@ -199,16 +203,22 @@ class SampleParts:
         """Write this process's share of all parts, those that are there left alone."""
         self.folder.mkdir(exist_ok=True)
         mine = [part for part in self.missing if part % world_size == rank]
-        for part in tqdm(mine, "generate", unit="part") if rank == 0 else mine:
-            numbers = list(range(part * PART, min((part + 1) * PART, len(self))))
-            batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
-            images = [
-                sample_images(self.pipe, self.sampling, some, self.labels, self.judge)
-                for some in batches
-            ]
+        numbers_of = {
+            part: list(range(part * PART, min((part + 1) * PART, len(self)))) for part in mine
+        }
+        total = sum(map(len, numbers_of.values()))
+        bar = tqdm(total=total, desc="generate", unit="image", disable=rank != 0)
+        for part, numbers in numbers_of.items():
+            images = []
+            for start in range(0, len(numbers), batch_size):
+                some = numbers[start : start + batch_size]
+                found = sample_images(self.pipe, self.sampling, some, self.labels, self.judge)
+                images.append(found)
+                bar.update(len(some))
             rows = torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()  # (n, S, S, 3)
             with new_file(self.path(part)) as partial, partial.open("wb") as file:
                 np.save(file, rows)
+        bar.close()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images (n, 3, S, S) uint8 with their labels (n,), a part at a time."""

@@ -316,8 +316,9 @@ def _trained(training: TrainingRecord) -> str:
     minutes, seconds = divmod(round(training.seconds), 60)
     time = f"{minutes:,} minutes" if minutes > 1 else f"{60 * minutes + seconds} seconds"
     stage = inline(training.stage)
+    images = "streamed images" if training.images is None else f"{training.images:,} images"
     return (
-        f"{stage.capitalize()}: trained on {training.images:,} images of {training.classes:,} "
+        f"{stage.capitalize()}: trained on {images} of {training.classes:,} "
         f"classes from {inline(training.data)}, {training.steps:,} steps in {time}, "
         f"{inline(training.machine)}.\n\n<details><summary>Recipe of the "
         f"{stage}</summary>\n\n{fence}yaml\n{settings}\n{fence}\n\n</details>"

@@ -35,7 +35,12 @@ def read_record(path: Path) -> tuple[Any, Any]:
         content = without_local_paths(read_json(path, list))
         if not all(isinstance(row, dict) for row in content):
             raise ValueError(f"{path} must be a list of objects, one a number.")
-        return [kind.from_json(row, path) for row in content], content
+        records = [kind.from_json(row, path) for row in content]
+        if any((record.conditions or {}).get("quick") for record in records):
+            raise ValueError(
+                f"{path} holds a first look (--quick), which is not published; evaluate without it."
+            )
+        return records, content
     content = without_local_paths(read_json(path))
     record = kind.from_json(content, path)
     if isinstance(record, Provenance):

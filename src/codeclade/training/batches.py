@@ -6,10 +6,14 @@ number of data workers changes nothing.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from ..data.images import view
+from ..data.streaming import ImageStream, RandomViews
 
 
 @dataclass
@@ -52,3 +56,32 @@ def step_loader(dataset: Dataset, sampler: StepSampler, workers: int = 0) -> Dat
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else every start draws from the state dropout resumes from
     )
+
+
+@dataclass
+class StreamOrder:
+    """Batches of a streamed data set: its images in an order drawn with the seed, without an end.
+
+    The order depends on the number of processes; a run that goes on passes over what it has had.
+    """
+
+    images: ImageStream
+    size: int  # pixels a side
+    crop: float  # largest resize factor before the random crop
+    buffer: int  # images that are shuffled among each other
+
+    def loader(
+        self, batch_size: int, seed: int, passed: int, share: tuple[int, int], workers: int
+    ) -> DataLoader:
+        """Batches of this process.
+
+        Args:
+            batch_size: images of this process in a step.
+            passed: steps that are done.
+            share: (number of this process, number of processes).
+        """
+        crop = partial(view, size=self.size, crop=self.crop)
+        views = RandomViews(self.images, crop, seed, share, passed * batch_size, self.buffer)
+        return DataLoader(
+            views, batch_size, num_workers=workers, generator=torch.Generator()
+        )  # the generator: as in step_loader

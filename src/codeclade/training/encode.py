@@ -15,15 +15,16 @@ from tqdm.auto import tqdm
 
 from ..components.cluster_map import codebook_sketch
 from ..components.vq_model import VQModel
-from ..components.weight_files import read_json, shortened
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
 from ..data.columns import Columns
 from ..data.images import DAMAGED, LabeledImages, load_images
-from ..data.pixels import to_pixels
-from ..data.sheets import image_grid
+from ..data.splits import Splits
+from ..data.streaming import open_stream
+from .code_shards import id_type, is_done, save_preview, tokenized
+from .encode_stream import encode_stream, stream_header
 from .processes import all_processes
-from .recipe import PRECISIONS, check_settings
+from .recipe import check_settings
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,11 @@ class EncodeRecipe:
     data: str  # image folder, parquet folder or Hub dataset
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
+    split: str = ""  # of the data set, to train on; empty: train
+    validation_split: str = (
+        ""  # of the data set; empty: validation, valid or val, else 5 % of split
+    )
+    streaming: bool = False  # read a Hub dataset, parquet or tars as they arrive, undownloaded
     image_column: str = ""  # of the data set; empty: image or img
     label_column: str = ""  # class labels, numbers or names; empty: label, labels or fine_label
     caption_column: str = ""  # texts that are kept beside the codes; empty: none
@@ -58,6 +64,11 @@ class EncodeRecipe:
         check_settings(self, "image_size", "views", "shard_size", "batch_size")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be 0 or more.")
+        if self.streaming and self.workers:
+            raise ValueError(
+                f"workers is {self.workers}; with streaming every encoding process reads itself, "
+                "so it must be 0."
+            )
 
 
 def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
@@ -86,18 +97,31 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
         )
     # Both splits are looked at before the first one is written.
     processes, todo = all_processes(), []
-    columns = Columns(recipe.image_column, recipe.label_column, recipe.caption_column)
+    names = {
+        "damaged": recipe.damaged_images,
+        "columns": Columns(recipe.image_column, recipe.label_column, recipe.caption_column),
+        "splits": Splits(recipe.split, recipe.validation_split),
+    }
     for split in ("train", "validation"):
+        if recipe.streaming:
+            stream = open_stream(recipe.data, split, recipe.classes, **names)
+            header, folder = stream_header(recipe, vq_model, stream, split), Path(out) / split
+            if not is_done(folder, header):
+                todo.append((stream, header, folder))
+            continue
         source = recipe.data, split, recipe.image_size, recipe.classes, recipe.crop
         with processes.main_process_first():  # the others find its cache
-            images = load_images(*source, damaged=recipe.damaged_images, columns=columns)
+            images = load_images(*source, **names)
         header, folder = _header(recipe, vq_model, images, split), Path(out) / split
-        if not _is_done(folder, header):
+        if not is_done(folder, header):
             todo.append((images, header, folder))
     if not todo:
         print(f"{out} already holds these codes", file=sys.stderr)
     for images, header, folder in todo:
-        _encode_split(recipe, vq_model, images, header, folder, processes)
+        if recipe.streaming:
+            encode_stream(recipe, vq_model, images, header, folder)
+        else:
+            _encode_split(recipe, vq_model, images, header, folder, processes)
 
 
 def _header(
@@ -122,30 +146,6 @@ def _header(
     return header
 
 
-def _is_done(folder: Path, header: dict[str, Any]) -> bool:
-    """Whether a folder holds the codes of a header already.
-
-    Raises:
-        ValueError: it holds finished codes of another header.
-    """
-    if not (folder / HEADER).is_file():
-        return False
-    before = read_json(folder / HEADER)
-    # Of the recipe only what changes codes, and nothing that older versions did not write.
-    recipe, now = before.get("recipe") or {}, header["recipe"]
-    differ = [key for key in now if key in recipe and recipe[key] != now[key]]
-    differ = [key for key in differ if key not in ("batch_size", "workers")]
-    differ += [name for name in header if name != "recipe" and before.get(name) != header[name]]
-    if differ:
-        # A sketch is a fingerprint of the codebook; in words it is the tokenizer.
-        said = dict.fromkeys("tokenizer" if n == "codebook_sketch" else n for n in differ)
-        raise ValueError(
-            f"{folder} holds other codes ({shortened(', '.join(said))} differ); give another "
-            "--out, or delete them first."
-        )
-    return True
-
-
 def _encode_split(
     recipe: EncodeRecipe,
     vq_model: VQModel,
@@ -165,8 +165,7 @@ def _encode_split(
     processes.wait_for_everyone()
 
     # Shards appear whole, so one that is there with the same header is finished.
-    largest = max(vq_model.codebook_size, vq_model.detail_codebook_size or 0)
-    dtype = torch.uint16 if largest <= 2**16 else torch.int32
+    dtype = id_type(vq_model)
     mine = slice(processes.process_index, None, processes.num_processes)
     desc, hidden = f"encode {header['split']}", not processes.is_main_process
     with tqdm(total=len(images), desc=desc, unit="image", disable=hidden) as bar:
@@ -187,7 +186,7 @@ def _encode_split(
     processes.wait_for_everyone()
     if processes.is_main_process:
         begun.replace(folder / HEADER)
-        _save_preview(vq_model, Codes(folder), folder / "preview.png")
+        save_preview(vq_model, Codes(folder), folder / "preview.png")
     processes.wait_for_everyone()
 
 
@@ -200,7 +199,7 @@ def _encode_shard(
     groups = _Groups(recipe, images, indices, views, header["split"] == "train")
     for pixels in DataLoader(groups, batch_size=None, num_workers=recipe.workers):
         parts = pixels.split(recipe.batch_size)
-        rows += [_ids(vq_model, part, recipe.mixed_precision) for part in parts]
+        rows += [tokenized(vq_model, part, recipe.mixed_precision) for part in parts]
         bar.update(len(pixels) // views)
     return torch.cat(rows).unflatten(0, (-1, views))
 
@@ -226,20 +225,3 @@ class _Groups(Dataset):
             seeds = range(first, first + self.views) if self.random else [None]
             pixels.append(self.images.views(index, seeds))
         return torch.cat(pixels)
-
-
-@torch.no_grad()
-def _ids(vq_model: VQModel, images: Tensor, precision: str) -> Tensor:
-    """Ids (B, T) or (B, T, 2) of uint8 images (B, 3, S, S), in one forward pass."""
-    device, dtype = vq_model.device, PRECISIONS[precision]
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        ids = vq_model.encode(to_pixels(images.to(device)).to(vq_model.dtype)).ids
-    return ids.flatten(1, 2).cpu()
-
-
-@torch.no_grad()
-def _save_preview(vq_model: VQModel, codes: Codes, path: Path, count: int = 8) -> None:
-    chosen = range(0, len(codes), max(1, len(codes) // count))
-    ids = torch.stack([codes[i, None][0] for i in chosen])[:count]
-    with new_file(path) as partial:
-        image_grid([vq_model.decode(ids.to(vq_model.device))]).save(partial)

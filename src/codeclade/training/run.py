@@ -9,7 +9,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.atomic import disk_errors, write_json
 from ..data.records import TrainingRecord
 from .averages import AveragedWeights, averaged_weights, whole, whole_state
-from .batches import StepSampler, step_loader
+from .batches import StepSampler, StreamOrder, step_loader
 from .interruption import how_to_go_on, interruptible
 from .number_watch import NumberWatch
 from .optimization import learning_rate
@@ -185,9 +185,9 @@ class Run:
         )
         self.bar.write(table, file=sys.stderr)
 
-    def _count_steps(self, images: int) -> None:
+    def _count_steps(self, images: int | None) -> None:
         recipe = self.recipe
-        if recipe.epochs:
+        if recipe.epochs and images is not None:
             self.total = max(1, math.ceil(recipe.epochs * images / recipe.batch_size))
             self.bar.total = self.total
 
@@ -208,7 +208,7 @@ class Run:
                 self.folder.finish_partial(step, self.seconds, self.recipe)
             self.accelerator.wait_for_everyone()
 
-    def steps(self, dataset: Dataset) -> Iterator[tuple[int, list[Tensor]]]:
+    def steps(self, dataset: Dataset | StreamOrder) -> Iterator[tuple[int, list[Tensor]]]:
         """(steps done with it, this process's share of the batch) for every step that is left.
 
         Sets the step's learning rate before, and writes a checkpoint after the step where due.
@@ -218,16 +218,7 @@ class Run:
         """
         # Batches depend on (seed, step) alone, so a resumed run gets those of the whole one.
         recipe, accelerator = self.recipe, self.accelerator
-        self._count_steps(len(dataset))
-        sampler = StepSampler(
-            len(dataset),
-            recipe.batch_size,
-            recipe.seed,
-            self.first,
-            self.total,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
+        loader = self._loader(dataset)
         self.stepping = time.time()
         self.meter.read(0)  # time and steps count from here on
         with contextlib.ExitStack() as stack:
@@ -235,8 +226,8 @@ class Run:
             # Several processes could not agree on the step, so theirs stop at the last checkpoint.
             alone = accelerator.num_processes == 1
             interrupted = stack.enter_context(interruptible(self.bar.write)) if alone else []
-            loader = step_loader(dataset, sampler, recipe.workers)
-            for done, batch in enumerate(loader, self.first + 1):
+            left = range(self.first + 1, self.total + 1)
+            for done, batch in zip(left, loader, strict=False):  # a stream has no end
                 self._set_learning_rate(done)
                 yield done, batch
                 due = done % recipe.save_every == 0 or done == self.total
@@ -245,6 +236,19 @@ class Run:
                 if interrupted and done < self.total:
                     raise KeyboardInterrupt(f"step {done} is saved; {how_to_go_on()}")
                 self.bar.update()
+
+    def _loader(self, dataset: Dataset | StreamOrder) -> Iterable[list[Tensor]]:
+        """This process's share of the batches of all steps that are left."""
+        recipe, accelerator = self.recipe, self.accelerator
+        share = accelerator.process_index, accelerator.num_processes
+        if isinstance(dataset, StreamOrder):
+            each = recipe.batch_size // share[1]
+            return dataset.loader(each, recipe.seed, self.first, share, recipe.workers)
+        self._count_steps(len(dataset))
+        sampler = StepSampler(
+            len(dataset), recipe.batch_size, recipe.seed, self.first, self.total, *share
+        )
+        return step_loader(dataset, sampler, recipe.workers)
 
     def _set_learning_rate(self, done: int) -> None:
         recipe = self.recipe

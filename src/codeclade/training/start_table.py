@@ -12,7 +12,7 @@ class DataSummary(NamedTuple):
     """What a run learns from, in numbers."""
 
     source: str  # where the images come from
-    images: int
+    images: int | None  # None: not known, as they are streamed
     held_out: int  # images for validation
     classes: int
 
@@ -45,13 +45,16 @@ def start_table(
         activations: bytes of one pass on a device; None: not known.
     """
     source, images, held_out, classes = data
-    epochs = steps * batch_size / max(1, images)
+    counted, batches = "streamed images", f"batches of {batch_size}"
+    if images is not None:
+        counted = f"{images:,} images"
+        batches = f"{steps * batch_size / max(1, images):,.1f} epochs of {batches}"
     tokens_line = [("tokens", f"{tokens:,} an image, {images * tokens:,}")] if tokens else []
     rows = [
-        ("data", f"{source}: {images:,} images, {classes:,} classes; {held_out:,} for validation"),
+        ("data", f"{source}: {counted}, {classes:,} classes; {held_out:,} for validation"),
         *tokens_line,
         ("device", f"{processes} x {device}, precision {precision}"),
-        ("steps", f"{first:,} of {steps:,} done, {epochs:,.1f} epochs of batches of {batch_size}"),
+        ("steps", f"{first:,} of {steps:,} done, {batches}"),
         ("batch", f"{processes} x {passes} passes x {batch_size // (processes * passes)} images"),
         *((f"  {name}", described) for name, described in parts(model)),
         ("memory", memory_line(model, averaged, shards, activations)),

@@ -16,6 +16,9 @@ from ..data.atomic import new_file
 from ..data.columns import Columns
 from ..data.images import LabeledImages, load_images
 from ..data.pixels import to_pixels
+from ..data.splits import Splits
+from ..data.streaming import ImageStream, open_stream
+from .batches import StreamOrder
 from .codebook_training import CodebookTraining
 from .discriminator import Adversary, adaptive_weight
 from .optimization import build_optimizer
@@ -28,6 +31,7 @@ from .tokenizer_validation import BestTokenizer, evaluate_tokenizer, save_recons
 
 __all__ = ["TokenizerRecipe", "train_tokenizer"]
 
+HELD_OUT = 1000  # images of a streamed data set that are kept for validation
 REVIVE_UNTIL = 0.8  # share of the steps after which the codebook settles
 
 
@@ -40,16 +44,14 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
     # Networks and data first: what is wrong with them is said before any work.
     image_losses = ImageLosses(recipe)
     run = Run(recipe, out)
-    source, damaged = (recipe.image_size, recipe.classes), recipe.damaged_images
-    given = {"damaged": damaged, "columns": Columns(recipe.image_column, recipe.label_column)}
-    images = load_images(recipe.data, "train", *source, recipe.crop, **given)
-    held_out = load_images(recipe.data, "validation", *source, **given)
+    images, held_out = _photographs(recipe)
+    count = None if recipe.streaming else len(images)
 
     # Weights: drawn, then those of `init_from`, then those of the newest checkpoint.
     training = TokenizerTraining(run, recipe, image_losses)
     training.start()
     classes = len(images.class_names)
-    run.describe(DataSummary(recipe.data, len(images), len(held_out), classes))
+    run.describe(DataSummary(recipe.data, count, len(held_out), classes))
     best = BestTokenizer(run.out, resumed=run.first > 0)
     _train(training, images, held_out, best)
 
@@ -64,15 +66,34 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
     return vq_model
 
 
+def _photographs(recipe: TokenizerRecipe) -> tuple[LabeledImages | ImageStream, LabeledImages]:
+    """Images to train on, and those held out; of a stream the first ones of its other split."""
+    names = {
+        "damaged": recipe.damaged_images,
+        "columns": Columns(recipe.image_column, recipe.label_column),
+        "splits": Splits(recipe.split, recipe.validation_split),
+    }
+    if recipe.streaming:
+        images = open_stream(recipe.data, "train", recipe.classes, **names)
+        held_out = open_stream(recipe.data, "validation", recipe.classes, **names)
+        return images, held_out.first(HELD_OUT, recipe.image_size)
+    source = recipe.image_size, recipe.classes
+    images = load_images(recipe.data, "train", *source, recipe.crop, **names)
+    return images, load_images(recipe.data, "validation", *source, **names)
+
+
 def _train(
     training: "TokenizerTraining",
-    images: LabeledImages,
+    images: LabeledImages | ImageStream,
     held_out: LabeledImages,
     best: BestTokenizer,
 ) -> None:
     run, recipe, main = training.run, training.recipe, training.run.accelerator.is_main_process
     run.model.train()
-    for done, batch in run.steps(images):
+    stream = None
+    if recipe.streaming:
+        stream = StreamOrder(images, recipe.image_size, recipe.crop, recipe.shuffle_buffer)
+    for done, batch in run.steps(stream or images):
         run.log_losses(done, training.step(done, batch))
         if done % recipe.log_every == 0:
             run.log(done, training.usage())

@@ -27,6 +27,12 @@ class TokenizerRecipe(RunRecipe):
     data: str  # image folder, parquet folder or Hub dataset
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
+    split: str = ""  # of the data set, to train on; empty: train
+    validation_split: str = (
+        ""  # of the data set; empty: validation, valid or val, else 5 % of split
+    )
+    streaming: bool = False  # read a Hub dataset, parquet or tars as they arrive, undownloaded
+    shuffle_buffer: int = 1000  # streamed images that are shuffled among each other
     image_column: str = ""  # of the data set; empty: image or img
     label_column: str = ""  # class labels, numbers or names; empty: label, labels or fine_label
     crop: float = 1.0  # largest resize factor before the random crop
@@ -64,7 +70,7 @@ class TokenizerRecipe(RunRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        counts = ("image_size", "codebook_size", "codebook_dim", "semantic_every")
+        counts = ("image_size", "shuffle_buffer", "codebook_size", "codebook_dim", "semantic_every")
         check_settings(self, *counts, "discriminator_channels", "discriminator_layers")
         self._check_values()
         self._check_combinations()
@@ -92,6 +98,14 @@ class TokenizerRecipe(RunRecipe):
             )
 
     def _check_combinations(self) -> None:
+        if self.streaming and self.epochs:
+            raise ValueError(
+                "streaming does not know the number of images: give steps, not epochs."
+            )
+        if self.streaming and self.workers > 1:
+            raise ValueError(
+                f"workers is {self.workers}; a streamed data set is read by one: it must be 0 or 1."
+            )
         if self.stage == "semantic" and self.detail_codebook_size is None:
             raise ValueError(
                 "stage is 'semantic', which is the first of two stages; detail_codebook_size must "

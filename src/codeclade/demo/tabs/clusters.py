@@ -92,15 +92,24 @@ class Clusters:
             session.shown = {"clusters": cut.num_clusters, "cards": chosen}
         return cards, note, table, page
 
-    def members(self, session: Session, event: gr.SelectData) -> list[tuple]:
+    def members(self, session: Session, event: gr.SelectData) -> gr.Gallery:
         """All codes of the card that was clicked, in the cut that the cards are of."""
         shown = session.shown  # the slider may be elsewhere by the time a card is chosen
         if not shown:
             raise ValueError("the clusters are not shown yet.")
         index, last = getattr(event, "index", None), len(shown["cards"]) - 1
-        card = number("card", index, 0, last, integer=True)
-        cut = self.backend.cut(shown["clusters"])
-        return self._codes(cut.members(shown["cards"][card])[:MEMBERS].tolist())
+        return self._members(shown, number("card", index, 0, last, integer=True))
+
+    def _first_members(self, session: Session) -> gr.Gallery:
+        """The codes of the first card of a page, so that something is chosen from the start."""
+        return self._members(session.shown, 0) if session.shown else gr.skip()
+
+    def _members(self, shown: dict, card: int) -> gr.Gallery:
+        """The codes of one of the cards of a page, under the number of its cluster."""
+        cluster = shown["cards"][card]
+        codes = self.backend.cut(shown["clusters"]).members(cluster)
+        label = f"Codes of cluster {cluster}, {len(codes)} of them"
+        return gr.Gallery(self._codes(codes[:MEMBERS].tolist()), label=label)
 
     def _first_page(self, clusters, order, session) -> tuple:
         """The cards of another cut or order."""
@@ -198,7 +207,7 @@ class Clusters:
         note = gr.Markdown(label="Summary", elem_classes="note")
         table = gr.JSON(label="Data", visible=False)
         codes = pictures(
-            "Codes of the chosen cluster", 12, "codes", allow_preview=False, elem_id="codes"
+            "Codes of the first cluster", 12, "codes", allow_preview=False, elem_id="codes"
         )
         # One endpoint for the page number, the buttons and the first look; another cut or order
         # starts from its first page.
@@ -218,6 +227,7 @@ class Clusters:
                 None, page, page, js=f"page => Math.max(1, page + {step})", api_visibility="private"
             ).then(show, inputs, outputs, **private)
         cards.select(endpoint(self.members, gpu=False), session, codes, **private)
+        cards.change(endpoint(self._first_members, gpu=False), session, codes, **private)
 
     def _regions(self, session: gr.State, tab: gr.Tab) -> None:
         """A picture to click on, and what is there."""

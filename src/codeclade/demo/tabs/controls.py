@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from ..backend import Backend
-from ..bounds import MAX_SEED
+from ..bounds import MAX_PROMPT, MAX_SEED
 from ..canvas import WithoutStub
 from ..listeners import endpoint, on_gpu
 from ..pictures import enlarge
@@ -46,8 +46,14 @@ class ClassMenu(gr.Dropdown, metaclass=WithoutStub):
         return {"type": "string", "description": f"a class such as {some}, or its number as text"}
 
 
-def class_menu(backend: Backend, **settings) -> gr.Dropdown:
-    """All classes, searchable by typing; other names of a class may be typed too."""
+def class_menu(backend: Backend, **settings) -> gr.Dropdown | gr.Textbox:
+    """All classes, searchable by typing; other names of a class may be typed too.
+
+    Of a pipeline that takes captions: a field for a text.
+    """
+    if backend.captions:
+        given = {"value": backend.first_label, "label": "Prompt", **settings}
+        return gr.Textbox(lines=2, max_length=MAX_PROMPT, **given)
     choices = backend.choices
     return ClassMenu(
         choices,

@@ -63,7 +63,7 @@ class Generate:
         """Generate images of a class; yields the images so far after every row of tokens.
 
         Args:
-            name: class name, or class number as text.
+            name: class name, or class number as text; of a pipeline of captions: the caption.
             count: images, 1 to 8.
             guidance_scale: classifier-free guidance, 0 to 20; up to 1 the class alone speaks.
             guidance_schedule: how the scale changes from token to token.
@@ -103,8 +103,9 @@ class Generate:
 
     def _opened(self, session) -> Iterator[tuple]:
         """The example images, which the first page that is opened samples for all others."""
-        run = self._rows(0, EXAMPLES, EXAMPLE_SEED, {})
-        caption = f"An example: {self.backend.name_of(0)}, seed {EXAMPLE_SEED}"
+        label = self.backend.first_label
+        run = self._rows(label, EXAMPLES, EXAMPLE_SEED, {})
+        caption = f"An example: {self.backend.name_of(label)}, seed {EXAMPLE_SEED}"
         # Sampled for the first visitor, not at start, so that a Space asks for its GPU only when
         # somebody is there.
         if self._first is None:

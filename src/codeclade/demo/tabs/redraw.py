@@ -91,7 +91,7 @@ class Redraw:
         # Only a second stage is conditioned on a class; members of a map are drawn without one. The
         # lock keeps a run in another thread from changing the pipeline's guidance scale.
         ids = backend.ids_of(picture, made)
-        labels = {"class_labels": backend.label(name)} if self.two_stages else {}
+        labels = {backend.condition_name: backend.label(name)} if self.two_stages else {}
         with backend.lock:
             new = backend.pipe.redraw(
                 ids=ids,

@@ -1,0 +1,227 @@
+"""The flags of `codeclade evaluate`: what they are, what goes together, and what they mean."""
+
+import argparse
+from pathlib import Path
+
+from .arguments import VerbParser, check_positive, sampling_arguments, sampling_settings
+from .captions import FLAGS
+
+ONLY_SAMPLING = ("images", "classes", "guidance_scale", "guidance_schedule", "temperature",
+                 "top_k", "top_p", "npz", "search", "draws", "judge", *FLAGS)  # fmt: skip
+NOT_QUICK = ("images", "draws", "npz", "samples_only", "likelihood", "search", "fetch_lpips")
+
+
+def add_flags(parser: VerbParser) -> None:
+    """Add all flags."""
+    parser.add_argument("--data", help="image or parquet folder, or Hub dataset")
+    parser.add_argument(
+        "--split", help='of the data, or "all"; default: validation or test, else all of it'
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first look in a minute or two: 128 photographs, 64 images, KID and class accuracy; "
+        "written to evaluation-quick.json, which no card shows",
+    )
+    parser.add_argument(
+        "--features",
+        default="lite0",
+        metavar="NETWORK",
+        help="lite0, lite2, vgg16, dinov2 or inception=FILE; default lite0",
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="a class or prompt; default 16, of prompts 1"
+    )
+    parser.add_argument("--classes", help="balanced or random; default balanced")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument(
+        "--guidance-scale", metavar="S", help="a number, or two with a comma; default: pipeline's"
+    )
+    parser.add_argument(
+        "--guidance-schedule",
+        metavar="NAME",
+        help="as in cosine_power:power=2.75; default: the pipeline's",
+    )
+    sampling_arguments(parser)
+    parser.add_argument(
+        "--draws", type=int, metavar="N", help="draw N images for each and keep the best of them"
+    )
+    parser.add_argument(
+        "--judge", metavar="NETWORK", help="what tells the best: lite0 or lite2; default --features"
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="captions: .txt, Parti .tsv, COCO .json")
+    parser.add_argument("--clip", metavar="MODEL", help="measure the CLIP score with this CLIP")
+    parser.add_argument("--text-encoder", metavar="MODEL", help="T5 of a pipeline without one")
+    parser.add_argument("--size", type=int, metavar="S", help="pixels a side at which to measure")
+    parser.add_argument(
+        "--plain-resize",
+        action="store_true",
+        help="bring generated images to --size without antialiasing, as LlamaGen's script does",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
+    parser.add_argument("--out", metavar="FILE", help="default: evaluation.json in the folder")
+    parser.add_argument("--npz", metavar="FILE", help="also keep the images for ADM's evaluator")
+    parser.add_argument(
+        "--samples-only", action="store_true", help="write --npz and measure nothing"
+    )
+    parser.add_argument(
+        "--likelihood", metavar="CODES", help="measure nats per position of these code shards alone"
+    )
+    parser.add_argument(
+        "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"
+    )
+    parser.add_argument(
+        "--search",
+        nargs="+",
+        metavar="KEY=VALUES",
+        help="find settings first, as in guidance_scale=1:4:0.25 temperature=0.9,1.0; what is "
+        "measured is the nearest, with the next seed",
+    )
+    parser.add_argument(
+        "--search-images", type=int, metavar="N", help="of every point; default 4 a class"
+    )
+    parser.add_argument(
+        "--write-defaults", action="store_true", help="make the settings found the pipeline's own"
+    )
+    parser.add_argument("--device", help="default: cuda where available, else cpu")
+
+
+def check_counts(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError that names the first count below 1."""
+    check_positive(
+        images=arguments.images,
+        batch_size=arguments.batch_size,
+        size=arguments.size,
+        search_images=arguments.search_images,
+        draws=arguments.draws,
+    )
+
+
+def check_flags(arguments: argparse.Namespace, tokenizer: bool) -> None:
+    """Raise a ValueError for flags that are missing or do nothing together."""
+    from ..evaluation.feature_sets import check_network
+    from ..evaluation.rejection import check_judge
+
+    given = [name for name in ONLY_SAMPLING if getattr(arguments, name) is not None]
+    alone = tokenizer or arguments.likelihood
+    given += [name for name in ("samples_only", "plain_resize") if getattr(arguments, name)]
+    if alone and given:
+        flag = given[0].replace("_", "-")
+        what = "a tokenizer" if tokenizer else "--likelihood"
+        raise ValueError(f"--{flag} is of generated images, but {what} generates none.")
+    if tokenizer and arguments.likelihood:
+        raise ValueError(f"--likelihood needs a pipeline; {arguments.source} is a tokenizer.")
+    given = [name for name in NOT_QUICK if getattr(arguments, name)]
+    if arguments.quick and given:
+        flag = given[0].replace("_", "-")
+        raise ValueError(f"--{flag} does not go with --quick, which looks at few images.")
+    if (arguments.search_images or arguments.write_defaults) and not arguments.search:
+        raise ValueError("--search-images and --write-defaults need --search KEY=VALUES.")
+    if arguments.search and arguments.samples_only:
+        raise ValueError("--search measures images; it does not go with --samples-only.")
+    if arguments.write_defaults and not Path(arguments.source).is_dir():
+        raise ValueError(f"--write-defaults needs a folder; {arguments.source} is none.")
+    if arguments.write_defaults and isinstance(parse_scale(arguments.guidance_scale), tuple):
+        raise ValueError("--write-defaults takes one --guidance-scale, not a pair.")
+    search_points(arguments.search)
+    if arguments.plain_resize and not arguments.size:
+        raise ValueError("--plain-resize needs --size S.")
+    if arguments.samples_only and not arguments.npz:
+        raise ValueError("--samples-only needs --npz FILE to write to.")
+    if not (arguments.likelihood or arguments.samples_only):
+        if not (arguments.data or arguments.clip):
+            raise ValueError("--data is needed: photographs to measure against.")
+        if arguments.search and not arguments.data:
+            raise ValueError("--search needs --data: photographs to measure against.")
+        check_network(arguments.features)
+    if (arguments.draws or 1) > 1:
+        check_judge(arguments.judge or arguments.features)
+    elif arguments.judge:
+        raise ValueError("--judge chooses among several; it needs --draws 2 or more.")
+
+
+def sampling_of(arguments: argparse.Namespace):
+    """How images are sampled.
+
+    Raises:
+        ValueError: a flag with a value it cannot have.
+    """
+    from ..data.prompts import read_prompts
+    from ..evaluation.plan import IMAGES
+    from ..evaluation.sampling import Sampling
+
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else None
+    return Sampling(
+        count=arguments.images or (1 if prompts else 16),
+        seed=arguments.seed,
+        classes=arguments.classes or "balanced",
+        size=arguments.size,
+        plain_resize=arguments.plain_resize,
+        guidance_scale=parse_scale(arguments.guidance_scale),
+        guidance_schedule=parse_schedule(arguments.guidance_schedule),
+        **sampling_settings(arguments),
+        draws=arguments.draws or 1,
+        prompts=prompts,
+        limit=IMAGES if arguments.quick else None,
+    )
+
+
+def search_points(words: list[str] | None) -> list[dict]:
+    """Every combination of "key=values" words; a key given again adds values.
+
+    Raises:
+        ValueError: an unknown key, or values that cannot be read.
+    """
+    from ..evaluation.search import NUMBERS, SCHEDULE, grid, number_values
+
+    values: dict[str, list] = {}
+    for word in words or []:
+        name, _, text = word.partition("=")
+        if name == SCHEDULE:
+            found = [parse_schedule(text)]
+        elif name in NUMBERS:
+            found = number_values(name, text)
+        else:
+            known = ", ".join((*NUMBERS, SCHEDULE))
+            raise ValueError(f"--search {word} must be key=values, with a key of {known}.")
+        values.setdefault(name, []).extend(found)
+    return grid(values)
+
+
+def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
+    """ "2.5" as a number, "2.5,4" as a pair, one for each stage.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 2):
+        raise ValueError(f"--guidance-scale {text} must be a number, or two with a comma.")
+    return numbers if len(numbers) == 2 else numbers[0]
+
+
+def parse_schedule(text: str | None) -> str | dict | None:
+    """ "name" or "name:key=number,key=number" as the pipeline takes a schedule.
+
+    Raises:
+        ValueError: a parameter that is no number.
+    """
+    if text is None or ":" not in text:
+        return text
+    name, _, rest = text.partition(":")
+    found: dict = {"name": name}
+    for pair in rest.split(","):
+        key, _, value = pair.partition("=")
+        try:
+            found[key.strip()] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"--guidance-schedule {text}: {pair!r} must be key=number, "
+                "as in interval:last_step=9."
+            ) from None
+    return found
