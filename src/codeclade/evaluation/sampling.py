@@ -207,7 +207,8 @@ class SampleParts:
             part: list(range(part * PART, min((part + 1) * PART, len(self)))) for part in mine
         }
         total = sum(map(len, numbers_of.values()))
-        bar = tqdm(total=total, desc="generate", unit="image", disable=rank != 0)
+        quiet = {"disable": True} if rank else {}  # else as TQDM_DISABLE says
+        bar = tqdm(total=total, desc="generate", unit="image", **quiet)
         for part, numbers in numbers_of.items():
             images = []
             for start in range(0, len(numbers), batch_size):
