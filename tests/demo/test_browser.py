@@ -217,16 +217,23 @@ def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):
     assert len(changed) <= painted < 40
 
 
+def choose_card(page, card) -> int:
+    """Click a card of a cluster and wait for its codes; how many codes it says it has."""
+    cluster, size = map(int, re.search(r"(\d+) · (\d+) code", card.inner_text()).groups())
+    card.click()
+    page.locator("#codes", has_text=f"Codes of cluster {cluster}, {size} of them").wait_for()
+    return size
+
+
 def test_clusters_and_places_can_be_clicked(desktop, backend):
     generated(desktop)
     open_tab(desktop, "Clusters")
     card = desktop.locator("#cards button:has(img)").nth(2)
     card.wait_for()
-    size = int(re.search(r"(\d+) code", card.inner_text())[1])
-    card.click()
     codes = desktop.locator("#codes button:has(img)")
-    codes.first.wait_for()
-    assert codes.count() == size
+    codes.first.wait_for()  # of the first cluster, which is chosen from the start
+    size = choose_card(desktop, card)
+    playwright.expect(codes).to_have_count(size)
     button(desktop, "Next").click()
     desktop.locator(".note:visible", has_text="Page 2 of 22").first.wait_for()
     button(desktop, "Take a generated image").click()
@@ -261,8 +268,7 @@ def test_cards_and_codes_are_of_the_cut_shown(desktop, backend, monkeypatch):
         return members(cut, cluster)
 
     monkeypatch.setattr(type(backend.map), "members", recorded)
-    desktop.locator("#cards button:has(img)").nth(1).click()
-    desktop.locator("#codes button:has(img)").first.wait_for()
+    choose_card(desktop, desktop.locator("#cards button:has(img)").nth(1))
     assert set(asked) == {count}
 
 
