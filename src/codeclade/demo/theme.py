@@ -54,6 +54,7 @@ CSS = """
   .intro p { font-size: 0.85rem; line-height: 1.35; margin: 0.3em 0; }
   .tab-container button { padding: 0 6px !important; font-size: 0.85rem; }
   .generate { grid-template: "main" auto "results" auto "more" auto / 1fr; }
+  .drawing { height: 384px !important; }
   .few .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
   .cards .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
   .codes .grid-container { grid-template-columns: repeat(6, 1fr) !important; }

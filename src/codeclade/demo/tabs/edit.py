@@ -199,6 +199,7 @@ class Edit:
             brush=gr.Brush(default_size=48, colors=[PAINT], color_mode="fixed"),
             eraser=gr.Eraser(default_size=48),
             height=480,
+            elem_classes="drawing",
         )
 
     def _controls(self) -> list:
