@@ -26,9 +26,9 @@ def example():
 
 @pytest.fixture(scope="module")
 def sampled(example):
-    """Ids (2, 4, 4) that the pipeline of the example samples."""
+    """Ids (2, 4, 4), the likeliest: one unlucky draw would move all that follow it."""
     generator = torch.Generator().manual_seed(0)
-    return example["pipe"]([0, 1], generator=generator, output_type="ids").images
+    return example["pipe"]([0, 1], generator=generator, top_k=1, output_type="ids").images
 
 
 def test_the_example_learns_and_samples(example, sampled):
