@@ -5,7 +5,11 @@ import torch
 
 from builders import SCHEMES, build_pipeline, build_scheme
 from codeclade import CodecladePipeline
-from codeclade.components.optimization import FORMS, optimize
+from codeclade.components.optimization import FORMS, has_bfloat16_products, optimize
+
+needs_bfloat16 = pytest.mark.skipif(
+    not has_bfloat16_products(), reason="this processor has no products of bfloat16"
+)
 
 
 def logits(pipe, scheme: str) -> torch.Tensor:
@@ -21,7 +25,11 @@ def logits(pipe, scheme: str) -> torch.Tensor:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(
     ("weights", "dtype"),
-    [("packed", torch.float32), ("packed", torch.bfloat16), ("int8", torch.bfloat16)],
+    [
+        ("packed", torch.float32),
+        pytest.param("packed", torch.bfloat16, marks=needs_bfloat16),
+        ("int8", torch.bfloat16),
+    ],
 )
 def test_products_of_optimized_weights_are_near(scheme, weights, dtype):
     pipe = build_scheme(scheme)
@@ -40,7 +48,7 @@ def test_products_of_optimized_weights_are_near(scheme, weights, dtype):
 @pytest.mark.parametrize("weights", FORMS)
 def test_an_optimized_pipeline_makes_images(weights):
     pipe = build_scheme("token")
-    pipe.transformer.to(torch.bfloat16)
+    pipe.transformer.to(torch.bfloat16 if weights == "int8" else torch.float32)
     settings = {"guidance_scale": 2.0, "temperature": 0, "output_type": "ids"}
     before = pipe([1, 2], **settings).images
     after = pipe.optimize(weights)([1, 2], **settings).images
@@ -77,6 +85,17 @@ def test_bad_requests_are_refused_before_anything_changes(tmp_path):
     pipe.transformer.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"was optimized for torch\.float32 on a CPU"):
         pipe(1)
+
+
+def test_a_processor_without_bfloat16_products_is_told_what_to_do(monkeypatch):
+    name = "codeclade.components.optimization.has_bfloat16_products"
+    monkeypatch.setattr(name, lambda: False)
+    pipe = build_pipeline()
+    pipe.transformer.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"load the pipeline with dtype=torch\.float32"):
+        pipe.optimize()
+    pipe.transformer.to(torch.float32)
+    pipe.optimize()
 
 
 def test_partial_pipelines_are_optimized_as_far_as_they_go(tmp_path):

@@ -344,7 +344,6 @@ def test_generator_learns_pairs_of_a_two_codebook_tokenizer(photos, tmp_path):
     ("scheme", "clustered", "words"),
     [
         ("cluster", False, "needs a cluster map"),
-        ("token", True, "takes no cluster map"),
         ("semantic_detail", False, "no detail codes"),
     ],
 )
@@ -352,6 +351,18 @@ def test_scheme_that_does_not_fit_is_refused(codes, parts, tmp_path, scheme, clu
     recipe = replace(GENERATOR, scheme=scheme)
     with pytest.raises(ValueError, match=words):
         train_generator(recipe, codes, parts[0], parts[1] if clustered else None, tmp_path)
+
+
+def test_a_generator_of_ids_may_carry_a_cluster_map(codes, parts, tmp_path):
+    vq_model, cluster_map = parts
+    recipe = replace(GENERATOR, scheme="token", embedding_prior="both")
+    bare = train_generator(recipe, codes, vq_model, None, tmp_path / "bare")
+    pipeline = train_generator(recipe, codes, vq_model, cluster_map, tmp_path / "run")
+    assert bare.cluster_map is None
+    assert torch.equal(pipeline.cluster_map.mapping, cluster_map.mapping)
+    assert pipeline.transformer.config.vocab_size == vq_model.codebook_size
+    ours, theirs = pipeline.transformer.state_dict(), bare.transformer.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_stopped_generator_run_ends_with_the_same_weights(codes, parts, tmp_path, monkeypatch):

@@ -87,11 +87,14 @@ def check_ways(asked: list[str] | None, source: str, device: str, dtype: str) ->
     Raises:
         ValueError: an unknown way, or one that this device, dtype or source does not have.
     """
+    from ..components.optimization import has_bfloat16_products
     from ..evaluation import speed
 
     missing = {}
     if not device.startswith("cpu"):
         missing |= dict.fromkeys(("packed", "int8"), f"is for a CPU, not for {device}")
+    if dtype == "bfloat16" and not has_bfloat16_products():
+        missing["packed"] = "is for float32 on this processor, which has no products of bfloat16"
     if dtype != "bfloat16":
         missing["int8"] = f"is for bfloat16, not for {dtype}"
     if not speed.is_trained(source):

@@ -118,6 +118,17 @@ def check_form(model: nn.Module, weights: str) -> None:
             )
     if weights == "packed" and not torch.backends.mkldnn.is_available():
         raise ValueError("weights='packed' needs a torch with oneDNN; this one has none.")
+    bfloat16 = any(dtype == torch.bfloat16 for _, dtype in kinds)
+    if weights == "packed" and bfloat16 and not has_bfloat16_products():
+        raise ValueError(
+            "weights='packed' is for torch.float32 on this processor, which has no products of "
+            "bfloat16; load the pipeline with dtype=torch.float32."
+        )
+
+
+def has_bfloat16_products() -> bool:
+    """Whether this processor multiplies bfloat16 matrices itself (AVX-512 or AMX) with oneDNN."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:

@@ -60,7 +60,8 @@ def train_generator(
 
     Args:
         codes: folder with train/ and validation/, made by `encode` with the same tokenizer.
-        cluster_map: the generator predicts its clusters; None: ids.
+        cluster_map: the generator predicts its clusters; None: ids. A generator of scheme "token"
+            only carries it into its pipeline, for redrawing.
         out: gets pipeline/ (EMA weights), log.jsonl and checkpoints/.
 
     Raises:

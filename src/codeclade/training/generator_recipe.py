@@ -113,12 +113,12 @@ def generator_config(
         raise ValueError(
             f"scheme {scheme!r} does not fit codes with {details or 'no'} detail codes."
         )
-    needs_map = kind.predicts_clusters or kind.holds_clusters
-    wants_map = needs_map or recipe.cluster_loss_weight > 0
-    if wants_map != (cluster_map is not None):
+    # A generator of single ids may carry a map that only redrawing and the app use.
+    needs_map = kind.predicts_clusters or kind.holds_clusters or recipe.cluster_loss_weight > 0
+    if (needs_map and cluster_map is None) or (kind.detail_codes and cluster_map is not None):
         raise ValueError(
             f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
-            f"{'needs a' if wants_map else 'takes no'} cluster map."
+            f"{'needs a' if needs_map else 'takes no'} cluster map."
         )
     if recipe.sparse_head and not kind.holds_clusters:
         raise ValueError(f"sparse_head is of scheme 'cluster_token', not {scheme!r}.")
