@@ -28,6 +28,7 @@ NOTES = {
     "CodecladeTransformer": "Autoregressive generator over the codes of an image.",
     "Refiner": "Refiner: a grid of clusters to codebook ids.",
 }
+TAGS = ("codeclade", "autoregressive-image-generation", "vector-quantization")  # of all cards
 LONGEST = 300  # characters of a text from a file
 
 
@@ -93,7 +94,7 @@ def _metadata(repository: Repository, repo_id: str, license: str | None) -> str:
     provenance, training = repository.provenance, repository.training
     scheme = _config(repository, "transformer").get("scheme")
     method = _config(repository, "cluster_map").get("method")
-    tags = ["codeclade", "autoregressive-image-generation", "vector-quantization"]
+    tags = [*TAGS]
     tags += [tag for tag in ((provenance.method or "").lower(), method, scheme) if tag]
     tags += ["refiner"] if "refiner" in repository.parts else []
     datasets = [str(one) for one in provenance.datasets or []]

@@ -2,7 +2,7 @@
 
 import yaml
 
-from .card import inline
+from .card import TAGS, inline
 from .repository import Repository
 
 
@@ -21,7 +21,8 @@ def render_codes_card(repository: Repository, repo_id: str, license: str | None 
     details = first.detail_codebook_size
     metadata = {
         "pretty_name": repo_id.split("/")[-1],
-        "tags": ["codeclade", "image-codes", "vector-quantization"],
+        "library_name": "codeclade",
+        "tags": [*TAGS, "image-codes"],
         "viewer": False,  # safetensors are no table
     } | ({"license": license} if license else {})
     # The shapes are written out because the shards are the only documentation that a reader without

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 import codeclade
 
+from .card import TAGS
 from .push import Published, check_repo_id, clear_errors, commit
 
 PACKAGE = Path(codeclade.__file__).parent
@@ -36,7 +37,7 @@ FRONT_MATTER = {  # of the README, see the Hub's "Spaces Configuration Reference
     "python_version": "3.12",
     "app_file": "app.py",
     "license": "mit",
-    "tags": ["image-generation", "autoregressive", "vector-quantization", "codeclade"],
+    "tags": [*TAGS],
     "short_description": "Class-conditional images, cluster by cluster",
     "suggested_hardware": "zero-a10g",
     "startup_duration_timeout": "30m",
