@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codeclade import CodecladePipeline, bundled
 from demo.app_client import connect
-from demo.server import bundled_app, served
+from demo.server import bundled_app, bundled_backend, served
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = CodecladePipeline.from_pretrained(bundled())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """The pipeline as the app computes with it, but not the app's own."""
+    return bundled_backend().pipe
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,8 @@ class Clusters:
         if not shown:
             raise ValueError("the clusters are not shown yet.")
         index, last = getattr(event, "index", None), len(shown["cards"]) - 1
-        return self._members(shown, number("card", index, 0, last, integer=True))
+        card = number("card", index, 0, last, integer=True)
+        return self._members(shown, card)
 
     def _first_members(self, session: Session) -> gr.Gallery:
         """The codes of the first card of a page, so that something is chosen from the start."""
