@@ -19,7 +19,8 @@ def head_and_tables(model) -> list[str]:
 
 def arguments(scheme: str) -> dict:
     """A call of a generator of `build_scheme`, with labels."""
-    ids = torch.randint(0, 12, (2, 16, 2) if scheme == "semantic_detail" else (2, 16))
+    shape = (2, 16, 2) if scheme == "semantic_detail" else (2, 16)
+    ids = torch.randint(0, 12, shape, generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids[:, :-1], "class_labels": torch.tensor([0, 3]), "labels": ids}
 
 
@@ -53,12 +54,13 @@ def test_peft_wraps_any_layer(scheme, targets):
     unused = [name for name, p in updates.items() if "_B" in name and p.grad is None]
     assert not unused
     # Merged they are the ordinary model that computes the same.
+    generator = torch.Generator().manual_seed(0)
     for parameter in updates.values():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     changed = model(**given)
     assert not torch.allclose(changed.loss, before.loss)
     plain = merged(model)
-    torch.testing.assert_close(plain(**given).loss, changed.loss)
+    torch.testing.assert_close(plain(**given).loss, changed.loss, rtol=1e-4, atol=0)
     assert set(plain.state_dict()) == set(CodecladeTransformer(plain.config).state_dict())
 
 
