@@ -16,6 +16,7 @@ from codeclade.data.codes import Codes
 from codeclade.data.columns import Columns
 from codeclade.data.streaming import open_stream
 from codeclade.training import encode_stream
+from codeclade.training.code_shards import split_header
 from codeclade.training.encode import EncodeRecipe, encode
 from codeclade.training.run import Run
 from codeclade.training.tokenizer import TokenizerRecipe, train_tokenizer
@@ -110,7 +111,7 @@ def test_processes_share_a_stream(source, streamed, tmp_path, monkeypatch):
     """One process after the other: what they write does not depend on how they meet."""
     recipe, vq_model, folder = settings(source, streaming=True), build_vq(), tmp_path / "train"
     stream = open_stream(recipe.data, "train", columns=Columns(caption="text"))
-    header = encode_stream.stream_header(recipe, vq_model, stream, "train")
+    header = split_header(recipe, vq_model, stream.class_names, "train")
     folder.mkdir()
     (folder / encode_stream.PARTIAL).write_text(json.dumps(header | {"processes": 2}))
     for rank in (1, 0):

@@ -1,11 +1,14 @@
 """What every way of writing code shards shares: ids of views, a preview, what is there already."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..components.cluster_map import codebook_sketch
 from ..components.vq_model import VQModel
 from ..components.weight_files import read_json, shortened
 from ..data.atomic import new_file
@@ -13,6 +16,27 @@ from ..data.codes import HEADER, Codes
 from ..data.pixels import to_pixels
 from ..data.sheets import image_grid
 from .recipe import PRECISIONS
+
+
+def split_header(
+    recipe, vq_model: VQModel, class_names: Sequence[str], split: str
+) -> dict[str, Any]:
+    """What a split's codes.json says before its images are counted.
+
+    Args:
+        recipe: an `EncodeRecipe`.
+        split: "train" or "validation".
+    """
+    return {
+        "split": split,
+        "views": recipe.views if split == "train" else 1,
+        "grid_size": recipe.image_size // vq_model.downsample,
+        "codebook_size": vq_model.codebook_size,
+        "detail_codebook_size": vq_model.detail_codebook_size,
+        "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
+        "class_names": class_names,
+        "recipe": asdict(recipe),
+    }
 
 
 def is_done(folder: Path, header: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..components.cluster_map import codebook_sketch
 from ..components.vq_model import VQModel
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
@@ -21,8 +20,8 @@ from ..data.columns import Columns
 from ..data.images import DAMAGED, LabeledImages, load_images
 from ..data.splits import Splits
 from ..data.streaming import open_stream
-from .code_shards import id_type, is_done, save_preview, tokenized
-from .encode_stream import encode_stream, stream_header
+from .code_shards import id_type, is_done, save_preview, split_header, tokenized
+from .encode_stream import encode_stream
 from .processes import all_processes
 from .recipe import check_settings
 
@@ -39,9 +38,7 @@ class EncodeRecipe:
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     split: str = ""  # of the data set, to train on; empty: train
-    validation_split: str = (
-        ""  # of the data set; empty: validation, valid or val, else 5 % of split
-    )
+    validation_split: str = ""  # empty: validation, valid or val, else 5 % of split
     streaming: bool = False  # read a Hub dataset, parquet or tars as they arrive, undownloaded
     image_column: str = ""  # of the data set; empty: image or img
     label_column: str = ""  # class labels, numbers or names; empty: label, labels or fine_label
@@ -105,7 +102,8 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
     for split in ("train", "validation"):
         if recipe.streaming:
             stream = open_stream(recipe.data, split, recipe.classes, **names)
-            header, folder = stream_header(recipe, vq_model, stream, split), Path(out) / split
+            folder = Path(out) / split
+            header = split_header(recipe, vq_model, stream.class_names, split)
             if not is_done(folder, header):
                 todo.append((stream, header, folder))
             continue
@@ -129,16 +127,8 @@ def _header(
 ) -> dict[str, Any]:
     """The content of a split's codes.json."""
     shards = range(-(-len(images) // recipe.shard_size))
-    header = {
-        "split": split,
+    header = split_header(recipe, vq_model, images.class_names, split) | {
         "images": len(images),
-        "views": recipe.views if split == "train" else 1,
-        "grid_size": recipe.image_size // vq_model.downsample,
-        "codebook_size": vq_model.codebook_size,
-        "detail_codebook_size": vq_model.detail_codebook_size,
-        "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
-        "class_names": images.class_names,
-        "recipe": asdict(recipe),
         "shards": [f"codes-{i:05d}.safetensors" for i in shards],
     }
     if recipe.caption_column:

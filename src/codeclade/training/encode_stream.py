@@ -7,7 +7,6 @@ of an image depend on the image and the recipe alone.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..components.cluster_map import codebook_sketch
 from ..components.vq_model import VQModel
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
@@ -31,20 +29,6 @@ PARTIAL = "codes.partial.json"
 OURS = ("codes-????-?????.safetensors", "captions-????-?????.json")  # process, shard
 
 
-def stream_header(recipe, vq_model: VQModel, stream: ImageStream, split: str) -> dict[str, Any]:
-    """What is known of a split's codes.json before its end."""
-    return {
-        "split": split,
-        "views": recipe.views if split == "train" else 1,
-        "grid_size": recipe.image_size // vq_model.downsample,
-        "codebook_size": vq_model.codebook_size,
-        "detail_codebook_size": vq_model.detail_codebook_size,
-        "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
-        "class_names": stream.class_names,
-        "recipe": asdict(recipe),
-    }
-
-
 def encode_stream(
     recipe, vq_model: VQModel, stream: ImageStream, header: dict[str, Any], folder: Path
 ) -> None:
@@ -52,7 +36,7 @@ def encode_stream(
 
     Args:
         recipe: an `EncodeRecipe`.
-        header: of `stream_header`.
+        header: of `split_header`.
 
     Raises:
         ValueError: a split of which no image can be read.

@@ -28,9 +28,7 @@ class TokenizerRecipe(RunRecipe):
     image_size: int  # pixels a side
     classes: list | dict = field(default_factory=list)  # names to use; empty = all
     split: str = ""  # of the data set, to train on; empty: train
-    validation_split: str = (
-        ""  # of the data set; empty: validation, valid or val, else 5 % of split
-    )
+    validation_split: str = ""  # empty: validation, valid or val, else 5 % of split
     streaming: bool = False  # read a Hub dataset, parquet or tars as they arrive, undownloaded
     shuffle_buffer: int = 1000  # streamed images that are shuffled among each other
     image_column: str = ""  # of the data set; empty: image or img
