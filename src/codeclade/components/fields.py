@@ -6,6 +6,7 @@ A field is declared once, as `rope_theta: Base = 10000.0`, and checked wherever 
 
 import inspect
 import math
+import os
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -53,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 LIBRARY_FIELDS: dict[str, Any] = {
     "_class_name": str,
     "_diffusers_version": str,
-    "_name_or_path": str,
+    "_name_or_path": str | os.PathLike,  # a Path where a model was loaded from one in Python
     "_use_default_values": list[str],
     "architectures": list[str] | None,
     "auto_map": dict | None,
@@ -205,6 +206,7 @@ def described(hint: Any) -> str:
         float: "a number",
         str: f"text of up to {LONGEST_TEXT} characters",
         dict: "an object",
+        os.PathLike: "a path",
         type(None): "null",
     }
     return words.get(hint, "a list of text" if origin is list else str(hint))

@@ -67,9 +67,17 @@ class EfficientNetLite(FrozenNetwork):
     def preprocess(self, pixels: Tensor) -> Tensor:
         return resized(pixels, self.input_size)
 
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """Features (B, 1280) of images in [-1, 1], of any side, that are not resized."""
+        return self.net.extract_features(inputs).mean((2, 3))
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, 1000) of images in [-1, 1], of any side; gradients flow to the images."""
+        return self.net._fc(self.pooled(inputs))
+
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> NetworkOutput:
-        pooled = self.net.extract_features(self.preprocess(pixels)).mean((2, 3))
+        pooled = self.pooled(self.preprocess(pixels))
         return NetworkOutput(pooled, self.net._fc(pooled))
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..components.heads import cluster_logsumexp
 from ..metrics.features import feature_distance
+from ..metrics.networks import resized
+from ..metrics.pretrained import EfficientNetLite
 
 
 def codebook_loss(latents: Tensor, codes: Tensor) -> Tensor:
@@ -37,6 +39,24 @@ def perceptual_loss(features: nn.Module, reconstruction: Tensor, pixels: Tensor)
     with torch.no_grad():
         target = features(pixels)
     return feature_distance(features(reconstruction), target)
+
+
+def classifier_loss(
+    network: EfficientNetLite, reconstruction: Tensor, pixels: Tensor, size: int
+) -> Tensor:
+    """Mean squared distance of a classifier's logits, the loss that keeps what an image shows.
+
+    Perceptual losses hold textures and edges; a few codes an image may lose the object all the
+    same. The tokenizers of MaskGIT (arXiv 2202.04200, in its code) and TiTok (arXiv 2406.07550)
+    compare logits for this.
+
+    Args:
+        reconstruction, pixels: (B, 3, H, W) in [-1, 1]; gradients flow to the first.
+        size: side to which both are resized.
+    """
+    with torch.no_grad():
+        target = network.logits(resized(pixels, size))
+    return F.mse_loss(network.logits(resized(reconstruction, size)).float(), target.float())
 
 
 def cluster_loss(

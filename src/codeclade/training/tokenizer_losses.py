@@ -17,7 +17,8 @@ from ..components.vq_model import CosineQuantizer, VQModel
 from ..metrics.features import feature_network
 from ..metrics.lpips import Lpips
 from ..metrics.lpips_weights import load_lpips
-from .losses import codebook_loss, commitment_loss, perceptual_loss
+from ..metrics.pretrained import EfficientNetLite
+from .losses import classifier_loss, codebook_loss, commitment_loss, perceptual_loss
 from .tokenizer_recipe import TokenizerRecipe
 
 
@@ -101,7 +102,7 @@ def entropy_loss(latents: Tensor, rows: Tensor, temperature: float) -> Tensor:
 
 
 class ImageLosses:
-    """Pixel and perceptual loss of reconstructions, and the weights of all terms.
+    """Pixel, perceptual and classifier's loss of reconstructions, and the weights of all terms.
 
     Raises:
         ValueError: a file of LPIPS that does not fit.
@@ -111,9 +112,13 @@ class ImageLosses:
 
     def __init__(self, recipe: TokenizerRecipe):
         self.recipe, self.network = recipe, perceptual_network(recipe)
+        self.classifier = None
+        if recipe.classifier_name != "none":
+            self.classifier = EfficientNetLite(int(recipe.classifier_name[-1]))
         self.weights = {
             "pixel": recipe.pixel_used,
             "perceptual": recipe.perceptual_weight,
+            "classifier": recipe.classifier_weight,
             "codebook": recipe.codebook_weight,
             "commitment": recipe.commitment_weight,
             "semantic": recipe.codebook_weight,
@@ -121,19 +126,23 @@ class ImageLosses:
         }
 
     def to(self, device: torch.device) -> "ImageLosses":
-        """The network on a device."""
-        if self.network is not None:
-            self.network.to(device)
+        """The networks on a device."""
+        for network in (self.network, self.classifier):
+            if network is not None:
+                network.to(device)
         return self
 
     def __call__(self, reconstruction: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-        """ "pixel" and "perceptual" of images (B, 3, H, W)."""
+        """ "pixel", "perceptual" and "classifier" of images (B, 3, H, W), those that are on."""
         distance = F.l1_loss if self.recipe.pixel_loss == "l1" else F.mse_loss
         losses = {"pixel": distance(reconstruction.float(), pixels)}
         if isinstance(self.network, Lpips):
             losses["perceptual"] = self.network(reconstruction, pixels).mean()
         elif self.network is not None:
             losses["perceptual"] = perceptual_loss(self.network, reconstruction, pixels)
+        if self.classifier is not None:
+            size = self.recipe.classifier_size
+            losses["classifier"] = classifier_loss(self.classifier, reconstruction, pixels, size)
         return losses
 
     def weighted(self, losses: dict[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ CHOICES = {
     "stage": ("joint", "semantic"),
     "pixel_loss": ("l1", "l2"),
     "perceptual": tuple(PERCEPTUAL),
+    "classifier": ("none", "lite0", "lite2"),
     "codebook_update": ("gradient", "ema"),
     "damaged_images": DAMAGED,
 }
@@ -49,6 +50,9 @@ class TokenizerRecipe(RunRecipe):
     perceptual: str = "lite0"  # lite0 (EfficientNet), LPIPS's alex, vgg or vgg_relu3_3, or none
     perceptual_weights: str = ""  # .safetensors file of LPIPS; empty = the one in the cache
     perceptual_weight: float = 1.0  # of the perceptual loss; 0 needs no extra package
+    classifier: str = "none"  # lite0 or lite2 (EfficientNet): images shall be classified alike
+    classifier_weight: float = 0.0  # of the squared distance of its logits
+    classifier_size: int = 128  # pixels a side that it sees; larger is slower
     discriminator_weight: float = 0.0  # of the PatchGAN's hinge loss; 0 = no discriminator
     discriminator_adaptive: bool = False  # times ratio of gradients at the decoder's last layer
     discriminator_start: int = 20_000  # steps before it joins
@@ -69,6 +73,7 @@ class TokenizerRecipe(RunRecipe):
     def __post_init__(self):
         super().__post_init__()
         counts = ("image_size", "shuffle_buffer", "codebook_size", "codebook_dim", "semantic_every")
+        counts = (*counts, "classifier_size")
         check_settings(self, *counts, "discriminator_channels", "discriminator_layers")
         self._check_values()
         self._check_combinations()
@@ -123,6 +128,11 @@ class TokenizerRecipe(RunRecipe):
                 f"image_size is {self.image_size}; it must be a multiple of {downsample}, by which "
                 f"{len(self.block_out_channels)} block_out_channels downsample."
             )
+        if self.classifier_weight and self.classifier == "none":
+            raise ValueError(
+                f"classifier_weight is {self.classifier_weight}, but classifier is 'none'; choose "
+                "lite0 or lite2."
+            )
         smallest = {f"perceptual={self.perceptual_name}": PERCEPTUAL[self.perceptual_name]}
         if self.discriminator_weight:
             name = f"discriminator_layers={self.discriminator_layers}"
@@ -147,6 +157,11 @@ class TokenizerRecipe(RunRecipe):
     def pixel_used(self) -> float:
         """Weight of the pixel loss in this stage."""
         return self.pixel_weight if self.stage == "joint" else 0.0
+
+    @property
+    def classifier_name(self) -> str:
+        """The network of the classifier's loss; "none" where it has no weight."""
+        return self.classifier if self.classifier_weight else "none"
 
     @property
     def perceptual_name(self) -> str:

@@ -78,6 +78,7 @@ def _all_names(image_losses: ImageLosses, vq_model: VQModel) -> list[str]:
     """Sums of `evaluate_tokenizer`, in one order on all processes."""
     names = ["images", "psnr", "loss", "pixel", "codebook", "commitment"]
     names += ["perceptual"] if image_losses.network is not None else []
+    names += ["classifier"] if image_losses.classifier is not None else []
     names += ["semantic"] if vq_model.detail_codebook_size else []
     return names + (["entropy"] if image_losses.recipe.entropy_weight else [])
 
