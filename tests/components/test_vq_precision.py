@@ -1,11 +1,14 @@
 """The tokenizer in half precision, in slices, compiled, and with diffusers' ways of returning."""
 
+import json
+
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 
 from builders import build_scheme, build_vq
 from codeclade import CodecladePipeline, VQModel
+from codeclade.components.loading import check_component
 
 KEPT = ("encoder.", "quant_conv.", "quantize.")
 
@@ -108,6 +111,83 @@ def test_a_decoder_that_overflows_is_named():
         pipe.vq_model.decoder.conv_out.weight.fill_(torch.inf)
     with pytest.raises(ValueError, match=r"not finite in torch\.float32"):
         pipe(1)
+
+
+def too_large(force_upcast: bool):
+    """A pipeline whose decoder has weights beyond float16."""
+    pipe = build_scheme("token")
+    pipe.vq_model = build_vq(force_upcast=force_upcast)
+    with torch.no_grad():
+        pipe.vq_model.post_quant_conv.weight.mul_(1e6)
+        pipe.vq_model.decoder.conv_in.weight.mul_(1e6)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(pipe) -> torch.Tensor:
+    ids = torch.arange(16).view(1, 4, 4)  # the same ids, whatever the dtype of the generator
+    settings = {"mask_image": torch.zeros(1, 16, 16), "output_type": "pt"}
+    return pipe(1, ids=ids, **settings).images
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("way", ["to", "half", "loaded", "alone", "layerwise"])
+def test_a_tokenizer_that_forces_float32_decodes_as_in_float32(way, dtype, pixels, tmp_path):
+    pipe = too_large(force_upcast=True)
+    expected, codes = picture(pipe), pipe.vq_model.encode(pixels).latents
+    assert expected.isfinite().all()
+    if way == "to":
+        pipe.to(dtype)
+    elif way == "half":
+        pipe.vq_model.half().bfloat16()
+    elif way == "layerwise":
+        pipe.vq_model.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
+    else:
+        pipe.save_pretrained(tmp_path)
+        pipe = CodecladePipeline.from_pretrained(tmp_path, dtype=dtype)
+        assert pipe.transformer.dtype == dtype
+    if way == "alone":
+        alone = {"subfolder": "vq_model", "torch_dtype": dtype, "device_map": "cpu"}
+        pipe.vq_model = VQModel.from_pretrained(tmp_path, **alone)
+    vq_model = pipe.vq_model
+    assert vq_model.config["force_upcast"] is True and vq_model.dtype == torch.float32
+    assert {value.dtype for value in vq_model.state_dict().values()} == {torch.float32}
+    assert torch.equal(picture(pipe), expected)
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        assert vq_model.encode(pixels.to(kind)).latents.dtype == torch.float32
+        images = vq_model.decode_codes(codes.to(kind))
+        assert images.dtype == torch.float32 and images.isfinite().all()
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(vq_model.decode(vq_model.encode(pixels).ids), vq_model(pixels))
+        inside = vq_model(pixels)
+    assert torch.equal(inside, vq_model(pixels)) and inside.dtype == torch.float32
+
+
+def test_without_forcing_weights_beyond_float16_are_said(tmp_path):
+    pipe = too_large(force_upcast=False)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"not finite: (decoder|post_quant).*, float16"):
+        CodecladePipeline.from_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16; .*force_upcast=True"):
+        picture(pipe.to(torch.float16))
+    given = {"torch_dtype": torch.float16, "force_upcast": True}
+    loaded = VQModel.from_pretrained(tmp_path / "vq_model", **given)
+    assert loaded.dtype == torch.float32 and loaded.config["force_upcast"] is True
+    wide = VQModel.from_pretrained(tmp_path / "vq_model", dtype=torch.float64, force_upcast=True)
+    assert wide.dtype == torch.float64
+
+
+def test_forcing_is_a_field_that_old_configs_lack(tmp_path):
+    build_vq().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    assert content.pop("force_upcast") is False
+    file.write_text(json.dumps(content))
+    old = VQModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert old.config["force_upcast"] is False and old.dtype == torch.bfloat16
+    file.write_text(json.dumps(content | {"force_upcast": "yes"}))
+    with pytest.raises(ValueError, match="force_upcast='yes' must be true or false"):
+        check_component(VQModel, tmp_path)
 
 
 @pytest.mark.parametrize("given", [{}, {"dtype": torch.bfloat16}])

@@ -335,6 +335,7 @@ def ids_to_images(
     pixels = vq_model.decode(ids).float()
     if not pixels.isfinite().all():
         raise ValueError(
-            f"vq_model gives numbers that are not finite in {vq_model.dtype}; load it in float32."
+            f"vq_model gives numbers that are not finite in {vq_model.dtype}; load it in float32, "
+            "or with force_upcast=True."
         )
     return processor.postprocess(pixels, output_type=output_type)

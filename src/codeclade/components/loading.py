@@ -64,6 +64,7 @@ class StrictLoading:
         # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        kwargs = cls.loading_options(source, kwargs)
         with without_weights_bar(source or ""):
             model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -93,6 +94,16 @@ class StrictLoading:
         named = {"variant": variant, "max_shard_size": max_shard_size}
         kwargs |= {name: value for name, value in named.items() if value is not None}
         cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def loading_options(cls, source: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name of `from_pretrained` that the library is given.
+
+        Args:
+            source: folder or repository.
+            options: the arguments by name of the caller.
+        """
+        return options
 
     def check_loaded(self) -> None:
         """Raise a ValueError where what was loaded contradicts itself."""

@@ -10,6 +10,7 @@ M detail codebook size. `ids` are (B, G, G), or (B, G, G, 2) with a detail codeb
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
@@ -118,6 +119,8 @@ def as_output(images: Tensor, return_dict: bool | None) -> Tensor | DecoderOutpu
 
 
 IN_FLOAT32 = ("encoder", "quant_conv", "quantize")  # parts of a VQModel that ids depend on
+TO_IMAGES = ("post_quant_conv", "decoder")  # the others, in float32 with `force_upcast` alone
+CONFIG_SOURCE = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "proxies")
 
 
 def placed_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -135,7 +138,8 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     """LlamaGen-shaped VQ tokenizer (arXiv 2406.06525, section 3.1).
 
     What ids depend on (encoder, quantization and codebook) stays in float32 when the rest is loaded
-    in or cast to half precision: in bfloat16 0.4 % of the ids would be others.
+    in or cast to half precision: in bfloat16 0.4 % of the ids would be others. With `force_upcast`
+    the rest stays in float32 as well, and images are float32 whatever the dtype of a pipeline.
 
     Args:
         block_out_channels: channels of each resolution level; n levels downsample by 2^(n-1).
@@ -146,6 +150,8 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         norm_num_groups: groups of every GroupNorm; must divide every channel count.
         sample_size: side in pixels of the images the model was trained on.
         detail_codebook_size: codes M of a second codebook (IAR2); ids then are pairs.
+        force_upcast: keep and compute everything in float32, for weights or activations that half
+            precision cannot hold; as in diffusers' autoencoders.
 
     Raises:
         ValueError: a channel count that `norm_num_groups` does not divide.
@@ -156,7 +162,7 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     # Lists that diffusers reads.
     _keep_in_fp32_modules = list(IN_FLOAT32)  # noqa: RUF012
     _skip_layerwise_casting_patterns = list(IN_FLOAT32)  # noqa: RUF012
-    _group_offload_block_modules = [*IN_FLOAT32, "post_quant_conv", "decoder"]  # noqa: RUF012
+    _group_offload_block_modules = [*IN_FLOAT32, *TO_IMAGES]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -169,8 +175,12 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         norm_num_groups: Width = 32,
         sample_size: Side = 256,
         detail_codebook_size: Count | None = None,
+        force_upcast: bool = False,
     ):
         super().__init__()
+        if force_upcast:  # diffusers' own casts ask the model which parts they must leave alone
+            everything = [*IN_FLOAT32, *TO_IMAGES]
+            self._keep_in_fp32_modules = self._skip_layerwise_casting_patterns = everything
         # GroupNorm would say so too, but without naming the setting.
         for channels in block_out_channels:
             if channels % norm_num_groups:
@@ -220,10 +230,36 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
     def detail_codebook_size(self) -> int | None:
         return self.config["detail_codebook_size"]
 
+    @classmethod
+    def loading_options(cls, source: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `from_pretrained`: a `force_upcast` tokenizer is loaded in float32.
+
+        Its weights may not fit into half precision, so the config is read before any is cast.
+        """
+        named = [options.get(name) for name in ("dtype", "torch_dtype")]
+        dtype = next((one for one in named if one is not None), None)
+        if not isinstance(dtype, torch.dtype) or dtype.itemsize >= torch.float32.itemsize:
+            return options
+        forced = options.get("force_upcast")  # as any field, it may be given instead
+        if forced is None:
+            where = {name: options[name] for name in CONFIG_SOURCE if name in options}
+            forced = cast(Any, cls.load_config(source, **where)).get("force_upcast")
+        if not forced:
+            return options
+        rest = {name: value for name, value in options.items() if name != "dtype"}
+        return {**rest, "torch_dtype": torch.float32}
+
     def _apply(self, fn, recurse=True):
+        forced = self.config["force_upcast"]
         for name, module in self.named_children():
-            module._apply(placed_only(fn) if name in IN_FLOAT32 else fn)
+            module._apply(placed_only(fn) if forced or name in IN_FLOAT32 else fn)
         return self
+
+    def _arithmetic(self, device: torch.device) -> AbstractContextManager:
+        """What networks run under: with `force_upcast` autocast has no say."""
+        if not self.config["force_upcast"]:
+            return nullcontext()
+        return torch.autocast(device.type, enabled=False)
 
     def enable_slicing(self, images: int = 1) -> None:
         """Encode and decode at most `images` at once: less memory, more time, the same result.
@@ -275,7 +311,8 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
                 f"positive multiples of {self.downsample}."
             )
         pixels = pixels.to(self.encoder.conv_in.weight.dtype)
-        latents = self._in_slices(lambda some: self.quant_conv(self.encoder(some)), pixels)
+        with self._arithmetic(pixels.device):
+            latents = self._in_slices(lambda some: self.quant_conv(self.encoder(some)), pixels)
         output = VQEncoderOutput(self._in_slices(self.quantize, latents), latents)
         return output if return_dict else tuple(output)
 
@@ -315,14 +352,15 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of code vectors (B, d, G, G), in the dtype of the decoder."""
+        """Images (B, 3, H, W) of code vectors (B, d, G, G) of any dtype, in that of the decoder."""
         codes = codes.to(self.post_quant_conv.weight.dtype)
 
         def pictures(some: Tensor) -> Tensor:
             # With layerwise casting this is the dtype of the arithmetic, not of the storage.
             return self.decoder(self.post_quant_conv(some).to(self.dtype))
 
-        return self._in_slices(pictures, codes)
+        with self._arithmetic(codes.device):
+            return self._in_slices(pictures, codes)
 
     def forward(self, pixels: Tensor, return_dict: bool | None = None) -> Any:
         """Reconstruction (B, 3, H, W) of pixels (B, 3, H, W); `return_dict` as for `decode`."""

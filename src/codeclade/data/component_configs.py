@@ -28,6 +28,7 @@ DECODER_SETTINGS = (
 )
 REFINER_SETTINGS = (*DECODER_SETTINGS, "causal", "mask_to_members", "sampling_temperature")
 TREES = ("masc", "dcpe")  # methods whose map has all merges
+LATER = ("force_upcast",)  # fields that configs of 0.1.0 lack: written only where they are given
 
 
 def component_configs(family: Family, size: str | None = None) -> dict[str, dict[str, Any]]:
@@ -149,7 +150,8 @@ def _vq_model(tokenizer: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any
     kind = _kinds()["vq_model"]
     defaults = inspect.signature(kind.__init__).parameters
     # Every field is written out, so that a later default cannot change a model that exists.
-    whole = {name: fields.get(name, defaults[name].default) for name in _fields(kind)}
+    names = [name for name in _fields(kind) if name in fields or name not in LATER]
+    whole = {name: fields.get(name, defaults[name].default) for name in names}
     return {"_class_name": "VQModel"} | {
         name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()
     }
