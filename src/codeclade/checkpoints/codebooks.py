@@ -31,6 +31,7 @@ TABLES = {
     "semantic": ("quantize.embedding.weight",),
     "detail": ("quantize.embedding_second", "quantize.detail"),  # IAR2's file, our VQModel
 }
+BESIDE = "discriminator.safetensors"  # what a training run keeps beside its tokenizer
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -132,6 +133,7 @@ def _weight_file(files: Files, table: str | None, source: str) -> Path:
     """
     for folder in FOLDERS:
         here = [name for name in files.names if name.rpartition("/")[0] == folder.rstrip("/")]
+        here = [name for name in here if name != BESIDE]
         here.sort(key=lambda name: (".safetensors" not in name, len(name)))
         # An index goes first: beside it lie shards, of which any but one lacks the codebook.
         for name in here:
