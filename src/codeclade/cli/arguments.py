@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.hub_ids import is_hub_id
+from ..data.messages import say
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -91,7 +92,7 @@ def say_size(recipe: str | None, size: str | None) -> None:
     family = read_family(recipe) if recipe and not size else None
     if family and family.sizes:
         others = ", ".join(one for one in family.sizes if one != family.size())
-        print(f"recipe {family.name}: size {family.size()} (also {others})", file=sys.stderr)
+        say(f"recipe {family.name}: size {family.size()} (also {others})", sys.stderr)
 
 
 def unknown(source: str) -> str:

@@ -1,11 +1,11 @@
 """`codeclade evaluate`: numbers of a tokenizer or a pipeline, each with its protocol."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from ..data.atomic import new_file, write_json
+from ..data.messages import say
 from .arguments import (
     add_verb,
     check_device,
@@ -53,10 +53,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not tokenizer:
         check_captions(arguments, takes_captions(arguments.source))
     out, npz = _places(arguments)
-    # Of several processes, which torchrun and accelerate number here, one is enough to say it.
     kept = out.is_file() and not (arguments.samples_only or arguments.quick)
-    if kept and os.environ.get("RANK", "0") == "0":
-        print(f"this replaces the numbers in {out}; --out FILE keeps them", file=sys.stderr)
+    if kept:
+        say(f"this replaces the numbers in {out}; --out FILE keeps them", sys.stderr)
     if arguments.fetch_lpips:
         from ..metrics.lpips_weights import fetch_lpips_weights
 

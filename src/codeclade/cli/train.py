@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..data.messages import say
 from .arguments import VerbParser, add_verb, load_part, recipe_arguments, say_size
 
 FOLDERS = {
@@ -84,7 +85,7 @@ def _train_tokenizer(arguments: argparse.Namespace) -> None:
     from ..training.tokenizer import train_tokenizer
 
     train_tokenizer(recipe, arguments.out)
-    print(f"saved {arguments.out}/vq_model")
+    say(f"saved {arguments.out}/vq_model")
 
 
 def _fetch_lpips() -> None:
@@ -111,7 +112,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
     device = all_processes().device if torch.cuda.is_available() else "cpu"
     encode(recipe, vq_model.to(device), arguments.out)
-    print(f"saved {arguments.out}")
+    say(f"saved {arguments.out}")
 
 
 def _encode_text(arguments: argparse.Namespace) -> None:
@@ -119,7 +120,7 @@ def _encode_text(arguments: argparse.Namespace) -> None:
     from ..training.text_features import encode_text
 
     encode_text(recipe, arguments.codes)
-    print(f"saved features of the captions in {arguments.codes}")
+    say(f"saved features of the captions in {arguments.codes}")
 
 
 def _train_generator(arguments: argparse.Namespace) -> None:
@@ -134,7 +135,7 @@ def _train_generator(arguments: argparse.Namespace) -> None:
     vq_model = load_part(VQModel, arguments.tokenizer, "vq_model").eval()
     cluster_map = load_part(ClusterMap, arguments.cluster_map, "cluster_map")
     train_generator(recipe, arguments.codes, vq_model, cluster_map, arguments.out)
-    print(f"saved {arguments.out}/pipeline")
+    say(f"saved {arguments.out}/pipeline")
 
 
 def _train_refiner(arguments: argparse.Namespace) -> None:
@@ -163,7 +164,7 @@ def _train_refiner(arguments: argparse.Namespace) -> None:
         load_part(CodecladeTransformer, generator, "transformer"),
         pipeline,
     )
-    print(f"saved {arguments.out}/refiner" + (f" and {pipeline}/refiner" if pipeline else ""))
+    say(f"saved {arguments.out}/refiner" + (f" and {pipeline}/refiner" if pipeline else ""))
 
 
 def _recipe(section: str, arguments: argparse.Namespace, needed: Sequence[str] = ()):

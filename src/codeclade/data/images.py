@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .columns import Columns, captions_of, renamed
+from .messages import is_speaker, say
 from .pixels import to_pixels
 from .splits import Splits
 
@@ -83,11 +84,12 @@ class LabeledImages(Dataset):
             ValueError: none of them can be read.
         """
         good = []
-        for index in tqdm(range(len(self)), desc="look for damaged images", unit="image"):
+        hidden = {} if is_speaker() else {"disable": True}
+        for index in tqdm(range(len(self)), "look for damaged images", unit="image", **hidden):
             try:
                 self.photograph(index)
             except ValueError as error:
-                print(f"skipped: {str(error).split(' is no image')[0]}", file=sys.stderr)
+                say(f"skipped: {str(error).split(' is no image')[0]}", sys.stderr)
             else:
                 good.append(index)
         if not good:

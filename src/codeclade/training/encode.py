@@ -18,6 +18,7 @@ from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
 from ..data.columns import Columns
 from ..data.images import DAMAGED, LabeledImages, load_images
+from ..data.messages import say
 from ..data.splits import Splits
 from ..data.streaming import open_stream
 from .code_shards import id_type, is_done, save_preview, split_header, tokenized
@@ -87,10 +88,10 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
         )
     # Published models do this on purpose (LlamaGen at 384), everybody else by mistake.
     if size != own:
-        print(
+        say(
             f"note: this tokenizer was trained on {own}x{own} pixels; images of {size}x{size} give "
             f"{size // factor}x{size // factor} tokens, not {own // factor}x{own // factor}",
-            file=sys.stderr,
+            sys.stderr,
         )
     # Both splits are looked at before the first one is written.
     processes, todo = all_processes(), []
@@ -114,7 +115,7 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
         if not is_done(folder, header):
             todo.append((images, header, folder))
     if not todo:
-        print(f"{out} already holds these codes", file=sys.stderr)
+        say(f"{out} already holds these codes", sys.stderr)
     for images, header, folder in todo:
         if recipe.streaming:
             encode_stream(recipe, vq_model, images, header, folder)
