@@ -26,11 +26,11 @@ RECIPE = GeneratorRecipe(
 )
 
 
-def write_codes(folder, vq_model, images: int = 32, pairs: bool = False):
+def write_codes(folder, vq_model, images: int = 32, pairs: bool = False, held_out: int = 4):
     """Shards of random codes on a 4x4 grid."""
     draw = torch.Generator().manual_seed(0)
     size = vq_model.codebook_size
-    for split, count in (("train", images), ("validation", 4)):
+    for split, count in (("train", images), ("validation", held_out)):
         ids = torch.randint(size, (count, 1, 16), generator=draw)
         if pairs:
             ids = torch.stack([ids, torch.randint(DETAILS, ids.shape, generator=draw)], dim=-1)

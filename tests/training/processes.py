@@ -1,10 +1,14 @@
-"""What test_processes.py runs on one and on two processes: `python processes.py FOLDER`."""
+"""What test_processes.py runs on one and on two processes: `python processes.py FOLDER`.
+
+It needs tests/ in PYTHONPATH.
+"""
 
 import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -12,13 +16,20 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from builders import build_vq
+from codeclade.training import throughput
 from codeclade.training.dead_codes import CodeUsage, revive_dead_codes
+from codeclade.training.generator import train_generator
 from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
+from codeclade.training.start_table import DataSummary
+from codeclade.training.throughput import ImageCost
 from codeclade.training.tokenizer import TokenizerTraining
 from codeclade.training.tokenizer_losses import ImageLosses
 from codeclade.training.tokenizer_recipe import TokenizerRecipe
+from generator_runs import RECIPE, write_codes
+from shared_runs import grow, low_rank, refiner, text
 
 
 class Points(torch.utils.data.Dataset):
@@ -201,11 +212,6 @@ def sharded(folder: Path) -> dict:
 
 def generator(folder: Path) -> dict:
     """Losses of a generator with priors and added losses, two passes a step, without dropout."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from builders import build_vq
-    from codeclade.training.generator import train_generator
-    from generator_runs import RECIPE, write_codes
-
     vq_model, accelerator = build_vq(), Accelerator()
     if accelerator.is_main_process:
         write_codes(folder / "codes", vq_model)
@@ -225,8 +231,32 @@ def tokenizer_by_gradient(folder: Path) -> dict:
     return tokenizer(folder, codebook_update="gradient", gradient_accumulation_steps=2)
 
 
+def reports(folder: Path) -> dict:
+    """What a run tells: log, tracker, table and speeds, where every step takes a second."""
+    clock = SimpleNamespace(monotonic=lambda: float(clock.seconds), seconds=0)
+    throughput.time, real = clock, throughput.time
+    try:
+        run = Run(recipe(steps=6, log_every=2, save_every=3, tracker="tensorboard"), folder)
+        run.start(model := nn.Linear(4, 1), build_optimizer(model, recipe()))
+        run.describe(DataSummary("points", 50, 0, 1), ImageCost(tokens=3))
+        for done, batch in run.steps(Points()):
+            clock.seconds += 1
+            run.log_losses(done, run.optimize(batch, squared_error(run)))
+    finally:
+        throughput.time = real
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    speeds = ("step", "images_per_second", "tokens_per_second", "seconds_left")
+    return {
+        "log": [{name: line[name] for name in speeds} for line in lines],
+        "trackers": len([*folder.rglob("events.out.*")]),
+        "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+        "batch": len(batch[0]),
+    }
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     RUNS = (losses, passes, dropout, usage, tokenizer, tokenizer_by_gradient, sharded, generator)
+    RUNS += (reports, grow, low_rank, text, refiner)
     found = {run.__name__: run(place / run.__name__) for run in RUNS}
     (place / f"rank-{Accelerator().process_index}.json").write_text(json.dumps(found))

@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+
+from shared_runs import assert_alike, launched
 
 SCRIPT = Path(__file__).parent / "processes.py"
 
@@ -18,13 +17,7 @@ SCRIPT = Path(__file__).parent / "processes.py"
 def two(tmp_path_factory):
     """Folder of a launch of two processes, and what each of them found."""
     folder = tmp_path_factory.mktemp("two")
-    # `accelerate launch --cpu` would start one process only.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(SCRIPT), str(folder)]
-    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    return folder, launched(SCRIPT, folder, folder)
 
 
 @pytest.fixture
@@ -118,3 +111,26 @@ def test_a_generator_trains_alike_on_one_and_two_processes(one, two):
         for name, value in a.items():
             if value is not None:
                 assert b[name] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("what", ["grow", "low_rank", "text", "refiner"])
+def test_other_runs_train_alike_on_one_and_two_processes(one, two, what):
+    """Validation sets that do not divide, the best weights, sheets of the main process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    alone = getattr(one[2], what)(one[0] / what)
+    first, second = (rank[what] for rank in two[1])
+    assert first == second
+    assert_alike(first, alone)
+
+
+def test_one_process_reports_for_all(one, two):
+    """Speeds count the images of all processes; lines, events and checkpoints are written once."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    alone = one[2].reports(one[0] / "reports")
+    first, second = (rank["reports"] for rank in two[1])
+    assert first == second == alone | {"batch": 8}
+    assert alone["batch"] == 16
+    assert alone["checkpoints"] == ["step-00000003", "step-00000006"]
+    expected = {"images_per_second": 16, "tokens_per_second": 48}
+    assert alone["log"] == [{"step": s, "seconds_left": 6 - s} | expected for s in (2, 4, 6)]
+    assert (two[0] / "stderr").read_text().count("points: 50 images, 1 classes") == 1

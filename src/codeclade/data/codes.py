@@ -113,6 +113,7 @@ class Codes(Dataset):
             yield from (
                 (ids[:, 0].long(), part)
                 for ids, part in zip(shard.split(batch_size), labels.split(batch_size), strict=True)
+                if len(ids)  # a shard of fewer images than processes leaves some without any
             )
 
     def counts(self) -> list[Tensor]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from ..components.cluster_map import ClusterMap
@@ -40,8 +39,9 @@ from .initialization import initialize, load_source
 from .low_rank import add_low_rank, merged
 from .objective import GeneratorObjective, TokenNoise, model_condition
 from .optimization import build_optimizer
-from .processes import share, summed
+from .processes import summed
 from .run import Run
+from .sharding import callable_parts, even_batches, is_sharded
 from .sparse_head import SparseClusterToken
 from .start_table import DataSummary, activation_bytes
 from .throughput import ImageCost, decoder_flops
@@ -74,9 +74,8 @@ def train_generator(
     if recipe.init_from and run.folder.newest() is None:  # a run that goes on has its own weights
         training.source = load_source(recipe.init_from, training.config)
 
-    # Training, from the newest checkpoint on; what a sharded run saves is built a second time.
-    build = partial(training.objective, main)
-    objective = build()
+    # Training, from the newest checkpoint on.
+    objective = training.objective(main)
     cost = image_cost(recipe, objective.model)
     run.start(objective, build_optimizer(objective, recipe))
     run.describe(training.summary(), cost)
@@ -89,8 +88,9 @@ def train_generator(
                 save_samples(run, training.pipeline, conditions, done)
 
     # The whole pipeline, so that the folder can be used, evaluated and pushed as it is.
+    build = partial(training.objective, speaks=False)  # a second one, for a sharded run's weights
     finished = run.finished_model(build, recipe.use_best)
-    pipeline = training.pipeline(merged(folded(finished.model)))
+    pipeline = training.pipeline(merged(folded(finished.model)).requires_grad_(True))
     if main:
         pipeline.save_pretrained(run.out / "pipeline")
         run.record(run.out / "pipeline", "generator")
@@ -161,6 +161,8 @@ class GeneratorTraining:
         if self.growth is not None:
             self.growth.add_to(model, fresh)
         add_drop_path(model, recipe.drop_path)
+        if self.config.text_dim and not recipe.class_dropout:
+            model.prefix.null.requires_grad_(False)  # no step uses it, which DDP would not forgive
         # How the blocks are computed.
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -234,7 +236,8 @@ def _train(run: Run, training: GeneratorTraining) -> Iterator[int]:
             with run.averaged_weights():
                 model, sparse = run.plain_model.model, run.plain_model.sparse
                 given = training.held_out, mapping, run.accelerator
-                loss = validation_loss(model, *given, sparse=sparse)
+                with callable_parts(run.model):
+                    loss = validation_loss(model, *given, sparse=sparse)
                 run.validated(done, {"validation_loss": loss})
         yield done
 
@@ -251,8 +254,7 @@ def save_samples(
     Draws nothing from the random state that training goes on with.
     """
     # A sharded model computes on all processes; otherwise the main one is enough.
-    sharded = any(isinstance(p, DTensor) for p in run.model.parameters())
-    if not (sharded or run.accelerator.is_main_process):
+    if not (is_sharded(run.model) or run.accelerator.is_main_process):
         return
     model, device = run.plain_model.model, run.accelerator.device
     pipeline = pipeline_of(model.eval())
@@ -261,7 +263,10 @@ def save_samples(
     pipeline.set_progress_bar_config(disable=True)
     try:
         rows = []
-        with parametrize.cached():  # sums of an embedding prior once, not once a position
+        with (
+            callable_parts(run.model),
+            parametrize.cached(),
+        ):  # sums of an embedding prior once, not once a position
             for name, given in conditions:
                 draws = [torch.Generator().manual_seed(seed) for seed in range(SHEET_IMAGES)]
                 given = given | {"num_images_per_prompt": SHEET_IMAGES, "generator": draws}
@@ -305,7 +310,7 @@ def validation_loss(
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)  # sum of losses, images
     first = model.config.prefix_length - 1
-    for ids, *rest in codes.first_views(batch_size, *share(accelerator)):
+    for (ids, *rest), counts in even_batches(codes, batch_size, accelerator):
         tokens = (ids if mapping is None else mapping[ids]).to(model.device)
         given = model_condition(tokens, *(one.to(model.device) for one in rest))
         if sparse is None:
@@ -314,7 +319,7 @@ def validation_loss(
             output = model(tokens[:, :-1], return_logits=False, **given)
             hidden = output.last_hidden_state[:, first : first + tokens.shape[1]]
             loss, _ = sparse(model.head, hidden, tokens)
-        total += torch.tensor([loss.item() * len(tokens), len(tokens)])
+        total += counts * torch.tensor([loss.item() * len(tokens), len(tokens)])
     model.train(training)
     loss, images = summed(total, accelerator)
     return loss / images

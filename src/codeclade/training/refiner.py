@@ -20,9 +20,10 @@ from ..components.vq_model import VQModel
 from ..data.codes import Codes, codes_folder
 from .join_pipeline import check_joins, join_refiner
 from .optimization import build_optimizer
-from .processes import share, summed
+from .processes import summed
 from .recipe import DECODER_SIZES, RunRecipe
 from .run import Run
+from .sharding import even_batches
 from .start_table import DataSummary
 from .throughput import ImageCost, decoder_flops
 
@@ -194,11 +195,11 @@ def validation(
     training = model.training
     model.eval()
     total = torch.zeros(3, dtype=torch.float64)  # sums of losses and accuracies, images
-    for ids, labels in batches.held_out.first_views(batch_size, *share(accelerator)):
+    for (ids, labels), counts in even_batches(batches.held_out, batch_size, accelerator):
         given = batches.inputs(ids, labels)
         output = model(**given)
         accuracy = (output.logits.argmax(-1) == given["labels"]).float().mean()
-        total += torch.tensor([output.loss.item(), accuracy.item(), 1.0]) * len(ids)
+        total += counts * len(ids) * torch.tensor([output.loss.item(), accuracy.item(), 1.0])
     model.train(training)
     loss, correct, images = summed(total, accelerator)
     return {"validation_loss": loss / images, "validation_accuracy": correct / images}

@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -30,6 +29,7 @@ from .number_watch import NumberWatch
 from .optimization import learning_rate
 from .recipe import RunRecipe
 from .run_folder import RunFolder
+from .sharding import check_launch, is_sharded
 from .start_table import DataSummary, device_name, duration, start_table
 from .throughput import ImageCost, Meter, peak_flops
 from .trackers import tracker_name
@@ -52,8 +52,8 @@ class Run:
         out: folder of the run.
 
     Raises:
-        ValueError: a batch that the processes cannot share equally, a tracker that is not there,
-            or a folder with another recipe's run.
+        ValueError: a launch that training does not work with, a batch that the processes cannot
+            share equally, a tracker that is not there, or a folder with another recipe's run.
     """
 
     accelerator: Accelerator
@@ -77,6 +77,7 @@ class Run:
             log_with=self.tracker,
             project_dir=str(self.out) if self.tracker else None,
         )
+        check_launch(self.accelerator)
         shares = self.accelerator.num_processes * self.passes
         if recipe.batch_size % shares:
             raise ValueError(
@@ -167,7 +168,6 @@ class Run:
         self.meter = Meter(self.recipe.batch_size, cost, peak)
         if not accelerator.is_main_process:
             return
-        sharded = any(isinstance(p, DTensor) for p in self.model.parameters())
         table = start_table(
             self.plain_model,
             data,
@@ -180,7 +180,7 @@ class Run:
             device=device_name(accelerator.device),
             processes=processes,
             averaged=self.ema is not None,
-            shards=processes if sharded else 1,
+            shards=processes if is_sharded(self.model) else 1,
             activations=cost.activations and cost.activations * self.images_a_pass,
         )
         self.bar.write(table, file=sys.stderr)
@@ -351,7 +351,7 @@ class Run:
                 not fit into its shards' modules.
             best: the averaged weights with the lowest loss that `validated` got, not the last.
         """
-        if any(isinstance(p, DTensor) for p in self.model.parameters()):
+        if is_sharded(self.model):
             with averaged_weights(self.model, self.ema):
                 state = whole_state(self.model)
             model = build()

@@ -23,6 +23,7 @@ from .codebook_training import CodebookTraining
 from .discriminator import Adversary, adaptive_weight
 from .optimization import build_optimizer
 from .run import Run
+from .sharding import check_whole
 from .start_table import DataSummary
 from .tokenizer_losses import ImageLosses, TokenizerPass
 from .tokenizer_recipe import TokenizerRecipe
@@ -40,10 +41,15 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
 
     Writes vq_model/ (the model), best/ (that of the lowest validation loss), log.jsonl,
     reconstructions.png, checkpoints/, and discriminator.safetensors if there is one.
+
+    Raises:
+        ValueError: data or weights that are not there, a folder with another recipe's run, or a
+            launch that would share out the weights (FSDP).
     """
     # Networks and data first: what is wrong with them is said before any work.
     image_losses = ImageLosses(recipe)
     run = Run(recipe, out)
+    check_whole(run.accelerator, "tokenizer")
     images, held_out = _photographs(recipe)
     count = None if recipe.streaming else len(images)
 
