@@ -19,9 +19,19 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from .contents import check_finite
 from .fields import check_fields, check_settings
+from .hub_parts import OF_THE_HUB, fetch_part, repository_of
 from .progress import without_weights_bar
 from .saving import refuse_pickle
-from .weight_files import StoredTensor, read_header, read_json, shortened, shown
+from .weight_files import (
+    STEMS,
+    StoredTensor,
+    read_header,
+    read_json,
+    read_shards,
+    shortened,
+    shown,
+    weight_groups,
+)
 
 # How indexes name this package's classes: by module, or by code that came with a repository.
 OWN_CODE = re.compile(r"codeclade(\.|$)|(diffusers_modules\.[\w.]*\.)?modeling_codeclade_\w+$")
@@ -33,7 +43,6 @@ OWN_PARTS = {
 }
 TEXT_PARTS = ("tokenizer", "text_encoder")
 VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt", "tokenizer.model")
-STEMS = ("model", "diffusion_pytorch_model")  # how both libraries name weight files
 REPEATED = ("num_hidden_layers", "head_layers", "layers_per_block", "num_layers")
 NAMED = 3  # weights that a message names
 
@@ -49,21 +58,21 @@ class StrictLoading:
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """As in the parent class, but strict: a missing or unexpected weight is no mere warning.
 
+        A folder, or a part of a Hub repository, is checked before anything is built of it.
+
         Raises:
             ValueError: naming the weights, or the field of the config that has a value it cannot
                 have.
             OSError: naming the file that is missing or damaged.
         """
-        part = _local_folder(args, kwargs)
-        if part is not None:
-            check_component(cls, part, kwargs.get("variant"))
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        kwargs = _checked(cls, source, kwargs)
         # Parts that stay in float32 are loaded one by one, for which diffusers wants the way that
         # saves memory; the weights are the same.
         if kwargs.get("low_cpu_mem_usage") is False and getattr(cls, "_keep_in_fp32_modules", None):
             del kwargs["low_cpu_mem_usage"]
         # Both libraries only warn of missing weights and go on with random ones.
         library = cast(Any, super())
-        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         kwargs = cls.loading_options(source, kwargs)
         with without_weights_bar(source or ""):
             model, report = library.from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -121,34 +130,82 @@ class StrictLoading:
         return cast(Any, super()).extract_init_dict(config_dict, **kwargs)
 
 
-def _local_folder(args: tuple, kwargs: Mapping[str, Any]) -> Path | None:
-    """The folder that a call of from_pretrained reads; None where it is a repository or none."""
-    source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-    # Who gives the weights or the config does not read them from the folder, and who asks for
-    # pickled weights has none that could be checked.
-    elsewhere = any(kwargs.get(name) is not None for name in ("state_dict", "config", "gguf_file"))
-    if elsewhere or kwargs.get("use_safetensors") is False:
-        return None
+def _checked(kind: type, source: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name of `from_pretrained`, after the check of the folder that it reads.
+
+    Those of a repository name the commit that was checked.
+    """
+    # Who gives the weights does not read them from the folder, and who asks for pickled weights
+    # has none that could be checked.
+    elsewhere = any(options.get(name) is not None for name in ("state_dict", "gguf_file"))
+    if elsewhere or options.get("use_safetensors") is False:
+        return options
     if not isinstance(source, (str, os.PathLike)):
+        return options
+    # A config that is given takes the place of the folder's own; diffusers' models have no such.
+    configures = getattr(kind, "config_class", None)
+    given = options.get("config") if configures is not None else None
+    variant = options.get("variant")
+    if os.path.isdir(source):
+        part = Path(source, options.get("subfolder") or "")
+        if part.is_dir() and (given is not None or (part / "config.json").is_file()):
+            check_component(kind, part, variant, given_config(configures, given, options))
+        return options
+    # From the Hub the very files that were checked are loaded, whatever is pushed in between.
+    stem = STEMS[1] if configures is None else STEMS[0]
+    found = fetch_part(str(source), stem, options, needs_config=given is None)
+    if found is None:
+        return options
+    check_component(kind, found.folder, variant, given_config(configures, given, options))
+    rest = {name: value for name, value in options.items() if name != "force_download"}
+    return {**rest, "revision": found.commit}
+
+
+def given_config(configures: Any, given: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Content of what `from_pretrained` was given as `config`; None where nothing was given.
+
+    Args:
+        configures: the model's class of configs.
+        given: a config, or the folder, file or repository that holds one.
+        options: arguments by name of `from_pretrained`.
+
+    Raises:
+        ValueError: a file that is no JSON, or a value that is no config.
+        OSError: a repository or folder without config.json.
+    """
+    if given is None:
         return None
-    part = Path(source, kwargs.get("subfolder") or "")
-    return part if (part / "config.json").is_file() else None
+    if isinstance(given, (str, os.PathLike)):
+        file = Path(given)
+        file = file / (options.get("subfolder") or "") / "config.json" if file.is_dir() else file
+        if file.is_file():
+            return read_json(file)
+        hub = {name: options[name] for name in ("subfolder", *OF_THE_HUB) if name in options}
+        return configures.get_config_dict(given, **hub)[0]
+    if not isinstance(given, configures):
+        wanted = configures.__name__
+        raise ValueError(f"config is a {type(given).__name__}; it must be a {wanted} or a path.")
+    return given.to_dict()
 
 
-def check_component(kind: type, part: Path, variant: str | None = None) -> None:
+def check_component(
+    kind: type, part: Path, variant: str | None = None, config: dict[str, Any] | None = None
+) -> None:
     """Make sure that the config and the weight files of a folder are whole and fit each other.
 
     Args:
         kind: model class of the folder.
         variant: of the weights, as in `from_pretrained`.
+        config: content that takes the place of config.json; None: the folder's own.
 
     Raises:
         ValueError: a field with a value that it cannot have, or weights that are not the config's.
         OSError: a weight file that is missing or damaged.
     """
     # The config by itself, then the headers by themselves: neither is believed by the other.
-    what = f"{part.name}/config.json"
-    content = read_json(part / "config.json")
+    name = repository_of(part) or part.name
+    what = "config" if config is not None else f"{name}/config.json"
+    content = read_json(part / "config.json") if config is None else config
     configures = getattr(kind, "config_class", None) or kind
     own = issubclass(kind, StrictLoading)
     if own:
@@ -160,11 +217,11 @@ def check_component(kind: type, part: Path, variant: str | None = None) -> None:
         raise OSError(f"{shown(part)} holds no weights; a {ending} file must be there.")
     # A model of L layers has L tensors at least, so what follows stays as small as the files.
     most = max(map(len, groups))
-    for name in REPEATED:
-        value = content.get(name, 0)
+    for field in REPEATED:
+        value = content.get(field, 0)
         if not isinstance(value, int) or value > most:
             raise ValueError(
-                f"{what}: {name}={shortened(value, 40)} needs more than {most} weights."
+                f"{what}: {field}={shortened(value, 40)} needs more than {most} weights."
             )
     quantization = content.get("quantization_config")
     if quantization is not None:
@@ -179,11 +236,13 @@ def check_component(kind: type, part: Path, variant: str | None = None) -> None:
     for stored in groups:
         problem = _misfit(model, stored)
         if quantization is None and problem:
-            raise ValueError(f"{shortened(part.name)}: {problem}")
+            raise ValueError(f"{shortened(name)}: {problem}")
         if quantization is not None and not problem:
             raise ValueError(f"{what}: quantization_config is given, but no weight is quantized.")
+    # A config that is given may name the dtype to load in; the folder's own has the stored one.
     if quantization is None:
-        _check_precision(content, groups, part)
+        file = part / "config.json"
+        _check_precision(read_json(file) if file.is_file() else {}, groups, part)
 
 
 def _check_class(kind: type, content: dict[str, Any], what: str) -> None:
@@ -196,53 +255,6 @@ def _check_class(kind: type, content: dict[str, Any], what: str) -> None:
     if wanted is not None and content.get("model_type", wanted) != wanted:
         given = shortened(content["model_type"], 40)
         raise ValueError(f"{what}: model_type={given} must be {wanted!r}.")
-
-
-def weight_groups(part: Path, variant: str | None = None) -> list[dict[str, StoredTensor]]:
-    """Tensors by name of every whole set of weights that a folder has of this variant.
-
-    Raises:
-        OSError: naming a file that is missing or damaged.
-    """
-    dot = f".{variant}" if variant else ""
-    groups = [
-        read_header(part / f"{stem}{dot}.safetensors")
-        for stem in STEMS
-        if (part / f"{stem}{dot}.safetensors").is_file()
-    ]
-    indexes = [part / f"{stem}.safetensors.index{dot}.json" for stem in STEMS]
-    return groups + [read_shards(index) for index in indexes if index.is_file()]
-
-
-def read_shards(index: Path) -> dict[str, StoredTensor]:
-    """Tensors by name of all files that an index of shards lists.
-
-    Raises:
-        OSError: an index that is damaged, or that names what is not beside it.
-    """
-    try:
-        content = read_json(index)
-    except ValueError as error:
-        raise OSError(str(error)) from None
-    if not isinstance(content.get("metadata"), dict):
-        raise OSError(f"{shown(index)} is damaged: metadata must be an object.")
-    listed = content.get("weight_map")
-    plain = isinstance(listed, dict) and all(isinstance(file, str) for file in listed.values())
-    if not plain or not listed:
-        raise OSError(f"{shown(index)} is damaged: weight_map must name the file of every weight.")
-    found: dict[str, StoredTensor] = {}
-    for file in sorted(set(listed.values())):
-        # A name with a folder in it would read what lies elsewhere.
-        if Path(file).name != file or not file.endswith(".safetensors") or len(file) > 255:
-            raise OSError(f"{shown(index)} is damaged: {shortened(file)!r} is no name of a shard.")
-        if not (index.parent / file).is_file():
-            raise OSError(f"{shown(index.parent / file)} is missing: {index.name} lists it.")
-        header = read_header(index.parent / file)
-        wanted = {name for name, place in listed.items() if place == file}
-        for name in sorted(wanted ^ set(header))[:1]:
-            raise OSError(f"{shown(index)} is damaged: {shortened(name)} is not where it says.")
-        found |= header
-    return found
 
 
 def _without_numbers(kind: Any, configures: Any, content: dict[str, Any], what: str) -> Any:

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+STEMS = ("model", "diffusion_pytorch_model")  # how transformers and diffusers name weight files
 LARGEST_JSON = 2**24  # bytes; indexes and headers of the largest published models have 0.2 MB
 DEEPEST_JSON = 32  # lists and objects inside each other; configs have about 4
 LONGEST_PATH = 120  # characters of a path that a message repeats, from its end
@@ -95,6 +96,15 @@ def _inside(content: Any) -> list[Any]:
     return content if isinstance(content, list) else []
 
 
+def is_shard_name(name: Any) -> bool:
+    """Whether this is the name of a .safetensors file beside its index.
+
+    A name with a folder in it would read what lies elsewhere.
+    """
+    plain = isinstance(name, str) and Path(name).name == name and len(name) <= 255
+    return plain and name.endswith(".safetensors")
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a .safetensors file by name, without reading any of their numbers.
 
@@ -163,3 +173,49 @@ def _are_sizes(values: Any) -> bool:
         and len(values) <= 16
         and all(type(value) is int and 0 <= value < 2**48 for value in values)
     )
+
+
+def weight_groups(part: Path, variant: str | None = None) -> list[dict[str, StoredTensor]]:
+    """Tensors by name of every whole set of weights that a folder has of this variant.
+
+    Raises:
+        OSError: naming a file that is missing or damaged.
+    """
+    dot = f".{variant}" if variant else ""
+    groups = [
+        read_header(part / f"{stem}{dot}.safetensors")
+        for stem in STEMS
+        if (part / f"{stem}{dot}.safetensors").is_file()
+    ]
+    indexes = [part / f"{stem}.safetensors.index{dot}.json" for stem in STEMS]
+    return groups + [read_shards(index) for index in indexes if index.is_file()]
+
+
+def read_shards(index: Path) -> dict[str, StoredTensor]:
+    """Tensors by name of all files that an index of shards lists.
+
+    Raises:
+        OSError: an index that is damaged, or that names what is not beside it.
+    """
+    try:
+        content = read_json(index)
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    if not isinstance(content.get("metadata"), dict):
+        raise OSError(f"{shown(index)} is damaged: metadata must be an object.")
+    listed = content.get("weight_map")
+    plain = isinstance(listed, dict) and all(isinstance(file, str) for file in listed.values())
+    if not plain or not listed:
+        raise OSError(f"{shown(index)} is damaged: weight_map must name the file of every weight.")
+    found: dict[str, StoredTensor] = {}
+    for file in sorted(set(listed.values())):
+        if not is_shard_name(file):
+            raise OSError(f"{shown(index)} is damaged: {shortened(file)!r} is no name of a shard.")
+        if not (index.parent / file).is_file():
+            raise OSError(f"{shown(index.parent / file)} is missing: {index.name} lists it.")
+        header = read_header(index.parent / file)
+        wanted = {name for name, place in listed.items() if place == file}
+        for name in sorted(wanted ^ set(header))[:1]:
+            raise OSError(f"{shown(index)} is damaged: {shortened(name)} is not where it says.")
+        found |= header
+    return found
