@@ -1,10 +1,12 @@
 """Parts loaded alone by Hub id are checked before they are built, as parts of a folder are."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
+import transformers
+from huggingface_hub import HfApi, constants, hf_api
 from safetensors.torch import load, save
 from transformers import AutoModel
 
@@ -21,6 +23,7 @@ from codeclade import (
 from codeclade.components import loading
 from codeclade.hub.push import push
 from fake_hub.client import head, put
+from fresh_loading import fresh
 
 pytest_plugins = "fake_hub.fixtures"
 
@@ -30,7 +33,6 @@ KINDS = {
     "transformer": CodecladeTransformer,
     "refiner": Refiner,
 }
-WEIGHTS = {"vq_model": "diffusion_pytorch_model", "cluster_map": "diffusion_pytorch_model"}
 
 
 def same(first, second) -> bool:
@@ -44,6 +46,8 @@ def hub(hub, monkeypatch, waits):
     """The Hub that pushes go to, for downloads by this process as well."""
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     return hub
 
 
@@ -52,17 +56,31 @@ def cache(tmp_path):
     return {"cache_dir": tmp_path / "cache"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pipe():
+    """A pipeline of all parts."""
     return build_scheme("cluster", refiner=build_refiner())
 
 
+@pytest.fixture(scope="module")
+def files(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipe")
+    pipe.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def pushed(hub, pipe):
-    """A pipeline of all parts at tester/tiny."""
-    push(pipe, "tester/tiny")
+def pushed(hub, pipe, files):
+    """The pipeline, whose files are at tester/tiny."""
+    upload(hub, files)
     hub.log.clear()
     return pipe
+
+
+def upload(hub, folder, name="tester/tiny") -> None:
+    api = HfApi(hub.endpoint, token="hf_tester")
+    api.create_repo(name, exist_ok=True)
+    api.upload_folder(repo_id=name, folder_path=folder)
 
 
 def change(hub, path: str, edit, name="tester/tiny") -> None:
@@ -100,7 +118,7 @@ def test_shards_variants_and_whole_repositories(hub, cache, tmp_path):
     pipe = build_scheme("semantic_detail").to(torch.bfloat16)
     pipe.save_pretrained(tmp_path / "a", max_shard_size="20KB")
     pipe.save_pretrained(tmp_path / "a", variant="bf16")
-    push(tmp_path / "a", "tester/tiny")
+    upload(hub, tmp_path / "a")
     half = {"torch_dtype": torch.bfloat16, **cache}
     for options in ({}, {"variant": "bf16"}):
         hub.log.clear()
@@ -112,7 +130,7 @@ def test_shards_variants_and_whole_repositories(hub, cache, tmp_path):
         weights = [path for path in fetched if path.endswith(".safetensors")]
         assert weights and all(("bf16" in path) == bool(options) for path in weights)
     build_vq().save_pretrained(tmp_path / "vq")
-    push(tmp_path / "vq", "tester/vq")
+    upload(hub, tmp_path / "vq", "tester/vq")
     assert same(VQModel.from_pretrained("tester/vq", **cache), build_vq())
     change(hub, "config.json", with_fields(codebook_size=0), name="tester/vq")
     with pytest.raises(ValueError, match=r"^tester/vq/config\.json: codebook_size=0 must be"):
@@ -166,7 +184,7 @@ def test_damaged_parts_are_refused_in_one_sentence(hub, pushed, cache, bad):
 
 def test_an_index_of_shards_names_nothing_elsewhere(hub, cache, tmp_path):
     build_scheme("token").save_pretrained(tmp_path, max_shard_size="20KB")
-    push(tmp_path, "tester/tiny")
+    upload(hub, tmp_path)
     index = "transformer/model.safetensors.index.json"
     shards = with_fields(weight_map={"norm.weight": "../vq_model/x.safetensors"})
     change(hub, index, shards)
@@ -180,7 +198,7 @@ def test_an_index_of_shards_names_nothing_elsewhere(hub, cache, tmp_path):
 @pytest.mark.parametrize("name", ["vq_model", "transformer"])
 def test_a_warm_cache_works_offline(hub, pushed, cache, name, monkeypatch):
     where = {"subfolder": name, **cache}
-    with pytest.raises(OSError, match="tester/tiny"):  # cold
+    with pytest.raises(OSError, match=r"tester/tiny|couldn't connect"):  # cold
         KINDS[name].from_pretrained("tester/tiny", local_files_only=True, **where)
     CodecladePipeline.from_pretrained("tester/tiny", **cache)  # all parts, as pipelines fetch them
     offline = KINDS[name].from_pretrained("tester/tiny", local_files_only=True, **where)
@@ -198,7 +216,7 @@ def test_what_is_not_there_is_the_librarys_own_error(hub, pushed, cache, name):
     library = "is not a local folder and is not a valid model identifier"
     with pytest.raises(OSError, match=library):
         kind.from_pretrained("tester/nothing", subfolder=name, **cache)
-    with pytest.raises(OSError, match=r"config\.json"):
+    with pytest.raises(OSError, match=r"tester/tiny does not appear to have a file named"):
         kind.from_pretrained("tester/tiny", **cache)  # a pipeline, and no subfolder
     with pytest.raises(OSError, match="no-branch"):
         kind.from_pretrained("tester/tiny", subfolder=name, revision="no-branch", **cache)
@@ -206,12 +224,13 @@ def test_what_is_not_there_is_the_librarys_own_error(hub, pushed, cache, name):
 
 
 @pytest.mark.parametrize("name", ["vq_model", "transformer"])
-def test_the_commit_that_was_checked_is_loaded(hub, pushed, cache, name, monkeypatch):
+def test_the_commit_that_was_checked_is_loaded(hub, pushed, cache, name, monkeypatch, tmp_path):
+    build_scheme("cluster", seed=1, refiner=build_refiner()).save_pretrained(tmp_path / "new")
     before, check = head(hub), loading.check_component
 
     def check_and_push(*arguments):
         check(*arguments)
-        push(build_scheme("cluster", seed=1), "tester/tiny")
+        upload(hub, tmp_path / "new")
 
     where = {"subfolder": name, **cache}
     monkeypatch.setattr(loading, "check_component", check_and_push)
@@ -223,11 +242,12 @@ def test_the_commit_that_was_checked_is_loaded(hub, pushed, cache, name, monkeyp
     assert same(pinned, part)
 
 
-def test_a_tokenizer_of_the_hub_that_forces_float32(hub, cache):
+def test_a_tokenizer_of_the_hub_that_forces_float32(hub, cache, tmp_path):
     vq_model = build_vq(force_upcast=True)
     with torch.no_grad():
         vq_model.post_quant_conv.weight.mul_(1e6)
-    push(vq_model, "tester/vq")
+    vq_model.save_pretrained(tmp_path / "vq")
+    upload(hub, tmp_path / "vq", "tester/vq")
     loaded = VQModel.from_pretrained("tester/vq", torch_dtype=torch.float16, **cache)
     assert loaded.dtype == torch.float32 and same(loaded, vq_model)
 
@@ -236,9 +256,9 @@ def test_a_tokenizer_of_the_hub_that_forces_float32(hub, cache):
 
 
 @pytest.fixture(params=["folder", "hub"])
-def place(request, hub, pushed, cache, tmp_path):
+def place(request, hub, pushed, files, cache, tmp_path):
     """Source and arguments of the same part in a folder and on the Hub."""
-    pushed.save_pretrained(tmp_path / "pipe")
+    shutil.copytree(files, tmp_path / "pipe")
     if request.param == "folder":
         return tmp_path / "pipe", {"subfolder": "transformer"}
     return "tester/tiny", {"subfolder": "transformer", **cache}
@@ -259,7 +279,7 @@ def test_a_given_config_is_checked_against_the_weights(place, pushed, tmp_path):
         ({"num_hidden_layers": 500}, "num_hidden_layers=500 needs more than"),
         ({"hidden_size": 64}, "mismatched shapes"),
     ):
-        bad = CodecladeConfig.from_dict(fields)
+        bad = CodecladeConfig.from_dict(dict(fields))
         for name, value in changes.items():
             setattr(bad, name, value)
         with pytest.raises(ValueError, match=words) as caught:
@@ -291,3 +311,44 @@ def test_a_config_without_the_folders_own(tmp_path):
     model.config.num_attention_heads = 5
     with pytest.raises(ValueError, match="must be a multiple of 4"):
         CodecladeTransformer.from_pretrained(tmp_path, config=model.config)
+
+
+BARE = """
+import sys, diffusers, transformers
+from importlib.util import find_spec
+
+def total(part):
+    return round(sum(value.double().abs().sum().item() for value in part.state_dict().values()), 3)
+
+assert find_spec("codeclade") is None
+for offline in (False, True):
+    options = {"trust_remote_code": True, "local_files_only": offline}
+    for name in ("transformer", "refiner", "vq_model", "cluster_map"):
+        library = transformers if name in ("transformer", "refiner") else diffusers
+        part = library.AutoModel.from_pretrained("tester/tiny", subfolder=name, **options)
+        print(type(part).__name__, type(part).__module__.split(".")[0], total(part))
+config = transformers.AutoConfig.from_pretrained(
+    "tester/tiny", subfolder="transformer", trust_remote_code=True
+)
+print(type(config).__name__)
+half = transformers.AutoModel.from_pretrained(
+    "tester/tiny", subfolder="transformer", trust_remote_code=True, dtype=torch.bfloat16
+)
+print(half.dtype)
+"""
+
+
+def test_parts_of_a_pipeline_load_alone_where_codeclade_is_not_installed(
+    hub, pipe, bare_python, tmp_path
+):
+    push(pipe, "tester/tiny")
+    parts = []
+    for name in ("transformer", "refiner", "vq_model", "cluster_map"):
+        values = getattr(pipe, name).state_dict().values()
+        total = round(sum(value.double().abs().sum().item() for value in values), 3)
+        library = (
+            "transformers_modules" if name in ("transformer", "refiner") else "diffusers_modules"
+        )
+        parts.append(f"{type(getattr(pipe, name)).__name__} {library} {total}")
+    lines = fresh(hub, tmp_path / "home", BARE, interpreter=bare_python)
+    assert lines == [*parts, *parts, "CodecladeConfig", "torch.bfloat16"]

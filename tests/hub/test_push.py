@@ -5,12 +5,9 @@ another machine would: with codeclade, and in an environment where it is not ins
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-import venv
 
 import pytest
 import torch
@@ -25,25 +22,6 @@ from fake_hub.client import LOOPBACK_ONLY, TOKENS, head, hf, put, run
 from fresh_loading import fresh, image_hash
 
 pytest_plugins = "fake_hub.fixtures"
-
-
-@pytest.fixture(scope="session")
-def bare_python(tmp_path_factory):
-    """An interpreter that has every library of this one, but no codeclade."""
-    folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, with_pip=False, symlinks=True)
-    (inside,) = folder.glob("lib/python*/site-packages")
-    libraries = [path for path in sys.path if path.endswith("site-packages")]
-    (inside / "libraries.pth").write_text("\n".join(libraries))  # their own .pth are not followed
-    interpreter = folder / "bin" / "python"
-    code = "from importlib.util import find_spec as f; print(f('codeclade'), bool(f('torch')))"
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [interpreter, "-c", code], capture_output=True, text=True, check=True, env=clean
-    )
-    wanted = "None True"
-    assert done.stdout.strip() == wanted, "codeclade must be installed in editable mode here"
-    return interpreter
 
 
 LOAD = """

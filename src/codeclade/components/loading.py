@@ -203,8 +203,8 @@ def check_component(
         OSError: a weight file that is missing or damaged.
     """
     # The config by itself, then the headers by themselves: neither is believed by the other.
-    name = repository_of(part) or part.name
-    what = "config" if config is not None else f"{name}/config.json"
+    called = repository_of(part) or part.name
+    what = "config" if config is not None else f"{called}/config.json"
     content = read_json(part / "config.json") if config is None else config
     configures = getattr(kind, "config_class", None) or kind
     own = issubclass(kind, StrictLoading)
@@ -217,11 +217,11 @@ def check_component(
         raise OSError(f"{shown(part)} holds no weights; a {ending} file must be there.")
     # A model of L layers has L tensors at least, so what follows stays as small as the files.
     most = max(map(len, groups))
-    for field in REPEATED:
-        value = content.get(field, 0)
+    for name in REPEATED:
+        value = content.get(name, 0)
         if not isinstance(value, int) or value > most:
             raise ValueError(
-                f"{what}: {field}={shortened(value, 40)} needs more than {most} weights."
+                f"{what}: {name}={shortened(value, 40)} needs more than {most} weights."
             )
     quantization = content.get("quantization_config")
     if quantization is not None:
@@ -236,7 +236,7 @@ def check_component(
     for stored in groups:
         problem = _misfit(model, stored)
         if quantization is None and problem:
-            raise ValueError(f"{shortened(name)}: {problem}")
+            raise ValueError(f"{shortened(called)}: {problem}")
         if quantization is not None and not problem:
             raise ValueError(f"{what}: quantization_config is given, but no weight is quantized.")
     # A config that is given may name the dtype to load in; the folder's own has the stored one.
