@@ -314,41 +314,47 @@ def test_a_config_without_the_folders_own(tmp_path):
 
 
 BARE = """
-import sys, diffusers, transformers
 from importlib.util import find_spec
-
-def total(part):
-    return round(sum(value.double().abs().sum().item() for value in part.state_dict().values()), 3)
+from transformers import AutoConfig, AutoModel
 
 assert find_spec("codeclade") is None
+trusting = {"trust_remote_code": True}
 for offline in (False, True):
-    options = {"trust_remote_code": True, "local_files_only": offline}
-    for name in ("transformer", "refiner", "vq_model", "cluster_map"):
-        library = transformers if name in ("transformer", "refiner") else diffusers
-        part = library.AutoModel.from_pretrained("tester/tiny", subfolder=name, **options)
-        print(type(part).__name__, type(part).__module__.split(".")[0], total(part))
-config = transformers.AutoConfig.from_pretrained(
-    "tester/tiny", subfolder="transformer", trust_remote_code=True
-)
-print(type(config).__name__)
-half = transformers.AutoModel.from_pretrained(
-    "tester/tiny", subfolder="transformer", trust_remote_code=True, dtype=torch.bfloat16
-)
-print(half.dtype)
+    for name in ("transformer", "refiner"):
+        where = {"subfolder": name, "local_files_only": offline, **trusting}
+        part = AutoModel.from_pretrained("tester/tiny", **where)
+        values = part.state_dict().values()
+        total = round(sum(value.double().abs().sum().item() for value in values), 3)
+        print(type(part).__name__, type(part).__module__.split(".")[0], total)
+where = {"subfolder": "transformer", **trusting}
+print(type(AutoConfig.from_pretrained("tester/tiny", **where)).__name__)
+print(AutoModel.from_pretrained("tester/tiny", dtype=torch.bfloat16, **where).dtype)
+try:
+    AutoModel.from_pretrained("tester/bad", **where)
+except ValueError as error:
+    print("refused", "rms_norm_eps" in str(error))
 """
 
 
-def test_parts_of_a_pipeline_load_alone_where_codeclade_is_not_installed(
-    hub, pipe, bare_python, tmp_path
+def test_auto_model_loads_parts_where_codeclade_is_not_installed(
+    hub, pipe, bare_python, tmp_path, monkeypatch
 ):
-    push(pipe, "tester/tiny")
-    parts = []
-    for name in ("transformer", "refiner", "vq_model", "cluster_map"):
-        values = getattr(pipe, name).state_dict().values()
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for name in ("tester/tiny", "tester/bad"):
+        push(pipe, name)
+    change(hub, "transformer/config.json", with_fields(rms_norm_eps=-1.0), name="tester/bad")
+    expected = []
+    for part in (pipe.transformer, pipe.refiner):
+        values = part.state_dict().values()
         total = round(sum(value.double().abs().sum().item() for value in values), 3)
-        library = (
-            "transformers_modules" if name in ("transformer", "refiner") else "diffusers_modules"
-        )
-        parts.append(f"{type(getattr(pipe, name)).__name__} {library} {total}")
+        expected.append(f"{type(part).__name__} transformers_modules {total}")
     lines = fresh(hub, tmp_path / "home", BARE, interpreter=bare_python)
-    assert lines == [*parts, *parts, "CodecladeConfig", "torch.bfloat16"]
+    assert lines == [*expected, *expected, "CodecladeConfig", "torch.bfloat16", "refused True"]
+
+
+def test_code_at_the_root_of_a_pipeline_claims_no_weights_there(hub, pipe):
+    push(pipe, "tester/tiny")
+    assert "modeling_codeclade_transformer.py" in hub.repository("tester/tiny").resolve().files
+    put(HfApi(hub.endpoint, token="hf_tester"), "lora.safetensors", b"weights of somebody")
+    with pytest.raises(ValueError, match=r"did not write \(lora\.safetensors\)"):
+        push(pipe, "tester/tiny")

@@ -34,6 +34,7 @@ def test_a_pipeline(saved, tiny_pipeline):
     assert set(repository.files) == {
         "model_index.json",
         "pipeline.py",
+        "modeling_codeclade_transformer.py",
         "vq_model/config.json",
         "vq_model/diffusion_pytorch_model.safetensors",
         "vq_model/modeling_codeclade_vq_model.py",

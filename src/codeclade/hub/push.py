@@ -178,6 +178,9 @@ def stale_files(repo_id: str, there: set[str], repository: Repository) -> list[s
             f"{repo_id} holds {'a pipeline' if pipeline else 'one component'}, and this is "
             f"{'one component' if pipeline else 'a pipeline'}; choose another name."
         )
+    # The root of a pipeline has code for transformers' AutoModel, but no weights of its own.
+    if pipeline:
+        own_folders.discard(".")
     # Weights without that mark, in no folder of a component, may be anybody's work. Deleting them
     # cannot be undone by a second push, and keeping them would mix two models: refused.
     foreign = sorted(

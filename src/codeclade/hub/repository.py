@@ -201,6 +201,9 @@ def _add_part(repository: Repository, name: str, class_name: str, own: bool) -> 
         code = file_name(class_name)
         repository.index[name] = [code.removesuffix(".py"), class_name]
         repository.files[f"{name}/{code}"] = single_file(class_name).encode()
+        # transformers looks for the code of a subfolder's model in the repository's root alone.
+        if class_name in CONFIG_CLASSES:
+            repository.files[code] = repository.files[f"{name}/{code}"]
 
 
 def _read_component(folder: Path) -> Repository:
