@@ -34,7 +34,7 @@ FORBIDDEN = {
 }
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
-COMPONENT_LIBRARIES |= {"PIL", "numpy", "tokenizers"}  # diffusers and transformers need them
+COMPONENT_LIBRARIES |= {"PIL", "numpy", "tokenizers", "huggingface_hub"}  # which those need
 HEAVY = ("torch", "transformers", "diffusers", "accelerate", "datasets", "scipy", "numba")
 
 
