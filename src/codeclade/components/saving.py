@@ -27,7 +27,9 @@ def keep_code(pipeline: Any, folder: Path) -> None:
         if not type(part).__module__.startswith("diffusers_modules."):
             continue
         file = Path(inspect.getfile(type(part)))
-        where = folder if part is pipeline else folder / name
-        shutil.copyfile(file, where / file.name)
+        shutil.copyfile(file, (folder if part is pipeline else folder / name) / file.name)
+        # transformers looks for the code of a subfolder's model in the folder above it.
+        if getattr(type(part), "config_class", None) is not None:
+            shutil.copyfile(file, folder / file.name)
         index[name] = [file.stem, type(part).__name__]
     index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
