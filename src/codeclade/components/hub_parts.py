@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .weight_files import is_shard_name, read_json
 
@@ -67,8 +67,8 @@ def fetch_part(
         if index is not None:
             shards = [glob.escape((folder / name).as_posix()) for name in _shards(index)]
             snapshot_download(source, allow_patterns=shards, **hub)
-    # Refusals of the Hub, lost connections, names that are none.
-    except (OSError, ValueError, HTTPError):
+    # Refusals of the Hub, and names that are none.
+    except (OSError, ValueError):
         return None
     here = [path for path in found if path is not None]
     if not here or (found[1] is None and unknown):
