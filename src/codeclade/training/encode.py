@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,23 @@ from ..components.vq_model import VQModel
 from ..data.atomic import new_file, write_json
 from ..data.codes import HEADER, Codes
 from ..data.columns import Columns
-from ..data.images import DAMAGED, LabeledImages, load_images
+from ..data.images import LabeledImages
 from ..data.messages import say
-from ..data.splits import Splits
-from ..data.streaming import open_stream
 from .code_shards import id_type, is_done, save_preview, split_header, tokenized
 from .encode_stream import encode_stream
+from .photographs import Photographs
 from .processes import all_processes
 from .recipe import check_settings
 
 
 @dataclass(kw_only=True)
-class EncodeRecipe:
+class EncodeRecipe(Photographs):
     """Settings of `codeclade encode`.
 
     Raises:
         ValueError: a count below 1, or an unknown precision.
     """
 
-    data: str  # image folder, parquet folder or Hub dataset
-    image_size: int  # pixels a side
-    classes: list | dict = field(default_factory=list)  # names to use; empty = all
-    split: str = ""  # of the data set, to train on; empty: train
-    validation_split: str = ""  # empty: validation, valid or val, else 5 % of split
-    streaming: bool = False  # read a Hub dataset, parquet or tars as they arrive, undownloaded
-    image_column: str = ""  # of the data set; empty: image or img
-    label_column: str = ""  # class labels, numbers or names; empty: label, labels or fine_label
     caption_column: str = ""  # texts that are kept beside the codes; empty: none
     views: int = 2  # random crops and flips of every training image; validation has one, centered
     crop: float = 1.1  # largest resize factor before the random crop
@@ -51,14 +42,14 @@ class EncodeRecipe:
     mixed_precision: str = "no"  # no, fp16, bf16: of the convolutions; code search stays float32
     workers: int = 0  # processes that decode images, an encoding process; 0 = it decodes itself
     seed: int = 0  # of the random views
-    damaged_images: str = "refuse"  # refuse names the first and ends; skip looks for them first
+
+    @property
+    def columns(self) -> Columns:
+        """As those of photographs, with captions."""
+        return Columns(self.image_column, self.label_column, self.caption_column)
 
     def __post_init__(self):
-        if self.damaged_images not in DAMAGED:
-            choices = ", ".join(DAMAGED)
-            raise ValueError(
-                f"damaged_images is {self.damaged_images!r}; it must be one of {choices}."
-            )
+        self.check_photographs()
         check_settings(self, "image_size", "views", "shard_size", "batch_size")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be 0 or more.")
@@ -95,22 +86,16 @@ def encode(recipe: EncodeRecipe, vq_model: VQModel, out: str | Path) -> None:
         )
     # Both splits are looked at before the first one is written.
     processes, todo = all_processes(), []
-    names = {
-        "damaged": recipe.damaged_images,
-        "columns": Columns(recipe.image_column, recipe.label_column, recipe.caption_column),
-        "splits": Splits(recipe.split, recipe.validation_split),
-    }
     for split in ("train", "validation"):
         if recipe.streaming:
-            stream = open_stream(recipe.data, split, recipe.classes, **names)
+            stream = recipe.open(split)
             folder = Path(out) / split
             header = split_header(recipe, vq_model, stream.class_names, split)
             if not is_done(folder, header):
                 todo.append((stream, header, folder))
             continue
-        source = recipe.data, split, recipe.image_size, recipe.classes, recipe.crop
         with processes.main_process_first():  # the others find its cache
-            images = load_images(*source, **names)
+            images = recipe.open(split)
         header, folder = _header(recipe, vq_model, images, split), Path(out) / split
         if not is_done(folder, header):
             todo.append((images, header, folder))

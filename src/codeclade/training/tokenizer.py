@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ..components.vq_model import VQModel
 from ..data.atomic import new_file
-from ..data.columns import Columns
-from ..data.images import LabeledImages, load_images
+from ..data.images import LabeledImages
 from ..data.pixels import to_pixels
-from ..data.splits import Splits
-from ..data.streaming import ImageStream, open_stream
+from ..data.streaming import ImageStream
 from .batches import StreamOrder
 from .codebook_training import CodebookTraining
 from .discriminator import Adversary, adaptive_weight
@@ -74,18 +72,10 @@ def train_tokenizer(recipe: TokenizerRecipe, out: str | Path) -> VQModel:
 
 def _photographs(recipe: TokenizerRecipe) -> tuple[LabeledImages | ImageStream, LabeledImages]:
     """Images to train on, and those held out; of a stream the first ones of its other split."""
-    names = {
-        "damaged": recipe.damaged_images,
-        "columns": Columns(recipe.image_column, recipe.label_column),
-        "splits": Splits(recipe.split, recipe.validation_split),
-    }
-    if recipe.streaming:
-        images = open_stream(recipe.data, "train", recipe.classes, **names)
-        held_out = open_stream(recipe.data, "validation", recipe.classes, **names)
-        return images, held_out.first(HELD_OUT, recipe.image_size)
-    source = recipe.image_size, recipe.classes
-    images = load_images(recipe.data, "train", *source, recipe.crop, **names)
-    return images, load_images(recipe.data, "validation", *source, **names)
+    images, held_out = recipe.open("train"), recipe.open("validation")
+    if isinstance(held_out, ImageStream):
+        held_out = held_out.first(HELD_OUT, recipe.image_size)
+    return images, held_out
 
 
 def _train(

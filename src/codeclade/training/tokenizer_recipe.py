@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..data.images import DAMAGED
+from .photographs import Photographs
 from .recipe import RunRecipe, check_settings
 
 # What `perceptual` names, and the smallest image that the network's poolings leave something of.
@@ -13,29 +13,18 @@ CHOICES = {
     "perceptual": tuple(PERCEPTUAL),
     "classifier": ("none", "lite0", "lite2"),
     "codebook_update": ("gradient", "ema"),
-    "damaged_images": DAMAGED,
 }
 
 
 @dataclass(kw_only=True)
-class TokenizerRecipe(RunRecipe):
+class TokenizerRecipe(RunRecipe, Photographs):
     """Settings of `codeclade train-tokenizer`.
 
     Raises:
         ValueError: a value that cannot be, or values that do not go together.
     """
 
-    data: str  # image folder, parquet folder or Hub dataset
-    image_size: int  # pixels a side
-    classes: list | dict = field(default_factory=list)  # names to use; empty = all
-    split: str = ""  # of the data set, to train on; empty: train
-    validation_split: str = ""  # empty: validation, valid or val, else 5 % of split
-    streaming: bool = False  # read a Hub dataset, parquet or tars as they arrive, undownloaded
     shuffle_buffer: int = 1000  # streamed images that are shuffled among each other
-    image_column: str = ""  # of the data set; empty: image or img
-    label_column: str = ""  # class labels, numbers or names; empty: label, labels or fine_label
-    crop: float = 1.0  # largest resize factor before the random crop
-    damaged_images: str = "refuse"  # refuse names the first and ends; skip looks for them first
     init_from: str = ""  # weights to start from: VQModel, pipeline or run folder, or Hub id
     block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])  # widths
     layers_per_block: int = 2  # residual blocks a level of the encoder; the decoder has one more
@@ -72,6 +61,7 @@ class TokenizerRecipe(RunRecipe):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_photographs()
         counts = ("image_size", "shuffle_buffer", "codebook_size", "codebook_dim", "semantic_every")
         counts = (*counts, "classifier_size")
         check_settings(self, *counts, "discriminator_channels", "discriminator_layers")
