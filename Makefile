@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_FLAGS ?=  # as in --index-url of the CPU builds
+# Processes of the test suite, a core and about 2 GB each.
+WORKERS ?= 2
 
 .PHONY: setup demo test test-slow test-fuzz test-hub test-lowest coverage types style
 
@@ -18,7 +20,7 @@ demo: setup
 	.venv/bin/codeclade generate --out demo.png
 
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -47,7 +47,7 @@ def seeded(seed: int) -> torch.Generator:
 def build(name: str):
     """The pipeline of a name: a scheme, a refiner's method, "text", "text_cluster" or "bundled"."""
     if name == "bundled":
-        pipe = CodecladePipeline.from_pretrained(bundled(), dtype=torch.float32)
+        pipe = CodecladePipeline.from_pretrained(bundled("0.1"), dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         return pipe
     if name == "text":

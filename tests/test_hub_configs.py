@@ -88,7 +88,7 @@ def pixels(name: str, size: str) -> int:
 
 def test_every_published_model_has_a_size_of_a_recipe():
     assert {pair for pair in ALL if pair[1]} == set(PARAMETERS)
-    assert [pair[0] for pair in ALL if not pair[1]] == ["tiny-imagenet"]
+    assert [pair[0] for pair in ALL if not pair[1]] == ["tiny-imagenet", "tiny-imagenet-masc"]
     assert len(list((ROOT / "hub_configs").rglob("*"))) <= 13
 
 
@@ -204,13 +204,16 @@ def test_refiners_have_the_size_of_their_recipe(name, millions):
     assert round(count_parameters("refiner", config) / 1e6, 1) == millions
 
 
-def test_the_bundled_pipeline_is_the_one_its_recipe_describes():
-    configs = component_configs(FAMILIES["tiny-imagenet"])
+@pytest.mark.parametrize(
+    ("recipe", "version"), [("tiny-imagenet", ""), ("tiny-imagenet-masc", "0.1")]
+)
+def test_the_bundled_pipelines_are_those_their_recipes_describe(recipe, version):
+    configs = component_configs(FAMILIES[recipe])
     for name, config in configs.items():
-        there = json.loads((Path(bundled()) / name / "config.json").read_text())
+        there = json.loads((Path(bundled(version)) / name / "config.json").read_text())
         assert {key: there[key] for key in config} == config, name
-    index = json.loads((Path(bundled()) / "model_index.json").read_text())
-    generator = read("tiny-imagenet", None, "generator")
+    index = json.loads((Path(bundled(version)) / "model_index.json").read_text())
+    generator = read(recipe, None, "generator")
     for name in ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule"):
         assert index[name] == getattr(generator, name), name
 

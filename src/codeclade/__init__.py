@@ -33,9 +33,19 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "bundled", "__version__"]
 
 
-def bundled() -> str:
-    """Folder of the pipeline that ships inside the package, in Hub layout (works offline)."""
-    return str(Path(__file__).parent / "bundled_pipeline")
+def bundled(version: str = "") -> str:
+    """Folder of the pipeline that ships inside the package, in Hub layout (works offline).
+
+    Args:
+        version: "" is today's; "0.1" the one that codeclade 0.1 shipped.
+
+    Raises:
+        ValueError: a version without a pipeline of its own.
+    """
+    folders = {"": "bundled_pipeline", "0.1": "bundled_pipeline_0_1"}
+    if version not in folders:
+        raise ValueError(f'version is {version!r}; it must be "" (the newest) or "0.1".')
+    return str(Path(__file__).parent / folders[version])
 
 
 def __getattr__(name: str) -> Any:

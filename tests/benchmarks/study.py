@@ -5,6 +5,7 @@
     python tests/benchmarks/study.py all --out runs/study
     python tests/benchmarks/study.py figures
 
+`start` makes the tokenizer that `prepare` and the bundled pipeline's training begin with;
 `prepare` makes tokenizer, codes and cluster maps; `run` trains one method and adds its row to
 docs/study/runs.json; `all` makes the runs of the protocol that are not there yet; `figures` draws
 docs/study/*.png and prints the tables from runs.json alone. Everything that was interrupted goes
@@ -98,7 +99,7 @@ def prepare(data: str, out: Path) -> None:
 
 
 def first_tokenizer(data: str, folder: Path) -> None:
-    """The bundled tokenizer with a codebook of k-means centers of latents of 4,000 photographs."""
+    """The tokenizer of 0.1 with k-means centers of the latents of 4,000 photographs as codebook."""
     from sklearn.cluster import MiniBatchKMeans
 
     import codeclade
@@ -107,8 +108,7 @@ def first_tokenizer(data: str, folder: Path) -> None:
     from codeclade.data.pixels import to_pixels
 
     # Latents (n, d) of length one, as the quantizer compares them.
-    bundled = Path(codeclade.__file__).parent / "bundled_pipeline" / "vq_model"
-    model = VQModel.from_pretrained(bundled)
+    model = VQModel.from_pretrained(codeclade.bundled("0.1"), subfolder="vq_model")
     images = load_images(data, "train", 64, [], 1.0)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:4000]
     with torch.no_grad():
@@ -367,18 +367,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("prepare", "run", "all", "figures"):
+    for verb in ("start", "prepare", "run", "all", "figures"):
         one = verbs.add_parser(verb)
         if verb != "figures":
             one.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
-        if verb == "prepare":
+        if verb in ("start", "prepare"):
             one.add_argument("--data", default="zh-plus/tiny-imagenet", help="folder or Hub id")
         if verb == "run":
             one.add_argument("method", choices=METHODS)
             one.add_argument("--learning-rate", choices=RATES, default=RATES[0])
             one.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    if arguments.verb == "prepare":
+    if arguments.verb == "start":
+        first_tokenizer(arguments.data, arguments.out)
+    elif arguments.verb == "prepare":
         prepare(arguments.data, arguments.out)
     elif arguments.verb == "run":
         run(arguments.method, arguments.learning_rate, arguments.seed, arguments.out)

@@ -11,24 +11,35 @@ import torch
 
 from codeclade import CodecladePipeline, bundled
 
+VERSIONS = ("", "0.1")
 
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = CodecladePipeline.from_pretrained(bundled())
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def pipe(request):
+    pipe = CodecladePipeline.from_pretrained(bundled(request.param))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def test_weights_are_under_30_megabytes():
-    files = list(Path(bundled()).rglob("*.safetensors"))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_weights_are_under_30_megabytes(version):
+    files = list(Path(bundled(version)).rglob("*.safetensors"))
     assert len(files) == 3
     assert sum(file.stat().st_size for file in files) <= 30e6
 
 
-def test_clusters_are_half_of_the_codebook(pipe):
-    assert pipe.cluster_map.num_clusters * 2 == pipe.vq_model.codebook_size
-    assert pipe.cluster_map.config.method == "masc"
-    assert pipe.transformer.config.scheme == "cluster"
+def test_a_version_without_a_pipeline_is_refused():
+    with pytest.raises(ValueError, match=r"version is '0\.3'; it must be"):
+        bundled("0.3")
+
+
+@pytest.mark.parametrize(
+    ("version", "scheme", "codes"), [("", "token", 4096), ("0.1", "cluster", 1024)]
+)
+def test_every_version_has_its_scheme_and_512_clusters(version, scheme, codes):
+    pipe = CodecladePipeline.from_pretrained(bundled(version))
+    assert (pipe.transformer.config.scheme, pipe.vq_model.codebook_size) == (scheme, codes)
+    assert (pipe.cluster_map.config.method, pipe.cluster_map.num_clusters) == ("masc", 512)
 
 
 def test_map_is_average_linkage_of_its_codebook(pipe):
@@ -63,8 +74,9 @@ def test_reconstruction_is_close_to_a_photograph(pipe):
     assert error < 0.3 * pixels.var()
 
 
-def test_readme_card_is_there():
-    text = (Path(bundled()) / "README.md").read_text()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_readme_card_is_there(version):
+    text = (Path(bundled(version)) / "README.md").read_text()
     assert text.startswith("---\n")
     assert "Tiny ImageNet" in text
 

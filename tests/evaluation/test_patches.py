@@ -14,13 +14,13 @@ from codeclade.evaluation.patches import code_patches
 
 @pytest.fixture(scope="module")
 def vq_model():
-    return VQModel.from_pretrained(bundled(), subfolder="vq_model").eval()
+    return VQModel.from_pretrained(bundled("0.1"), subfolder="vq_model").eval()
 
 
 @torch.no_grad()
 def colors_in_images(vq_model: VQModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (n,) of the bundled samples, and the mean color (n, 3) of their places once decoded."""
-    sheet = Image.open(Path(bundled()) / "samples.png").convert("RGB")  # 8 rows of 4, enlarged
+    """Codes (n,) of the samples of 0.1, and the mean color (n, 3) of their places once decoded."""
+    sheet = Image.open(Path(bundled("0.1")) / "samples.png").convert("RGB")  # 8 rows of 4, enlarged
     places = [(127 + 132 * column, 4 + 132 * row) for row in range(8) for column in range(4)]
     crops = [sheet.crop((x, y, x + 128, y + 128)).reduce(2) for x, y in places]
     images = torch.stack([torch.from_numpy(np.array(crop)).permute(2, 0, 1) for crop in crops])

@@ -102,10 +102,10 @@ def space_files(
     files: dict[str, Path | bytes] = dict(front_door(**metadata))
     for path in sorted(PACKAGE.rglob("*")):
         name = path.relative_to(PACKAGE)
-        # The bundled pipeline is sent only where it is the one shown; beside another it is dead
-        # weight.
+        # The bundled pipeline is sent only where it is the one shown, and never those of earlier
+        # versions: dead weight.
         bundled = name.parts[0] == "bundled_pipeline"
-        if bundled and repo_id:
+        if name.parts[0].startswith("bundled_pipeline") and (repo_id or not bundled):
             continue
         if path.is_file() and (bundled or path.suffix in PACKAGE_SUFFIXES):
             files[f"codeclade/{name.as_posix()}"] = path
