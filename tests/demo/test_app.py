@@ -34,7 +34,8 @@ from demo.server import served
 
 def test_generate_streams_and_ends_with_what_the_pipeline_makes(client, pipe):
     *parts, last = list(client.submit(**GENERATE, api_name="/generate"))
-    expected = pipe("lion", guidance_scale=3.0, num_images_per_prompt=2, generator=seeded()).images
+    named = {"guidance_scale": 3.0, "temperature": 1.0, "num_images_per_prompt": 2}
+    expected = pipe("lion", generator=seeded(), **named).images
     for image, made in zip(arrays(last[0]), expected, strict=True):
         assert (image == np.asarray(made)).all()
     assert last[0][0]["image"].endswith(".png")
@@ -125,7 +126,7 @@ def test_clusters_lists_the_cut(client, pipe):
     seen = []
     for page in (1, 2):
         cards, note, table, _ = client.predict(30, "largest first", page, api_name="/clusters")
-        assert len(cards) == len(table) and "30 clusters of 1024 codes" in note
+        assert len(cards) == len(table) and "30 clusters of 4096 codes" in note
         seen += table
     assert sorted(card["cluster"] for card in seen) == list(range(30))
     sizes = [card["size"] for card in seen]
@@ -207,7 +208,7 @@ def test_reconstruct_measures(client, pipe, picture):
 
 
 def test_reconstruct_with_every_code_alone(client, picture):
-    _, note, data = client.predict(handle_file(picture), 1024, 3, api_name="/reconstruct")
+    _, note, data = client.predict(handle_file(picture), 4096, 3, api_name="/reconstruct")
     assert data["psnr_between"] is None and data["changed"] == 0
     assert "identical to the tokens; 0% of the codes changed" in note
 

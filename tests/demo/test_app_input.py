@@ -109,7 +109,7 @@ def test_no_file_of_the_server_is_read_or_served(address, picture):
 
 
 def test_hostile_places_and_pages(address, client, picture):
-    for arguments in ([0, 0], [1025, 0], ["100", 0], [100, "by name"], [True, 0]):
+    for arguments in ([0, 0], [4097, 0], ["100", 0], [100, "by name"], [True, 0]):
         data = [arguments[0], arguments[1] or "by number", 1]
         assert "event: error" in post(address, "clusters", data)
     for page in (0, -1, None, 1.5, True, float("nan")):

@@ -110,7 +110,7 @@ def test_a_dry_run_sends_nothing(hub, saved, capsys):
     assert not hub.log
     size = (saved / "transformer" / "model.safetensors").stat().st_size
     assert re.search(rf"^ +{size:,}  transformer/model.safetensors$", output, re.MULTILINE)
-    assert "README.md" in output and "in 12 files for tester/tiny; samples.png will be" in output
+    assert "README.md" in output and "in 13 files for tester/tiny; samples.png will be" in output
     assert "left out, as no repository file: old.pt" in output
 
 

@@ -33,11 +33,13 @@ FAMILIES = [
 
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory):
-    """Random weights in the place of LPIPS's."""
-    file = tmp_path_factory.mktemp("lpips") / "vgg.safetensors"
-    weights = Lpips("vgg").weights()
-    save_file({name: value.contiguous() for name, value in weights.items()}, file)
-    return str(file)
+    """Folder of random weights in the place of LPIPS's."""
+    folder = tmp_path_factory.mktemp("lpips")
+    for network in ("alex", "vgg"):
+        weights = Lpips(network).weights()
+        file = folder / f"{network}.safetensors"
+        save_file({name: value.contiguous() for name, value in weights.items()}, file)
+    return folder
 
 
 def photographs(folder, names) -> str:
@@ -77,8 +79,10 @@ def test_a_recipe_trains_as_it_is_written(name, tmp_path, lpips):
     # The tokenizer, of IAR2 in its two stages, with the discriminator from the first step on.
     tokenizer = ["--tokenizer", str(tmp_path / "tokenizer")]
     settings = [data, *TOKENIZER, *LENGTHS]
-    if written["tokenizer"].perceptual == "vgg":
-        settings += [f"perceptual_weights={lpips}", "discriminator_start=0"]
+    network = written["tokenizer"].perceptual
+    if network in ("alex", "vgg"):
+        weights = lpips / f"{network}.safetensors"
+        settings += [f"perceptual_weights={weights}", "discriminator_start=0"]
     if written["tokenizer"].stage == "semantic":
         first = str(tmp_path / "semantic")
         run("train-tokenizer", "--out", first, *settings, "detail_codebook_size=24")
