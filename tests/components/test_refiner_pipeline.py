@@ -131,3 +131,8 @@ def test_settings_that_a_refiner_cannot_have_are_refused(
 ):
     with pytest.raises(ValueError, match=words):
         refining_pipeline()(0, refine=refine, refiner_settings=settings)
+
+
+def test_a_refiner_for_smaller_images_than_the_transformers_is_refused(refining_pipeline):
+    with pytest.raises(ValueError, match="refiner was made for 2 x 2 tokens, the transformer"):
+        refining_pipeline(**MASC | {"grid_size": 2})

@@ -88,7 +88,7 @@ class Pipelines:
 
     def __init__(self, folder: Path, seed: int = 0):
         self.random = random.Random(seed)
-        self.bundled = Path(codeclade.bundled())
+        self.bundled = Path(codeclade.bundled("0.1"))  # of clusters, so with every part
         self.small: dict[str, Path] = {}
         for scheme in ("token", "cluster", "cluster_token", "semantic_detail"):
             self.small[scheme] = folder / scheme

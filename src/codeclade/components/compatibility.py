@@ -55,3 +55,9 @@ def check_components(
     scheme.check_parts(transformer, cluster_map)
     if refiner is not None:
         refiner.check_cluster_map(cluster_map)
+        ours, theirs = transformer.config.grid_size, refiner.config.grid_size
+        if theirs < ours:
+            raise ValueError(
+                f"refiner was made for {theirs} x {theirs} tokens, the transformer makes {ours} x "
+                f"{ours}; load the parts that were trained together."
+            )
