@@ -106,7 +106,7 @@ def wait_for_note(page, pattern):
 
 def generated(page):
     button(page, "Generate").click()
-    wait_for_note(page, "guidance 3")
+    wait_for_note(page, "guidance 5")
 
 
 def test_every_tab_works(page):
@@ -152,7 +152,7 @@ def test_pictures_stream(desktop, backend):
     with slowed(backend, 0.02):
         button(desktop, "Generate").click()
         seen = []
-        while "guidance 3" not in note(desktop):
+        while "guidance 5" not in note(desktop):
             picture = desktop.locator(".pictures:visible img").first
             state = picture.get_attribute("src") if picture.count() else None
             if state and (not seen or seen[-1] != state):
@@ -341,7 +341,7 @@ def test_errors_are_said_once_and_go_away(desktop):
         assert desktop.locator(".pictures:visible img").count() == 4, "the images stay"
     choose(desktop, "lion")
     button(desktop, "Generate").click()
-    wait_for_note(desktop, "lion, seed 7, guidance 3")
+    wait_for_note(desktop, "lion, seed 7, guidance 5")
     assert toasts.count() == 0
     assert "Traceback" not in desktop.content()
 
