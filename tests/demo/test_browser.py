@@ -203,7 +203,6 @@ def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):
     before, after = decoded[-1]
     source = backend.pipe(
         0,
-        guidance_scale=3.0,
         num_images_per_prompt=4,
         generator=torch.Generator().manual_seed(7),
         output_type="ids",
@@ -304,7 +303,6 @@ def test_the_chosen_image_is_taken_and_cleared(desktop, backend):
     generated(desktop)
     source = backend.pipe(
         0,
-        guidance_scale=3.0,
         num_images_per_prompt=4,
         generator=torch.Generator().manual_seed(7),
         output_type="ids",
