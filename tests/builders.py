@@ -233,3 +233,9 @@ def build_text_pipeline(
     pipe = CodecladeTextPipeline(**parts, refiner=refiner, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def same(first, second) -> bool:
+    """Whether two models have equal weights, by name."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import codeclade
-from builders import build_refiner, build_scheme, build_transformer
+from builders import build_refiner, build_scheme, build_transformer, same
 from codeclade import (
     ClusterMap,
     CodecladeConfig,
@@ -26,12 +26,6 @@ from codeclade.components.fields import SETTINGS, check_fields, declared_fields
 from codeclade.components.loading import check_component
 
 KINDS = (VQModel, ClusterMap, CodecladeConfig, RefinerConfig)
-
-
-def same(first, second) -> bool:
-    """Whether two models have equal weights, by name."""
-    ours, theirs = first.state_dict(), second.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants, hf_api
 from safetensors.torch import load, save
 from transformers import AutoModel
 
-from builders import build_refiner, build_scheme, build_transformer, build_vq
+from builders import build_refiner, build_scheme, build_transformer, build_vq, same
 from codeclade import (
     ClusterMap,
     CodecladeConfig,
@@ -33,12 +33,6 @@ KINDS = {
     "transformer": CodecladeTransformer,
     "refiner": Refiner,
 }
-
-
-def same(first, second) -> bool:
-    """Whether two models have equal weights, by name."""
-    ours, theirs = first.state_dict(), second.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
 @pytest.fixture

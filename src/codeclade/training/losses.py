@@ -44,7 +44,7 @@ def perceptual_loss(features: nn.Module, reconstruction: Tensor, pixels: Tensor)
 def classifier_loss(
     network: EfficientNetLite, reconstruction: Tensor, pixels: Tensor, size: int
 ) -> Tensor:
-    """Mean squared distance of a classifier's logits, the loss that keeps what an image shows.
+    """Mean squared distance of a classifier's logits: images shall show the same things.
 
     Perceptual losses hold textures and edges; a few codes an image may lose the object all the
     same. The tokenizers of MaskGIT (arXiv 2202.04200, in its code) and TiTok (arXiv 2406.07550)
