@@ -278,6 +278,29 @@ def test_weights_that_do_not_fit_are_refused(photos, everything, tmp_path, chang
     assert not list(tmp_path.iterdir())
 
 
+def test_a_decoder_alone_learns_and_ids_stay(photos, everything, tmp_path):
+    named = {"detail_codebook_size": 6, "init_from": str(everything), "revive_every": 1}
+    settings = recipe(photos, trainable="decoder", learning_rate=1e-2, steps=6, **named)
+    found = train_tokenizer(settings, tmp_path).state_dict()
+    before = VQModel.from_pretrained(everything / "vq_model").state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(found[name], before[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+    assert "dead_codes" not in (tmp_path / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "init_from must say whose"),
+        ({"init_from": "x", "codebook_update": "ema"}, "it must be 'gradient'"),
+        ({"init_from": "x", "stage": "semantic", "detail_codebook_size": 6}, "must be 'joint'"),
+    ],
+)
+def test_a_decoder_alone_needs_the_rest(photos, changes, words):
+    with pytest.raises(ValueError, match=words):
+        recipe(photos, trainable="decoder", **changes)
+
+
 def test_files_and_empty_folders_are_no_weights(photos, tmp_path):
     (tmp_path / "vq.pt").write_bytes(b"x")
     (tmp_path / "empty").mkdir()

@@ -32,12 +32,15 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int = 64, layers: int = 3):
         super().__init__()
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        # Reflected borders: zeros would tell it where the border is, and decoders then learn to
+        # leave a mark there.
+        border = {"padding": 1, "padding_mode": "reflect"}
+        parts: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, **border), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
             stride = 2 if i < layers else 1
-            parts.append(nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=False))
+            parts.append(nn.Conv2d(widths[i - 1], widths[i], 4, stride, bias=False, **border))
             parts += [nn.GroupNorm(32, widths[i]), nn.LeakyReLU(0.2)]
-        parts.append(nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        parts.append(nn.Conv2d(widths[-1], 1, 4, 1, **border))
         self.layers = nn.Sequential(*parts)
         for part in parts:
             if isinstance(part, nn.Conv2d):

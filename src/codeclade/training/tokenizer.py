@@ -94,7 +94,7 @@ def _train(
         if done % recipe.log_every == 0:
             run.log(done, training.usage())
         # Restarts stop early, so that all codes settle before the end.
-        due = recipe.revive_every and done % recipe.revive_every == 0
+        due = recipe.restarts_every and done % recipe.restarts_every == 0
         if due and done < REVIVE_UNTIL * run.total:
             run.log(done, training.revive())
         if run.evaluates(done):
@@ -143,6 +143,12 @@ class TokenizerTraining:
             with accelerator.main_process_first():  # one process fills the cache of downloads
                 said = start_from(recipe.init_from, self.vq_model, network)
             accelerator.print(said)
+
+        # What shall stay is frozen before the optimizer sees it.
+        if recipe.trainable == "decoder":
+            self.vq_model.requires_grad_(False)
+            for part in (self.vq_model.post_quant_conv, self.vq_model.decoder):
+                part.requires_grad_(True)
 
         # Codebooks that are running means take their rows from the optimizer.
         decay = recipe.codebook_decay if recipe.codebook_update == "ema" else None

@@ -9,6 +9,7 @@ from .recipe import RunRecipe, check_settings
 PERCEPTUAL = {"none": 1, "lite0": 1, "alex": 31, "vgg": 16, "vgg_relu3_3": 4}
 CHOICES = {
     "stage": ("joint", "semantic"),
+    "trainable": ("all", "decoder"),
     "pixel_loss": ("l1", "l2"),
     "perceptual": tuple(PERCEPTUAL),
     "classifier": ("none", "lite0", "lite2"),
@@ -26,6 +27,7 @@ class TokenizerRecipe(RunRecipe, Photographs):
 
     shuffle_buffer: int = 1000  # streamed images that are shuffled among each other
     init_from: str = ""  # weights to start from: VQModel, pipeline or run folder, or Hub id
+    trainable: str = "all"  # all, or decoder: ids stay as init_from has them, and fit its generator
     block_out_channels: list = field(default_factory=lambda: [128, 128, 256, 256, 512])  # widths
     layers_per_block: int = 2  # residual blocks a level of the encoder; the decoder has one more
     latent_channels: int = 256  # width between the levels and the codebook
@@ -104,6 +106,18 @@ class TokenizerRecipe(RunRecipe, Photographs):
                 "stage is 'semantic', which is the first of two stages; detail_codebook_size must "
                 "say how large the second codebook will be."
             )
+        if self.trainable == "decoder":
+            for name, needed in (("stage", "joint"), ("codebook_update", "gradient")):
+                if getattr(self, name) != needed:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}; with trainable=decoder, which leaves "
+                        f"the codebook alone, it must be {needed!r}."
+                    )
+            if not self.init_from:
+                raise ValueError(
+                    "trainable is 'decoder', which keeps an encoder and a codebook; init_from must "
+                    "say whose."
+                )
         if not self.pixel_used and self.perceptual_name == "none":
             raise ValueError(
                 f"stage is {self.stage!r}, pixel_weight {self.pixel_weight}, perceptual "
@@ -142,6 +156,11 @@ class TokenizerRecipe(RunRecipe, Photographs):
     def details(self) -> int | None:
         """Size of the second codebook in this stage; None without one."""
         return self.detail_codebook_size if self.stage == "joint" else None
+
+    @property
+    def restarts_every(self) -> int:
+        """Steps between restarts of dead codes; 0: never."""
+        return self.revive_every if self.trainable == "all" else 0
 
     @property
     def pixel_used(self) -> float:
