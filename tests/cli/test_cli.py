@@ -18,7 +18,7 @@ from codeclade.cli.arguments import check_device, load_part
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
     "--refine --refiner-temperature --refiner-top-k --refiner-guidance-scale --scale --device "
-    "--list --prompt --text-encoder --features",
+    "--list --prompt --text-encoder --features --guidance-schedule",
     "recipes": "--out --configs --size --table --settings",
     "cluster": "--method --clusters --out --normalize --no-normalize --seed --table --report "
     "--report-clusters --images --num-images --codes --recipe --size",
@@ -78,6 +78,27 @@ def test_generate_writes_an_image_from_any_folder(tmp_path, monkeypatch):
     command = ["generate", "golden retriever", "--out", "dog.png", "--seed", "7"]
     assert main([*command, "--guidance-scale", "2"]) == 0
     assert Image.open("dog.png").size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "schedule"),
+    [
+        ("constant", "constant"),
+        ("linear:start=2.5", {"name": "linear", "start": 2.5}),
+        ("cosine_power:power=1.2", {"name": "cosine_power", "power": 1.2}),
+        ("interval:last_step=3", {"name": "interval", "last_step": 3}),
+        ("attention:start=1.5/2,weight=4", {"name": "attention", "start": (1.5, 2), "weight": 4}),
+    ],
+)
+def test_every_guidance_schedule_can_be_asked_for(tiny_pipeline, tmp_path, words, schedule):
+    pipe = tiny_pipeline("cluster")
+    pipe.save_pretrained(tmp_path / "pipe")
+    out = str(tmp_path / "x.png")
+    command = ["generate", "2", "--pipeline", str(tmp_path / "pipe"), "--seed", "5", "--out", out]
+    assert main([*command, "--guidance-scale", "4", "--guidance-schedule", words]) == 0
+    own = {"guidance_scale": 4.0, "guidance_schedule": schedule}
+    wanted = pipe(2, generator=torch.Generator().manual_seed(5), **own).images[0]
+    assert Image.open(out).tobytes() == wanted.tobytes()
 
 
 def test_same_seed_same_file(tmp_path):

@@ -1,6 +1,8 @@
 """`codeclade evaluate`: numbers with their protocol, in the file and in the card."""
 
 import json
+from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from builders import build_scheme, build_vq
+from codeclade import bundled
 from codeclade.cli import main
-from codeclade.cli.evaluate_flags import parse_scale, parse_schedule
+from codeclade.cli.evaluate import _places
+from codeclade.cli.sampling_flags import parse_scale, parse_schedule
 from codeclade.data.records import EvaluationRecord
 from codeclade.evaluation.reference import open_photographs
 from codeclade.evaluation.resize import eight_bit, resize_words
@@ -147,10 +151,18 @@ def test_scales_and_schedules_are_read_from_text():
     assert parse_schedule("linear") == "linear"
     found = parse_schedule("attention:start=1.75,weight=0.1")
     assert found == {"name": "attention", "start": 1.75, "weight": 0.1}
+    pair = parse_schedule("attention:start=1.75/2,weight=0.1")  # a start for each stage
+    assert pair == {"name": "attention", "start": [1.75, 2.0], "weight": 0.1}
     with pytest.raises(ValueError, match="must be key=number"):
         parse_schedule("interval:last_step")
     with pytest.raises(ValueError, match="--guidance-scale a must be a number"):
         parse_scale("a")
+
+
+def test_numbers_that_came_with_the_package_stay(saved):
+    given = {"out": None, "npz": None, "quick": False}
+    assert _places(Namespace(source=bundled(), **given))[0] == Path("evaluation.json")
+    assert _places(Namespace(source=str(saved), **given))[0] == saved / "evaluation.json"
 
 
 @pytest.mark.parametrize(

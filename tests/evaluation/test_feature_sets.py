@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from codeclade.evaluation import feature_sets
-from codeclade.evaluation.feature_sets import FeatureSet, check_network, scores, set_distances
+from codeclade.evaluation.feature_sets import (
+    FeatureSet,
+    check_network,
+    jackknife_error,
+    scores,
+    set_distances,
+)
 from codeclade.metrics.distances import frechet_distance, kernel_distance
 from codeclade.metrics.networks import NetworkOutput
 from codeclade.metrics.precision_recall import precision_recall
@@ -51,11 +57,26 @@ def test_distances_are_those_of_all_features_at_once():
     spatial = frechet_distance(network(a).spatial, network(b).spatial)
     assert found["spatial FD-Linear"].value == pytest.approx(spatial, rel=1e-6)
     assert found["KID-Linear"].value == pytest.approx(kernel_distance(x, y), rel=1e-9)
-    assert found["KID-Linear"].standard_error > 0
+    assert found["KID-Linear"].standard_error > 0 and found["FD-Linear"].standard_error > 0
     for name, value in precision_recall(y, x).items():
         assert found[f"{name.capitalize()}-Linear"].value == value
     same = {one.name: one.value for one in set_distances(filled(a), filled(a, batch=13))}
     assert same["FD-Linear"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_a_standard_error_is_the_spread_over_many_sets(distance):
+    draws = torch.Generator().manual_seed(0)
+    values, errors = [], []
+    for _ in range(100):
+        a = torch.randn(60, 4, generator=draws)
+        b = 1.2 * torch.randn(50, 4, generator=draws) + 0.3
+        values.append(distance(a, b))
+        errors.append(jackknife_error(distance, a, b))
+    spread = torch.tensor(values).std().item()
+    found = torch.tensor(errors).square().mean().sqrt().item()
+    assert 0.8 * spread < found < 1.6 * spread  # rather too large, as jackknives are
+    assert jackknife_error(distance, a[:19], b) is None
 
 
 def test_two_halves_are_the_whole():

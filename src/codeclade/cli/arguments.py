@@ -69,22 +69,6 @@ def recipe_arguments(parser: VerbParser, section: str) -> None:
     parser.more_help = more_help
 
 
-def sampling_arguments(parser: VerbParser) -> None:
-    """Add the draws' flags; without them a pipeline samples by the defaults it was saved with."""
-    for name, kind, metavar, meaning in (
-        ("temperature", float, "T", "0 is arg-max"),
-        ("top-k", int, "K", "0 keeps all"),
-        ("top-p", float, "P", "1 keeps all"),
-    ):
-        about = f"{meaning}; default: the pipeline's"
-        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=about)
-
-
-def sampling_settings(arguments: argparse.Namespace) -> dict[str, float | int | None]:
-    """What the flags of `sampling_arguments` say; None: the pipeline's default."""
-    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
-
-
 def say_size(recipe: str | None, size: str | None) -> None:
     """Say which size of a recipe is taken where none was asked for."""
     from ..data.families import read_family

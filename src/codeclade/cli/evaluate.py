@@ -17,7 +17,8 @@ from .captions import check_captions, load_text_pipeline, open_clip, takes_capti
 from .evaluate_flags import add_flags, check_counts, check_flags, sampling_of, search_points
 from .generate import load_pipeline
 
-EXAMPLES = """codeclade evaluate runs/generator/pipeline --data photos/ --quick
+EXAMPLES = """codeclade evaluate --data zh-plus/tiny-imagenet --quick
+  codeclade evaluate runs/generator/pipeline --data photos/ --quick
   codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
   codeclade evaluate runs/tokenizer --data photos/ --features lite2 --fetch-lpips
   codeclade evaluate user/my-pipeline --likelihood runs/codes/validation
@@ -38,14 +39,26 @@ def add_evaluate(verbs) -> None:
         "measure reconstructions and generated images against photographs",
         EXAMPLES,
     )
-    parser.add_argument("source", help="pipeline or tokenizer, a folder or Hub id")
+    parser.description = (
+        "Measure a tokenizer or a pipeline: reconstructions and generated images against "
+        "photographs.\nEvery number is printed with its protocol and, where they are known, its "
+        "standard error and\nthe floor of photographs against photographs, and goes into "
+        "evaluation.json."
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        help="pipeline or tokenizer, a folder or Hub id; default: the bundled pipeline",
+    )
     add_flags(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from .. import bundled
+
     # All that can be wrong with the arguments is said before the weights are loaded.
     check_counts(arguments)
-    arguments.source = _trained(arguments.source)
+    arguments.source = _trained(arguments.source or bundled())
     tokenizer = is_tokenizer(arguments.source)
     if not tokenizer:
         check_source(arguments.source)
@@ -106,11 +119,14 @@ def _places(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
     Raises:
         ValueError: a folder that is not there, or a first look in place of an evaluation.
     """
+    from .. import bundled
     from ..data.records import EvaluationRecord
 
+    # Numbers go beside the weights they are of, but for those of the package and of the Hub.
     folder, whole = Path(arguments.source), EvaluationRecord.FILE
-    name = "evaluation-quick.json" if arguments.quick else whole
-    out = Path(arguments.out or (folder if folder.is_dir() else Path()) / name)
+    if not folder.is_dir() or arguments.source == bundled():
+        folder = Path()
+    out = Path(arguments.out or folder / ("evaluation-quick.json" if arguments.quick else whole))
     if arguments.quick and out.name == whole:
         raise ValueError(f"--out {out} is of whole evaluations; give a first look another name.")
     npz = Path(arguments.npz) if arguments.npz else None

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from .arguments import VerbParser, check_positive, sampling_arguments, sampling_settings
+from .arguments import VerbParser, check_positive
 from .captions import FLAGS
+from .sampling_flags import parse_scale, parse_schedule, sampling_arguments, sampling_settings
 
 ONLY_SAMPLING = ("images", "classes", "guidance_scale", "guidance_schedule", "temperature",
                  "top_k", "top_p", "npz", "search", "draws", "judge", *FLAGS)  # fmt: skip
@@ -12,78 +13,90 @@ NOT_QUICK = ("images", "draws", "npz", "samples_only", "likelihood", "search", "
 
 
 def add_flags(parser: VerbParser) -> None:
-    """Add all flags."""
-    parser.add_argument("--data", help="image or parquet folder, or Hub dataset")
-    parser.add_argument(
+    """Add all flags, in groups as help shows them."""
+    measured = parser.add_argument_group("what is measured, and against what")
+    measured.add_argument("--data", help="photographs: image or parquet folder, or Hub dataset")
+    measured.add_argument(
         "--split", help='of the data, or "all"; default: validation or test, else all of it'
     )
-    parser.add_argument(
+    measured.add_argument(
+        "--features",
+        default="lite0",
+        metavar="NETWORK",
+        help="whose features are compared: lite0, lite2, vgg16, dinov2 or inception=FILE, which "
+        "alone gives FID, with the published weights; default lite0",
+    )
+    measured.add_argument(
+        "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"
+    )
+    measured.add_argument("--size", type=int, metavar="S", help="pixels a side at which to measure")
+    measured.add_argument(
+        "--plain-resize",
+        action="store_true",
+        help="bring generated images to --size without antialiasing, as LlamaGen's script does",
+    )
+    measured.add_argument(
         "--quick",
         action="store_true",
         help="a first look in a minute or two: 128 photographs, 64 images, KID and class accuracy; "
         "written to evaluation-quick.json, which no card shows",
     )
-    parser.add_argument(
-        "--features",
-        default="lite0",
-        metavar="NETWORK",
-        help="lite0, lite2, vgg16, dinov2 or inception=FILE; default lite0",
+    measured.add_argument(
+        "--likelihood",
+        metavar="CODES",
+        help="instead of images: nats per position of these code shards",
     )
-    parser.add_argument(
-        "--images", type=int, metavar="N", help="a class or prompt; default 16, of prompts 1"
+    _sampling_flags(parser.add_argument_group("generated images"))
+    _search_flags(parser.add_argument_group("settings that fit best"))
+    captions = parser.add_argument_group("pipelines of captions")
+    captions.add_argument("--prompts", metavar="FILE", help=".txt, Parti .tsv, COCO .json")
+    captions.add_argument("--clip", metavar="MODEL", help="measure the CLIP score with this CLIP")
+    captions.add_argument("--text-encoder", metavar="MODEL", help="T5 of a pipeline without one")
+    output = parser.add_argument_group("files and device")
+    output.add_argument(
+        "--out", metavar="FILE", help="default: evaluation.json in the folder of what is measured"
     )
-    parser.add_argument("--classes", help="balanced or random; default balanced")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument(
-        "--guidance-scale", metavar="S", help="a number, or two with a comma; default: pipeline's"
-    )
-    parser.add_argument(
-        "--guidance-schedule",
-        metavar="NAME",
-        help="as in cosine_power:power=2.75; default: the pipeline's",
-    )
-    sampling_arguments(parser)
-    parser.add_argument(
-        "--draws", type=int, metavar="N", help="draw N images for each and keep the best of them"
-    )
-    parser.add_argument(
-        "--judge", metavar="NETWORK", help="what tells the best: lite0 or lite2; default --features"
-    )
-    parser.add_argument("--prompts", metavar="FILE", help="captions: .txt, Parti .tsv, COCO .json")
-    parser.add_argument("--clip", metavar="MODEL", help="measure the CLIP score with this CLIP")
-    parser.add_argument("--text-encoder", metavar="MODEL", help="T5 of a pipeline without one")
-    parser.add_argument("--size", type=int, metavar="S", help="pixels a side at which to measure")
-    parser.add_argument(
-        "--plain-resize",
-        action="store_true",
-        help="bring generated images to --size without antialiasing, as LlamaGen's script does",
-    )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
-    parser.add_argument("--out", metavar="FILE", help="default: evaluation.json in the folder")
-    parser.add_argument("--npz", metavar="FILE", help="also keep the images for ADM's evaluator")
-    parser.add_argument(
+    output.add_argument("--npz", metavar="FILE", help="also keep the images for ADM's evaluator")
+    output.add_argument(
         "--samples-only", action="store_true", help="write --npz and measure nothing"
     )
-    parser.add_argument(
-        "--likelihood", metavar="CODES", help="measure nats per position of these code shards alone"
+    output.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
+    output.add_argument("--device", help="default: cuda where available, else cpu")
+
+
+def _sampling_flags(group) -> None:
+    group.add_argument(
+        "--images", type=int, metavar="N", help="of every class or prompt; default 16, of prompts 1"
     )
-    parser.add_argument(
-        "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"
+    group.add_argument(
+        "--classes",
+        metavar="HOW",
+        help="balanced, N of every class, or random; default balanced",
     )
-    parser.add_argument(
+    group.add_argument("--seed", type=int, default=0, help="default 0")
+    sampling_arguments(group)
+    group.add_argument(
+        "--draws", type=int, metavar="N", help="draw N images for each and keep the best of them"
+    )
+    group.add_argument(
+        "--judge", metavar="NETWORK", help="what tells the best: lite0 or lite2; default --features"
+    )
+
+
+def _search_flags(group) -> None:
+    group.add_argument(
         "--search",
         nargs="+",
         metavar="KEY=VALUES",
         help="find settings first, as in guidance_scale=1:4:0.25 temperature=0.9,1.0; what is "
         "measured is the nearest, with the next seed",
     )
-    parser.add_argument(
+    group.add_argument(
         "--search-images", type=int, metavar="N", help="of every point; default 4 a class"
     )
-    parser.add_argument(
+    group.add_argument(
         "--write-defaults", action="store_true", help="make the settings found the pipeline's own"
     )
-    parser.add_argument("--device", help="default: cuda where available, else cpu")
 
 
 def check_counts(arguments: argparse.Namespace) -> None:
@@ -157,8 +170,6 @@ def sampling_of(arguments: argparse.Namespace):
         classes=arguments.classes or "balanced",
         size=arguments.size,
         plain_resize=arguments.plain_resize,
-        guidance_scale=parse_scale(arguments.guidance_scale),
-        guidance_schedule=parse_schedule(arguments.guidance_schedule),
         **sampling_settings(arguments),
         draws=arguments.draws or 1,
         prompts=prompts,
@@ -186,42 +197,3 @@ def search_points(words: list[str] | None) -> list[dict]:
             raise ValueError(f"--search {word} must be key=values, with a key of {known}.")
         values.setdefault(name, []).extend(found)
     return grid(values)
-
-
-def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
-    """ "2.5" as a number, "2.5,4" as a pair, one for each stage.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 2):
-        raise ValueError(f"--guidance-scale {text} must be a number, or two with a comma.")
-    return numbers if len(numbers) == 2 else numbers[0]
-
-
-def parse_schedule(text: str | None) -> str | dict | None:
-    """ "name" or "name:key=number,key=number" as the pipeline takes a schedule.
-
-    Raises:
-        ValueError: a parameter that is no number.
-    """
-    if text is None or ":" not in text:
-        return text
-    name, _, rest = text.partition(":")
-    found: dict = {"name": name}
-    for pair in rest.split(","):
-        key, _, value = pair.partition("=")
-        try:
-            found[key.strip()] = float(value)
-        except ValueError:
-            raise ValueError(
-                f"--guidance-schedule {text}: {pair!r} must be key=number, "
-                "as in interval:last_step=9."
-            ) from None
-    return found

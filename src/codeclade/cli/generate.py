@@ -8,11 +8,10 @@ from .arguments import (
     check_device,
     check_positive,
     check_source,
-    sampling_arguments,
-    sampling_settings,
     unknown,
 )
 from .captions import load_text_pipeline, saved_features, takes_captions
+from .sampling_flags import sampling_arguments, sampling_settings
 
 EXAMPLES = """codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
   codeclade generate --pipeline llamagen-t2i-xl-512 --text-encoder google/flan-t5-xl \\
@@ -55,9 +54,6 @@ def add_generate(verbs) -> None:
         "--images", type=int, metavar="N", help="of each; default 1, sheet of classes 8"
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument(
-        "--guidance-scale", type=float, metavar="S", help="active above 1; default: the pipeline's"
-    )
     sampling_arguments(parser)
     parser.add_argument(
         "--refine", choices=("refiner", "member"), help="how clusters become ids; default: refiner"
@@ -80,7 +76,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
     check_positive(images=arguments.images, scale=arguments.scale)
-    captions = _check_conditions(arguments)
+    captions, settings = _check_conditions(arguments), sampling_settings(arguments)
     import torch
 
     if captions:
@@ -101,8 +97,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     # A generator of the CPU: the seed then gives the same draws on every device.
     images = pipeline(
         **condition,
-        guidance_scale=arguments.guidance_scale,
-        **sampling_settings(arguments),
+        **settings,
         num_images_per_prompt=count,
         refine=arguments.refine,
         refiner_settings={name: given for name, given in refining.items() if given is not None},

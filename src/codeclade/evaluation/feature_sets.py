@@ -6,13 +6,14 @@ images there are, and the features themselves of at most 50,000 images for what 
 Shapes: B images, n images kept, D features, C classes of the network.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..metrics.distances import kernel_distance, kernel_distance_subsets
+from ..metrics.distances import frechet_distance, kernel_distance, kernel_distance_subsets
 from ..metrics.inception import Inception
 from ..metrics.inception_score import inception_score
 from ..metrics.networks import FeatureNetwork
@@ -29,7 +30,7 @@ NETWORKS = {
 ALLOWED = f"{', '.join(NETWORKS)} or inception=FILE"
 KEPT = 50_000  # images whose features are kept: 410 MB of Inception's
 SUBSETS, SUBSET = 100, 1000  # of KID as published, where there are images enough
-GROUPS = 10  # of images, left out in turn for KID's standard error
+GROUPS = 10  # of images, left out in turn for standard errors of distances
 SCORE_SPLITS = 10  # parts of the Inception Score
 
 
@@ -177,7 +178,8 @@ def set_distances(
     if quick:
         return [Distance(kid_name, *kid)]
     gap = gaussian_distance(samples.statistics.gaussian(), reference.statistics.gaussian())
-    found = [Distance(network.distance_name, gap, None, "Fréchet distance, biased by the counts")]
+    error = jackknife_error(frechet_distance, samples.features, reference.features)
+    found = [Distance(network.distance_name, gap, error, "Fréchet distance, biased by the counts")]
     if samples.spatial is not None:
         name = "sFID" if published else f"spatial {network.distance_name}"
         gap = gaussian_distance(samples.spatial.gaussian(), reference.spatial.gaussian())
@@ -211,18 +213,23 @@ def share_error(share: float, count: int) -> float:
     return (share * (1 - share) / count) ** 0.5
 
 
+def jackknife_error(
+    distance: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor
+) -> float | None:
+    """Standard error of a distance of features (n, D) and (m, D): each tenth of both is left out in
+    turn. None where there are too few images."""
+    if min(len(a), len(b)) < 2 * GROUPS:
+        return None
+    kept = [[x[torch.arange(len(x)) % GROUPS != group] for x in (a, b)] for group in range(GROUPS)]
+    without = torch.tensor([distance(*pair) for pair in kept], dtype=torch.float64)
+    return float((GROUPS - 1) ** 0.5 * without.std(correction=0))
+
+
 def _kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float | None, str]:
     """KID, its standard error and how it was estimated."""
     if min(len(a), len(b)) >= 2 * SUBSET:
         value, spread = kernel_distance_subsets(a, b, SUBSETS, SUBSET)
         error = spread * (SUBSET / min(len(a), len(b))) ** 0.5
         return value, error, f"mean over {SUBSETS} subsets of {SUBSET} images"
-    value, error = kernel_distance(a, b), None
-    if min(len(a), len(b)) >= 2 * GROUPS:
-        # Jackknife: the number without each tenth of both sets in turn.
-        kept = [
-            [x[torch.arange(len(x)) % GROUPS != group] for x in (a, b)] for group in range(GROUPS)
-        ]
-        without = torch.tensor([kernel_distance(*pair) for pair in kept], dtype=torch.float64)
-        error = float((GROUPS - 1) ** 0.5 * without.std(correction=0))
-    return value, error, "unbiased, all pairs of images"
+    error = jackknife_error(kernel_distance, a, b)
+    return kernel_distance(a, b), error, "unbiased, all pairs of images"
