@@ -32,6 +32,9 @@ from .heads import (
     clusters_of_all,
 )
 
+# What the rows of a table can stand for, in the order in which stages choose it.
+KINDS = ("clusters", "ids", "details")
+
 
 class Scheme:
     """Base of all schemes: one stage over the ids of the codebook, where nothing is overridden.
@@ -47,7 +50,7 @@ class Scheme:
     detail_codes = False  # ids are pairs of a tokenizer with a detail codebook
     predicts_clusters = False  # tokens are clusters; a member draw or a refiner turns them into ids
     holds_clusters = False  # the generator keeps the cluster of every id (`use_clusters`)
-    # Tables of the generator by what their rows stand for: "ids", "clusters" or "details".
+    # Tables of the generator by what their rows stand for, which is one of KINDS.
     tables: ClassVar[dict[str, tuple[str, ...]]] = {"ids": ("token_embedding", "head")}
     takes_slices = False  # the head's `stage_logits` takes several positions; see parallel.py
     reads_earlier_states = False  # the head needs the hidden states of earlier positions too
@@ -107,7 +110,9 @@ class Scheme:
             details: number of detail codes; None: no detail codebook.
             clusters: K of the cluster map; None: no map.
         """
-        return (codes,)
+        given = {"clusters": clusters, "ids": codes, "details": details}
+        # The semantic codes of a pair are what the rows of its table "ids" stand for.
+        return tuple(given[kind] for kind in KINDS if kind in cls.tables)
 
     @property
     def two_stages(self) -> bool:
@@ -117,8 +122,7 @@ class Scheme:
     @property
     def token_tables(self) -> tuple[str, str]:
         """Of `tables`, the embedding and the head whose rows are the vocabulary V."""
-        kinds = "details", "ids", "clusters"
-        embedding, head = next(self.tables[kind] for kind in kinds if kind in self.tables)
+        embedding, head = [self.tables[kind] for kind in KINDS if kind in self.tables][-1]
         return embedding, head
 
     @property
@@ -192,10 +196,6 @@ class Cluster(Scheme):
     predicts_clusters = True
     tables: ClassVar = {"clusters": ("token_embedding", "head")}
 
-    @classmethod
-    def sizes(cls, codes, details, clusters):
-        return (clusters,)
-
     def ids_to_tokens(self, ids, mapping):
         return self.ids_to_clusters(ids, mapping)
 
@@ -215,10 +215,6 @@ class ClusterToken(Scheme):
         "ids": ("token_embedding.token", "head.tokens"),
         "clusters": ("token_embedding.cluster", "head.clusters"),
     }
-
-    @classmethod
-    def sizes(cls, codes, details, clusters):
-        return (clusters, codes)
 
     def embedding(self):
         return ClusterTokenEmbedding(self.config)
@@ -270,10 +266,6 @@ class SemanticDetail(Scheme):
         "details": ("token_embedding.detail", "head.detail.2"),
     }
     reads_earlier_states = True
-
-    @classmethod
-    def sizes(cls, codes, details, clusters):
-        return (codes, details)
 
     def embedding(self):
         return SemanticDetailEmbedding(self.config)

@@ -40,6 +40,8 @@ class CaptionedCodes(Codes):
                 "encode-text first."
             )
         self.text = json.loads(path.read_text(encoding="utf-8"))
+        self.prefix_length: int = self.text["prefix_length"]  # P
+        self.text_dim: int = self.text["text_dim"]  # C
         self.features: list[Tensor] = []  # (positions of a shard, C)
         self.stops: list[Tensor] = []  # (n,) where the features of an image end
         for name, shard in zip(self.text["shards"], self.shards, strict=True):
@@ -49,16 +51,6 @@ class CaptionedCodes(Codes):
             if len(lengths) != len(shard) or int(lengths.sum()) != len(self.features[-1]):
                 raise ValueError(f"{self.folder / name} is of other codes; run encode-text again.")
             self.stops.append(lengths.cumsum(0))
-
-    @property
-    def prefix_length(self) -> int:
-        """P."""
-        return self.text["prefix_length"]
-
-    @property
-    def text_dim(self) -> int:
-        """C."""
-        return self.text["text_dim"]
 
     def __getitem__(self, key: tuple[int, int | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return *super().__getitem__(key), *self.caption(key[0])
