@@ -9,15 +9,18 @@ import sys
 import tempfile
 
 os.environ["TQDM_DISABLE"] = "1"  # bars would stand between the lines that tests read
+# Tiny matrices gain nothing from more threads, which wait for each other beside another process.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="codeclade-tests-")  # read at import time
 os.environ["CODECLADE_FEATURES"] = os.path.join(os.environ["HF_HOME"], "features")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from builders import build_map, build_pipeline, build_transformer, build_vq, by_smallest_member
 
-torch.set_num_threads(1)  # tiny matrices gain nothing from more
+torch.set_num_threads(1)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", b"127.0.0.1", b"localhost", None, "")
 
@@ -39,6 +42,14 @@ sys.addaudithook(stay_on_this_machine)
 
 def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    """Accelerate keeps precision and passes per process; every test has its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

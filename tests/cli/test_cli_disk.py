@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from builders import build_vq
@@ -50,7 +49,6 @@ def folder(tmp_path):
         Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
     (tmp_path / "toy.yaml").write_text(RUN.replace("PHOTOS", str(tmp_path / "photos")))
     build_vq(codebook_size=16).save_pretrained(tmp_path / "tokenizer")
-    AcceleratorState._reset_state(reset_partial_state=True)
     return tmp_path
 
 

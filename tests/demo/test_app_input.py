@@ -139,7 +139,11 @@ def test_endpoints_are_documented(address):
     assert named == list(GENERATE)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme",
+    # One without clusters and one of pairs by default: each starts a whole app.
+    [pytest.param(one, marks=pytest.mark.slow if "cluster" in one else ()) for one in SCHEMES],
+)
 def test_every_scheme_works(scheme, picture, tmp_path):
     bare = scheme in ("token", "cluster_token")
     pipe = build_scheme(scheme)

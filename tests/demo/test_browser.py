@@ -1,4 +1,7 @@
-"""The app in a real browser: every tab, on a desktop and on a phone."""
+"""The app in a real browser: every tab, on a desktop and on a phone.
+
+By default each tab is used once; what a second visit finds is `slow`, as every page takes seconds.
+"""
 
 import contextlib
 import os
@@ -148,6 +151,7 @@ def slowed(backend, seconds):
     backend.pipe.transformer.forward = forward
 
 
+@pytest.mark.slow
 def test_pictures_stream(desktop, backend):
     with slowed(backend, 0.02):
         button(desktop, "Generate").click()
@@ -250,6 +254,7 @@ def test_clusters_and_places_can_be_clicked(desktop, backend):
     assert desktop.locator("#neighbors button:has(img)").count() == 8
 
 
+@pytest.mark.slow
 def test_cards_and_codes_are_of_the_cut_shown(desktop, backend, monkeypatch):
     open_tab(desktop, "Clusters")
     desktop.locator("#cards button:has(img)").first.wait_for()
@@ -271,6 +276,7 @@ def test_cards_and_codes_are_of_the_cut_shown(desktop, backend, monkeypatch):
     assert set(asked) == {count}
 
 
+@pytest.mark.slow
 def test_pages_end(desktop, backend):
     open_tab(desktop, "Clusters")
     page, last = desktop.get_by_label("Page", exact=True), -(-backend.map.num_clusters // 24)
@@ -286,6 +292,7 @@ def test_pages_end(desktop, backend):
     wait_for_note(desktop, f"Page {last - 1} of {last}")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_sends_no_earlier_images(desktop, backend):
     generated(desktop)
     with slowed(backend, 0.08):
@@ -299,6 +306,7 @@ def test_a_stopped_run_sends_no_earlier_images(desktop, backend):
     assert "espresso" in photo.get_attribute("src"), "the example is still there"
 
 
+@pytest.mark.slow
 def test_the_chosen_image_is_taken_and_cleared(desktop, backend):
     generated(desktop)
     source = backend.pipe(
@@ -364,6 +372,7 @@ def test_no_tab_opens_empty(desktop):
     assert page.locator('.block:has(label:text-is("Its tokens: click on one")) img').count() == 1
 
 
+@pytest.mark.slow
 def test_edit_keeps_the_class_of_the_picture(desktop):
     open_tab(desktop, "Edit")
     box = desktop.get_by_label("Class", exact=True).locator("visible=true").first
@@ -375,6 +384,7 @@ def test_edit_keeps_the_class_of_the_picture(desktop):
     playwright.expect(box).to_have_value("lion")
 
 
+@pytest.mark.slow
 def test_on_a_phone_the_images_are_above_the_fold(browser, address):
     with opened(browser, address, "phone") as page:
         generated(page)

@@ -330,6 +330,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow  # a process of its own; test_push.py has one by default
 def test_auto_model_loads_parts_where_codeclade_is_not_installed(
     hub, pipe, bare_python, tmp_path, monkeypatch
 ):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from codeclade import ClusterMap, CodecladePipeline
 from codeclade.cli import main
+from codeclade.data.codes import Codes, codes_folder
 from codeclade.hub.push import push
 from fake_hub.client import head
 from fresh_loading import fresh, image_hash
@@ -27,6 +28,7 @@ def test_offline_mode_is_named(saved, capsys, monkeypatch):
     assert "HF_HUB_OFFLINE is set; unset it" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # a process of its own
 def test_private_repositories(hub, saved, tmp_path):
     push(saved, "tester/hidden", private=True)
     load = """
@@ -139,7 +141,7 @@ def test_objects_are_pushed_like_folders(hub, tiny_pipeline):
     assert isinstance(pipe.cluster_map, ClusterMap)
 
 
-def test_code_shards_are_trained_on_by_id(hub, tmp_path):
+def test_code_shards_are_trained_on_by_id(hub, tmp_path, monkeypatch):
     ids = torch.arange(24).reshape(3, 2, 4).to(torch.uint16)
     header = {"images": 3, "views": 2, "grid_size": 2, "codebook_size": 32, "class_names": ["a"]}
     header |= {"detail_codebook_size": None, "recipe": {"data": "/home/somebody/photos"}}
@@ -156,19 +158,13 @@ def test_code_shards_are_trained_on_by_id(hub, tmp_path):
     assert card.data.license == "cc0-1.0"
     assert "Images of photos as codes" in card.text
     assert b"somebody" not in files["README.md"].content + files["train/codes.json"].content
-    load = """
-from codeclade.data.codes import Codes, codes_folder
-folder = codes_folder("tester/codes")
-print(Codes(folder / "train").ids.long().sum().item(), len(Codes(folder / "validation")))
-try:
-    codes_folder("nowhere/at/all")
-except ValueError as error:
-    print(error)
-"""
-    assert fresh(hub, tmp_path / "home", load) == [
-        f"{ids.long().sum()} 3",
-        "there is no folder nowhere/at/all of code shards, and it is no Hub id.",
-    ]
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = codes_folder("tester/codes")
+    assert torch.equal(Codes(folder / "train").ids, ids) and len(Codes(folder / "validation")) == 3
+    with pytest.raises(ValueError, match="there is no folder nowhere/at/all of code shards, and"):
+        codes_folder("nowhere/at/all")
 
 
 def test_an_own_readme_is_kept(hub, saved, capsys):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from codeclade import CodecladeConfig, CodecladeTransformer
@@ -57,14 +56,6 @@ class Points(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         return self.points[key[0]], self.points[key[0]].sum(0, keepdim=True)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps its state per process; other tests may want another."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def started(out, recipe: Recipe) -> Run:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from shared_runs import assert_alike, launched
 
@@ -21,14 +20,12 @@ def two(tmp_path_factory):
 
 
 @pytest.fixture
-def one(tmp_path):
-    """Folder of the same training on one process, and what it found."""
+def one():
+    """The same trainings, for one process."""
     spec = importlib.util.spec_from_file_location("processes", SCRIPT)
     processes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(processes)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield tmp_path, processes.losses(tmp_path / "losses"), processes
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return processes
 
 
 def logged(folder: Path) -> list[float]:
@@ -36,13 +33,14 @@ def logged(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("what", "passes"), [("losses", 1), ("passes", 2)])
-def test_two_processes_take_the_steps_of_one(one, two, what, passes):
+def test_two_processes_take_the_steps_of_one(one, two, tmp_path, what, passes):
+    alone = one.losses(tmp_path)
     first, second = (rank[what] for rank in two[1])
     assert first["passes"] == second["passes"] == passes
-    assert len(logged(one[0] / "losses")) == 20
-    assert logged(two[0] / what) == pytest.approx(logged(one[0] / "losses"), abs=1e-5)
+    assert len(logged(tmp_path)) == 20
+    assert logged(two[0] / what) == pytest.approx(logged(tmp_path), abs=1e-5)
     assert first["weights"] == second["weights"]
-    assert first["weights"] == pytest.approx(one[1]["weights"], abs=1e-5)
+    assert first["weights"] == pytest.approx(alone["weights"], abs=1e-5)
 
 
 def test_processes_drop_different_units_and_resume_their_own(two):
@@ -62,17 +60,16 @@ def test_codes_that_any_process_uses_are_alive(two):
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "tokenizer_by_gradient"])
-def test_two_processes_train_the_tokenizer_of_one(one, two, what):
+def test_two_processes_train_the_tokenizer_of_one(one, two, tmp_path, what):
     """Losses, codebooks, discriminator and usage: all are of all processes."""
     first, second = (rank[what] for rank in two[1])
-    AcceleratorState._reset_state(reset_partial_state=True)
-    alone = getattr(one[2], what)(one[0] / what)
+    alone = getattr(one, what)(tmp_path / what)
     assert first == second
     for name, values in alone.items():
         assert first[name] == pytest.approx(values, abs=1e-5), name
     lines = [
         [json.loads(line) for line in (folder / what / "log.jsonl").read_text().splitlines()]
-        for folder in (one[0], two[0])
+        for folder in (tmp_path, two[0])
     ]
     assert len(lines[0]) == len(lines[1]) == 8
     for ours, theirs in zip(*lines, strict=True):
@@ -98,10 +95,9 @@ def test_averages_survive_sharding(two):
     assert max(held) < sum(held)
 
 
-def test_a_generator_trains_alike_on_one_and_two_processes(one, two):
+def test_a_generator_trains_alike_on_one_and_two_processes(one, two, tmp_path):
     """Global means of everything that is logged, with accumulation, validation and samples."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    alone = one[2].generator(one[0] / "generator")["log"]
+    alone = one.generator(tmp_path)["log"]
     together = two[1][0]["generator"]["log"]
     assert len(alone) == len(together) > 7
     for a, b in zip(alone, together, strict=True):
@@ -114,19 +110,17 @@ def test_a_generator_trains_alike_on_one_and_two_processes(one, two):
 
 
 @pytest.mark.parametrize("what", ["grow", "low_rank", "text", "refiner"])
-def test_other_runs_train_alike_on_one_and_two_processes(one, two, what):
+def test_other_runs_train_alike_on_one_and_two_processes(one, two, tmp_path, what):
     """Validation sets that do not divide, the best weights, sheets of the main process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    alone = getattr(one[2], what)(one[0] / what)
+    alone = getattr(one, what)(tmp_path)
     first, second = (rank[what] for rank in two[1])
     assert first == second
     assert_alike(first, alone)
 
 
-def test_one_process_reports_for_all(one, two):
+def test_one_process_reports_for_all(one, two, tmp_path):
     """Speeds count the images of all processes; lines, events and checkpoints are written once."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    alone = one[2].reports(one[0] / "reports")
+    alone = one.reports(tmp_path)
     first, second = (rank["reports"] for rank in two[1])
     assert first == second == alone | {"batch": 8}
     assert alone["batch"] == 16

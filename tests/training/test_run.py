@@ -82,14 +82,6 @@ class Training:
         return [parameter.detach().clone() for parameter in self.run.model.parameters()]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps its state per process; other tests may want another."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def test_a_resumed_run_is_bit_equal(tmp_path):
     recipe = Recipe(steps=9, save_every=3)
     whole = Training(tmp_path / "whole", recipe)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 from torch import nn
@@ -60,7 +59,6 @@ def test_gradients_are_clipped(tmp_path):
     after = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     assert means["gradient_norm"] == pytest.approx(200.0)
     assert (after - before).norm() == pytest.approx(0.5, abs=1e-5)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_each_dropout_of_a_generator_may_be_its_own(tmp_path):

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 import shared_runs
@@ -18,14 +17,6 @@ from codeclade.training.tokenizer import train_tokenizer
 from codeclade.training.tokenizer_recipe import TokenizerRecipe
 from generator_runs import write_codes
 from shared_runs import LIVELY_RUNS, SCRIPT, STEADY, STEADY_RUNS, assert_alike, launched
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    """No test leaves its launch to others."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.slow

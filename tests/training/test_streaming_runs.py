@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
@@ -27,14 +26,6 @@ def png(seed: int) -> dict:
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 18, 3), dtype=np.uint8)
     PILImage.fromarray(pixels).save(file, "PNG")
     return {"bytes": file.getvalue(), "path": None}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps precision and passes per process; every run here wants its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

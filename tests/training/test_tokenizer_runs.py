@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -56,12 +55,9 @@ def lpips_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def fresh(lpips_cache, monkeypatch):
-    """Accelerate keeps precision and passes per process; every run here wants its own."""
+def drawn_lpips(lpips_cache, monkeypatch):
+    """All runs measure with the drawn weights."""
     monkeypatch.setenv("CODECLADE_LPIPS", str(lpips_cache))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def recipe(photos, **changes) -> TokenizerRecipe:
@@ -109,7 +105,6 @@ EVERYTHING = {
 @pytest.fixture(scope="module")
 def everything(photos, lpips_cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("everything")
-    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CODECLADE_LPIPS", str(lpips_cache))
         train_tokenizer(recipe(photos, **EVERYTHING), out)
