@@ -34,9 +34,11 @@ def add_bench(verbs) -> None:
     parser.add_argument(
         "--batches", nargs="+", type=int, default=[1, 8], metavar="B", help="default: 1 8"
     )
+    # How it is measured.
     parser.add_argument("--steps", type=int, default=128, metavar="N", help="tokens timed; 128")
     parser.add_argument("--guidance-scale", type=float, default=2.0, metavar="S", help="default 2")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: bfloat16")
+    # Where it is measured, and what is written.
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
     parser.add_argument("--device", help="default: cuda where available, else cpu")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
@@ -56,6 +58,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from ..data.atomic import write_json
     from ..evaluation import speed
 
+    # The machine is named first: numbers without it mean nothing.
     source, device = arguments.source or bundled(), check_device(arguments.device)
     ways = check_ways(arguments.ways, source, device, arguments.dtype)
     if arguments.threads:
@@ -90,6 +93,7 @@ def check_ways(asked: list[str] | None, source: str, device: str, dtype: str) ->
     from ..components.optimization import has_bfloat16_products
     from ..evaluation import speed
 
+    # Why a way is not to be had here, by its name.
     missing = {}
     if not device.startswith("cpu"):
         missing |= dict.fromkeys(("packed", "int8"), f"is for a CPU, not for {device}")

@@ -90,6 +90,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
     from ..checkpoints.codebooks import load_codebook
     from ..clustering.codebook import check_clusters
 
+    # What is asked for is possible: known before a codebook is read or downloaded.
     replaced = check_out(arguments.out)
     report = _prepared_report(arguments, recipe, options) if arguments.report else None
     codebook = load_codebook(arguments.source, arguments.table)
@@ -98,6 +99,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
     if replaced:
         print(f"this replaces {replaced}", file=sys.stderr)
 
+    # Codes that occur often may count more.
     weights = usage(arguments.codes, codebook, arguments.table) if by_usage else None
 
     # The map is saved before the report, which takes longer and can fail for lack of packages.

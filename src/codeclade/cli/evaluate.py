@@ -201,6 +201,7 @@ def _pipeline(arguments: argparse.Namespace, out: Path, npz: Path | None):
     state, photographs, network, lpips, clip = PartialState(cpu=on_cpu), None, None, None, None
     folder, quick = out.parent, arguments.quick
     device = str(state.device) if state.num_processes > 1 else arguments.device
+    # The pipeline, and settings it does not take, which are refused before anything is sampled.
     sampling = sampling_of(arguments)
     if arguments.prompts:
         pipe = load_text_pipeline(arguments.source, device, arguments.text_encoder)
@@ -208,12 +209,14 @@ def _pipeline(arguments: argparse.Namespace, out: Path, npz: Path | None):
         pipe = load_pipeline(arguments.source, device)
     pipe.set_progress_bar_config(disable=True)
     check_settings(pipe, sampling)
+    # What measures is opened on the first process alone.
     if not arguments.samples_only and state.is_main_process:
         if arguments.data:
             photographs = photographs_of(arguments, pipe)
             network = open_network(arguments.features, pipe.device)
             lpips = None if quick else _lpips()
         clip = open_clip(arguments.clip, pipe.device) if arguments.clip else None
+    # The plan is printed before the work.
     if state.is_main_process:
         lines = [photographs, *_plan(pipe, sampling, photographs, network, lpips, clip, quick)]
         points = len(search_points(arguments.search)) if arguments.search else 0
@@ -227,6 +230,7 @@ def _pipeline(arguments: argparse.Namespace, out: Path, npz: Path | None):
     if arguments.search:
         found = (photographs, network, judge)
         sampling = _search(arguments, pipe, sampling, folder, state, found)
+    # Every process samples its share into files; the first one goes on alone with all of them.
     parts = SampleParts(npz.parent if npz else folder, pipe, sampling, judge)
     parts.make(arguments.batch_size, state.process_index, state.num_processes)
     state.wait_for_everyone()
@@ -241,6 +245,7 @@ def _pipeline(arguments: argparse.Namespace, out: Path, npz: Path | None):
         measured = measure_pipeline(
             pipe, photographs, parts, network, lpips, arguments.batch_size, clip, quick
         )
+    # Parts are kept until all is measured, so that an interrupted run goes on with them.
     parts.delete()
     if arguments.write_defaults:
         from ..evaluation.search import write_defaults

@@ -115,6 +115,7 @@ def check_flags(arguments: argparse.Namespace, tokenizer: bool) -> None:
     from ..evaluation.feature_sets import check_network
     from ..evaluation.rejection import check_judge
 
+    # Flags of generated images, where none are generated.
     given = [name for name in ONLY_SAMPLING if getattr(arguments, name) is not None]
     alone = tokenizer or arguments.likelihood
     given += [name for name in ("samples_only", "plain_resize") if getattr(arguments, name)]
@@ -124,10 +125,12 @@ def check_flags(arguments: argparse.Namespace, tokenizer: bool) -> None:
         raise ValueError(f"--{flag} is of generated images, but {what} generates none.")
     if tokenizer and arguments.likelihood:
         raise ValueError(f"--likelihood needs a pipeline; {arguments.source} is a tokenizer.")
+    # A first look takes no flags that ask for many images.
     given = [name for name in NOT_QUICK if getattr(arguments, name)]
     if arguments.quick and given:
         flag = given[0].replace("_", "-")
         raise ValueError(f"--{flag} does not go with --quick, which looks at few images.")
+    # What belongs to a search, and where its result can be written.
     if (arguments.search_images or arguments.write_defaults) and not arguments.search:
         raise ValueError("--search-images and --write-defaults need --search KEY=VALUES.")
     if arguments.search and arguments.samples_only:
@@ -137,6 +140,7 @@ def check_flags(arguments: argparse.Namespace, tokenizer: bool) -> None:
     if arguments.write_defaults and isinstance(parse_scale(arguments.guidance_scale), tuple):
         raise ValueError("--write-defaults takes one --guidance-scale, not a pair.")
     search_points(arguments.search)
+    # Flags that need another one to mean anything.
     if arguments.plain_resize and not arguments.size:
         raise ValueError("--plain-resize needs --size S.")
     if arguments.samples_only and not arguments.npz:
@@ -147,6 +151,7 @@ def check_flags(arguments: argparse.Namespace, tokenizer: bool) -> None:
         if arguments.search and not arguments.data:
             raise ValueError("--search needs --data: photographs to measure against.")
         check_network(arguments.features)
+    # Several draws need somebody to choose among them.
     if (arguments.draws or 1) > 1:
         check_judge(arguments.judge or arguments.features)
     elif arguments.judge:

@@ -47,12 +47,14 @@ def add_generate(verbs) -> None:
         help="instead of a T5: code shards with encode-text's features; prompts are captions of "
         "theirs, none: eight of them",
     )
+    # Which pipeline draws, and into which file.
     parser.add_argument("--list", action="store_true", help="print the class names and stop")
     parser.add_argument("--pipeline", help="folder or Hub id; default: the bundled pipeline")
     parser.add_argument("--out", default="image.png", metavar="FILE", help="default: image.png")
     parser.add_argument(
         "--images", type=int, metavar="N", help="of each; default 1, sheet of classes 8"
     )
+    # How tokens are sampled, and how clusters become ids.
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     sampling_arguments(parser)
     parser.add_argument(
@@ -61,6 +63,7 @@ def add_generate(verbs) -> None:
     parser.add_argument("--refiner-temperature", type=float, metavar="T", help="0 is arg-max")
     parser.add_argument("--refiner-top-k", type=int, metavar="K", help="0 keeps all")
     parser.add_argument("--refiner-guidance-scale", type=float, metavar="S", help="active above 1")
+    # How pictures are shown, and where the work is done.
     parser.add_argument("--scale", type=int, default=2, help="enlargement on sheets; default 2")
     parser.add_argument("--device", help="default: cuda where available, else cpu")
 

@@ -189,6 +189,7 @@ def open_stream(
     from datasets import Image as ImageFeature
 
     parts = load_dataset(str(source), streaming=True)
+    # A stream cannot be divided by chance, so its parts must be named.
     train, held_out = splits.chosen(str(source), list(parts))
     if held_out is None:
         raise ValueError(
@@ -196,6 +197,7 @@ def open_stream(
             "needs one to hold out: name it with validation_split=."
         )
     rows = our_columns(str(source), parts, columns)[train if split == "train" else held_out]
+    # Images stay encoded until they are asked for; their column gets the name that is ours.
     if rows.features is None:
         raise ValueError(f"{source} does not say which columns it has; read it without streaming.")
     column = image_column(source, list(rows.features))
@@ -213,6 +215,7 @@ def open_stream(
             )
         names = list(rows.features[label].names)
         labels = {number: number for number in range(len(names))}
+    # Some classes of all, in the order and with the names that were asked for.
     if classes:
         wanted = classes if isinstance(classes, dict) else {name: name for name in classes}
         pairs = enumerate(wanted.items())

@@ -199,6 +199,7 @@ def _partitions(result: Comparison, labels: np.ndarray, count: int, bar: tqdm) -
         if name == "masc" and settings.method == "dcpe":
             continue  # the same partition
         say(bar, name, count)
+        # Labels that are there, a cut of the tree, or a method's own run where that is affordable.
         if name == settings.method and count == result.clusters:
             found = labels
         elif name in TREES:
@@ -233,6 +234,7 @@ def _replacement_test(
     settings, features = result.settings, feature_network()
     if features is None:
         result.notes.append("Feature distances were skipped: install codeclade[eval] for them.")
+    # Photographs and their reconstructions are measured once, for all partitions.
     photographs = MeasuredImages.of(features, pixels)
     reconstructions = MeasuredImages.of(features, decode_all(vq_model, ids))
     result.image_count = len(pixels)
@@ -243,6 +245,7 @@ def _replacement_test(
         say(bar, part.method, part.clusters)
         cluster_map = ClusterMap.from_labels(part.labels, codebook, method=part.method)
         part.image_psnr = torch.zeros(len(pixels))
+        # Codes are replaced by random members of their clusters, several times.
         for draw in range(DRAWS):
             drawn = replace_codes(ids, cluster_map, settings.seed + draw, result.level)
             images = MeasuredImages.of(features, decode_all(vq_model, drawn))

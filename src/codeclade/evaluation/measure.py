@@ -295,11 +295,13 @@ def _add_reconstruction(
         dtype=type_name(vq_model.dtype),
         machine=machine_name(vq_model.device),
     )
+    # What is measured image by image: its mean is right for any number of images.
     words = f"8-bit, mean over {count:,} {photographs.split} photographs of {size} pixels"
     for name, values in found.per_image.items():
         measured.add_images(name, values, protocol, words)
     if quick:
         return protocol
+    # What is of the set: how much of the codebook is used, and how far apart the sets are.
     words = f"{count:,} {photographs.split} photographs, center crops"
     uses = {"Codebook": found.use, "Detail codebook": found.detail_use}
     for name, use in uses.items():

@@ -56,6 +56,7 @@ def reconstruct(
         lpips: with real weights; None measures none.
         classes: see `FeatureSet`.
     """
+    # What is collected on the way: values of every image, uses of every code, features.
     found: dict[str, list[Tensor]] = {}
     counts = torch.zeros(vq_model.codebook_size, dtype=torch.int64)
     details = torch.zeros(vq_model.detail_codebook_size or 0, dtype=torch.int64)
@@ -66,6 +67,7 @@ def reconstruct(
     for images, labels in plain_batches(photographs.images, batch_size):
         pixels = to_pixels(images)
         ids = vq_model.encode(pixels.to(vq_model.device, vq_model.dtype)).ids
+        # Both are rounded to 8 bits, as a saved picture is.
         decoded = to_pixels(eight_bit(vq_model.decode(ids), size))
         if size != pixels.shape[-1]:
             images = eight_bit(pixels, size)

@@ -111,6 +111,7 @@ def search(
     Raises:
         ValueError: a setting that the pipeline does not take, before anything is sampled.
     """
+    # All points are checked first: a wrong one must not end an hour of sampling.
     plans = [replace(base, **settings) for settings in points]
     for plan in plans:
         check_settings(pipe, plan)
@@ -120,6 +121,7 @@ def search(
         found = photograph_set(network, photographs, size, batch_size)
         reference = found.statistics.gaussian()
 
+    # Every process samples its share; only the first one keeps features and judges.
     trials = []
     bar = tqdm(plans, "search", unit="point") if state.is_main_process else plans
     for settings, plan in zip(points, bar, strict=True):

@@ -154,10 +154,12 @@ def measure(
         repeats: the least of so many medians counts.
         report: called with every row once it is known.
     """
+    # The floor is what no way can beat: reading every weight once a token.
     rows, quality = [], []
     plain = load_transformer(source, dtype, device)
     floor = reading_floor(plain)
     steps = min(steps, plain.config.num_tokens - 1)
+    # Rounded weights are judged by logits on the ids that the plain model drew.
     ids, expected = None, None
     if "int8" in ways:
         ids, expected = sampled_logits(plain, scale)
@@ -176,6 +178,7 @@ def measure(
                 spans = [time_parallel(model, scale) for _ in range(repeats)]
             else:
                 spans = [time_steps(model, batch, steps, scale) for _ in range(repeats)]
+            # The least of several medians: what else the machine does can only add time.
             least, tokens = min(spans), plain.config.num_tokens
             images = 1000 * batch / (least * tokens)
             rows.append(Speed(way, batch, str(dtype).removeprefix("torch."), least, images))

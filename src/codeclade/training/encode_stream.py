@@ -98,11 +98,13 @@ def _encode_shard(
     views, random = header["views"], header["split"] == "train"
     ids: list[Tensor] = []
     labels, captions, read = [], [], 0
+    # So many images at a time as fill one batch with their views.
     while some := list(islice(share, max(1, recipe.batch_size // views))):
         read += len(some)
         pixels = []
         for row, label in some:
             image = stream.photograph(row)
+            # A damaged photograph, where the recipe lets it be left out.
             if image is None:
                 continue
             first = seed_of(row, recipe.seed)

@@ -105,6 +105,7 @@ def generator_config(
     Raises:
         ValueError: a scheme that the codes or the presence of a map do not fit.
     """
+    # Codes and map say which scheme is meant where the recipe does not.
     size, details = codes.header["codebook_size"], codes.header["detail_codebook_size"]
     default = "semantic_detail" if details else "token" if cluster_map is None else "cluster"
     scheme = recipe.scheme or default
@@ -120,10 +121,12 @@ def generator_config(
             f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
             f"{'needs a' if needs_map else 'takes no'} cluster map."
         )
+    # A sparse head scores the ids of one cluster alone.
     if recipe.sparse_head and not kind.holds_clusters:
         raise ValueError(f"sparse_head is of scheme 'cluster_token', not {scheme!r}.")
     if recipe.sparse_head and (recipe.tree_loss_weight or recipe.cluster_loss_weight):
         raise ValueError("sparse_head has no logits of all ids, which tree and cluster loss need.")
+    # What is left follows: vocabularies from the scheme, sizes from the codes and the recipe.
     clusters = cluster_map.num_clusters if cluster_map is not None else None
     *coarse, vocab_size = kind.sizes(size, details, clusters)
     return CodecladeConfig(

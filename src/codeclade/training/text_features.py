@@ -113,11 +113,13 @@ def _encode_split(recipe: TextRecipe, encoder: TextEncoder, codes: Codes) -> Non
         write_json(partial, header)
     processes.wait_for_everyone()
 
+    # Every process takes every n-th shard, so that none is written twice.
     mine = slice(processes.process_index, None, processes.num_processes)
     hidden = not processes.is_main_process
     for number, name in tqdm(list(enumerate(header["shards"]))[mine], "text", disable=hidden):
         if keep and (folder / name).is_file():
             continue
+        # Padding is not kept: a caption has as many rows as it has words.
         captions, rows = codes.captions(number), []
         for start in range(0, len(captions), recipe.batch_size):
             rows += encoder(captions[start : start + recipe.batch_size])

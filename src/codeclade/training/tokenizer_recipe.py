@@ -93,6 +93,7 @@ class TokenizerRecipe(RunRecipe, Photographs):
             )
 
     def _check_combinations(self) -> None:
+        # What a stream cannot do.
         if self.streaming and self.epochs:
             raise ValueError(
                 "streaming does not know the number of images: give steps, not epochs."
@@ -101,6 +102,7 @@ class TokenizerRecipe(RunRecipe, Photographs):
             raise ValueError(
                 f"workers is {self.workers}; a streamed data set is read by one: it must be 0 or 1."
             )
+        # Stages and losses that leave a part without gradient.
         if self.stage == "semantic" and self.detail_codebook_size is None:
             raise ValueError(
                 "stage is 'semantic', which is the first of two stages; detail_codebook_size must "
@@ -137,6 +139,7 @@ class TokenizerRecipe(RunRecipe, Photographs):
                 f"classifier_weight is {self.classifier_weight}, but classifier is 'none'; choose "
                 "lite0 or lite2."
             )
+        # Networks of the losses halve the image too, so many times that a small one vanishes.
         smallest = {f"perceptual={self.perceptual_name}": PERCEPTUAL[self.perceptual_name]}
         if self.discriminator_weight:
             name = f"discriminator_layers={self.discriminator_layers}"

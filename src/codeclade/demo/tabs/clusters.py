@@ -262,6 +262,7 @@ class Clusters:
         show = endpoint(self.region, gpu=False)
         find.click(show, inputs, outputs, api_name="region", **settings)
         private = {"api_visibility": "private", **settings}
+        # Without a map there is nothing to show first, but the layout stays.
         if backend.map is not None:
             shown_first(tab, self.region, inputs, outputs)
         image.change(endpoint(self._arrived, gpu=False), inputs, outputs, **private)
