@@ -231,6 +231,7 @@ class _Interpreter:
         layout, use = _ARGUMENTS[code]
         after = position + struct.calcsize(layout)
         (value,) = struct.unpack(layout, content[position:after])
+        # Texts say their length; one beyond that of any pickle of weights is damage.
         if use == "text":
             if value > LARGEST_PICKLE:
                 raise ValueError("a pickle that does not end")
@@ -240,6 +241,7 @@ class _Interpreter:
         if use == "integer":
             self.stack.append(int.from_bytes(content[after : after + value], "little", signed=True))
             return after + value
+        # Values that the pickle refers to again, and all others, which only keep their place.
         if use == "put":
             self.memo[value] = self.stack[-1]
         elif use == "get":

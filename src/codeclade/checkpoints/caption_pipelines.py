@@ -31,6 +31,7 @@ def load_caption_pipeline(
     Raises:
         ValueError: no encoder, neither named nor in the pipeline, or one that is not there.
     """
+    # An encoder that is named replaces the pipeline's own, which then is not loaded.
     parts = {}
     if encoder:
         try:

@@ -101,6 +101,7 @@ def _inner_weights(files: Files, source: str) -> dict[str, Tensor]:
     """Weights of the VQ model in a larger model, by their names in it; no others are read."""
     file = _weight_file(files, "semantic", source)
     names = set(read_header(file) if file.suffix == ".safetensors" else load_checkpoint(file))
+    # What stands before the table's name is where the tokenizer lies in the checkpoint.
     key = TABLES["semantic"][0]
     prefix = _pick(names, "semantic", source).removesuffix(key)
 
@@ -111,6 +112,7 @@ def _inner_weights(files: Files, source: str) -> dict[str, Tensor]:
         inside = {str(shard) for name, shard in weight_map.items() if name.startswith(prefix)}
         shards |= {files.fetch(shard) for shard in inside & set(files.names)}
 
+    # Of a shard only what belongs to the tokenizer is read, where the format allows it.
     weights = {}
     for shard in sorted(shards):
         if shard.suffix == ".safetensors":
@@ -184,6 +186,7 @@ def _read(file: Path, table: str | None, source: str) -> Tensor:
         ]
         with safe_open(file, "pt") as weights:
             return _as_rows(weights.get_tensor(_pick(stored, table, source, flat)), source)
+    # A pickle is read whole, by torch's reader of weights alone.
     if file.suffix in PICKLES:
         weights = load_checkpoint(file)
         flat = [n for n, value in weights.items() if value.ndim == 2 and value.is_floating_point()]

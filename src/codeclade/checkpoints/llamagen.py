@@ -48,6 +48,7 @@ def _tower_names(tower: str, blocks: str, resample: str) -> dict[str, str]:
         f"{tower}.conv_out": f"{tower}.conv_out",
         f"{tower}.conv_blocks.{{}}.{resample}.conv": f"{tower}.{blocks}.{{}}.{resample}rs.0.conv",
     }
+    # In the middle they are numbered: a residual block, an attention block, a residual block.
     for theirs, ours in _RESIDUAL.items():
         names[f"{tower}.conv_blocks.{{}}.res.{{}}.{theirs}"] = (
             f"{tower}.{blocks}.{{}}.resnets.{{}}.{ours}"

@@ -70,10 +70,12 @@ def saved_features(codes: str, prompts: list[str] | None) -> tuple[list[str], di
     from ..data.captioned import CaptionedCodes
     from ..data.codes import codes_folder
 
+    # Held-out captions where there are some: those of training may be known by heart.
     folder = codes_folder(codes)
     inside = folder / "validation"
     shards = CaptionedCodes(inside if inside.is_dir() else folder)
     texts = [text for number in range(len(shards.shards)) for text in shards.captions(number)]
+    # Without prompts some captions spread over all of them.
     if prompts is None:
         count = min(8, len(texts))
         chosen = [i * len(texts) // count for i in range(count)]

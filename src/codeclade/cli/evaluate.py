@@ -65,10 +65,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_flags(arguments, tokenizer)
     if not tokenizer:
         check_captions(arguments, takes_captions(arguments.source))
+    # Places are checked, and what is lost is said, before the work.
     out, npz = _places(arguments)
     kept = out.is_file() and not (arguments.samples_only or arguments.quick)
     if kept:
         say(f"this replaces the numbers in {out}; --out FILE keeps them", sys.stderr)
+    # The one download that a flag asks for.
     if arguments.fetch_lpips:
         from ..metrics.lpips_weights import fetch_lpips_weights
 
@@ -161,7 +163,9 @@ def _tokenizer(arguments: argparse.Namespace, out: Path):
 
     device, quick = check_device(arguments.device), arguments.quick
     vq_model = load_part(VQModel, arguments.source, "vq_model").to(device).eval()
+    # Photographs come at the size that the tokenizer was trained for.
     side = vq_model.config.sample_size
+    # A first look has few photographs, and leaves out what depends on how many there are.
     photographs = open_photographs(arguments.data, side, arguments.split)
     photographs = photographs.few(PHOTOGRAPHS) if quick else photographs
     network, lpips = (None, None) if quick else (open_network(arguments.features, device), _lpips())
@@ -279,6 +283,7 @@ def _search(arguments: argparse.Namespace, pipe, sampling, folder: Path, state, 
     base = replace(sampling, count=arguments.search_images or few)
     points = search_points(arguments.search)
     trials = search(pipe, base, points, folder, arguments.batch_size, state, *found)
+    # The nearest of many is nearer by luck too, so other seeds confirm it.
     best = min(trials, key=lambda trial: trial.distance)
     if state.is_main_process:
         path = folder / "search.json"

@@ -124,6 +124,7 @@ def _check_conditions(arguments: argparse.Namespace) -> bool:
     if source:
         check_source(source)
         captions = takes_captions(source)
+    # Flags of captions with classes, and the other way round.
     given = [name for name in CAPTION_FLAGS if getattr(arguments, name) is not None]
     if given and not captions:
         flag, name = given[0].replace("_", "-"), source or "the bundled pipeline"
@@ -136,6 +137,7 @@ def _check_conditions(arguments: argparse.Namespace) -> bool:
         raise ValueError(
             f"{source} takes captions, not classes; give --prompt {' '.join(arguments.labels)!r}."
         )
+    # Captions have features from one source, and are there at all.
     if arguments.text_encoder and arguments.features:
         raise ValueError("give either --text-encoder or --features.")
     if not (arguments.prompt or arguments.features):

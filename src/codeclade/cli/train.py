@@ -36,10 +36,12 @@ def add_training(verbs) -> None:
     parser.add_argument(
         "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"
     )
+    # Photographs and captions become shards once; every later stage reads those.
     text = "tokenize photographs into code shards"
     _add(verbs, "encode", _encode, text, "encode", ["tokenizer", "out"])
     text = "make features of the captions that encode has kept, for condition=text"
     _add(verbs, "encode-text", _encode_text, text, "text", ["codes"])
+    # What learns from the shards.
     text = "train a generator on code shards and save the whole pipeline"
     folders, without = ["tokenizer", "cluster-map", "codes", "out"], {"cluster-map": "predict ids"}
     _add(verbs, "train-generator", _train_generator, text, "generator", folders, without)
@@ -140,6 +142,7 @@ def _train_generator(arguments: argparse.Namespace) -> None:
 
 def _train_refiner(arguments: argparse.Namespace) -> None:
     recipe = _recipe("refiner", arguments, ("steps",))
+    # Tokenizer and clusters come from a pipeline, which the refiner then joins, or one by one.
     pipeline, generator = arguments.pipeline, arguments.generator
     parts = arguments.tokenizer, arguments.cluster_map
     if any(parts) if pipeline else not all(parts):
@@ -155,6 +158,7 @@ def _train_refiner(arguments: argparse.Namespace) -> None:
     from ..training.refiner import train_refiner
 
     tokenizer, cluster_map = (pipeline, pipeline) if pipeline else parts
+    # Parts are loaded last: what can be refused without them was refused above.
     train_refiner(
         recipe,
         arguments.codes,

@@ -52,6 +52,7 @@ class DecoderConfig(PreTrainedConfig):
                 f"hidden_size={hidden_size} must be a multiple of 4 * num_attention_heads="
                 f"{4 * num_attention_heads}, for the two rotation axes."
             )
+        # Sizes, then what acts in training alone.
         self.grid_size = grid_size
         self.num_classes = num_classes
         self.hidden_size = hidden_size

@@ -164,6 +164,7 @@ def fits(hint: Any, value: Any) -> bool:
     origin = get_origin(hint)
     if origin is Annotated:
         inner, bounds = get_args(hint)[:2]
+        # Bounds are of the number itself, or of how many entries a list has.
         if not fits(inner, value):
             return False
         number = len(value) if isinstance(value, (list, tuple)) else value
@@ -174,6 +175,7 @@ def fits(hint: Any, value: Any) -> bool:
     if origin in (tuple, list):  # JSON has lists alone
         one = get_args(hint)[0]
         return isinstance(value, (list, tuple)) and all(fits(one, item) for item in value)
+    # True and False are whole numbers to Python, but not in a config.
     if hint in (None, type(None)):
         return value is None
     if hint is bool:
@@ -200,6 +202,7 @@ def described(hint: Any) -> str:
         return f"{described(inner)} {number}"
     if origin in (Union, types.UnionType):
         return " or ".join(described(one) for one in get_args(hint))
+    # Types of single values, in words of JSON.
     words = {
         bool: "true or false",
         int: "a whole number",

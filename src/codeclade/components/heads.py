@@ -217,6 +217,7 @@ class SemanticDetailHead(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, width = config, config.hidden_size
+        # Hidden states of the neighbors that are known: rows above, and those before in the row.
         count = 2 * config.head_window * (config.head_window + 1)
         self.compress = nn.Sequential(
             nn.Linear(width, width // 4),
@@ -228,6 +229,7 @@ class SemanticDetailHead(nn.Module):
             nn.GELU(),
             nn.Linear(2 * width, width, bias=False),
         )
+        # Blocks of its own, then an output for the semantic and one for the detail code.
         blocks = (Block(config, i, plain=True) for i in range(config.head_layers))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(width, config.rms_norm_eps)

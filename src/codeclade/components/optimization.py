@@ -108,6 +108,7 @@ def check_form(model: nn.Module, weights: str) -> None:
         raise ValueError(f"weights={weights!r} must be one of {FORMS}.")
     if any(is_optimized(part) for part in model.modules()):
         raise ValueError("this model is optimized already; load it anew for another form.")
+    # Where the weights are and in which precision decides which form they can have.
     kinds = {(part.weight.device.type, part.weight.dtype) for part in linear_layers(model)}
     allowed = {torch.bfloat16} if weights == "int8" else {torch.bfloat16, torch.float32}
     for device, dtype in kinds:
@@ -116,6 +117,7 @@ def check_form(model: nn.Module, weights: str) -> None:
             raise ValueError(
                 f"weights={weights!r} is for {names} on a CPU; this model is {dtype} on {device}."
             )
+    # What this torch and this processor can compute with.
     if weights == "packed" and not torch.backends.mkldnn.is_available():
         raise ValueError("weights='packed' needs a torch with oneDNN; this one has none.")
     bfloat16 = any(dtype == torch.bfloat16 for _, dtype in kinds)

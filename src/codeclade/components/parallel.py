@@ -56,6 +56,7 @@ def check_parallel(
     if parallel is not None and (type(parallel) is not int or parallel < 1):
         raise ValueError(f"parallel={parallel!r} must be None (automatic) or 1 or more.")
     backend = transformer.config._attn_implementation
+    # What needs every token by itself, or attends in a way that cannot take a window.
     obstacles = {
         "an attention-guided schedule": settings.guided and settings.schedule.uses_attention,
         "callback_on_step_end": callback is not None,

@@ -78,6 +78,7 @@ class PipelineSteps(PipelineFiles):
         # Without one of these a pipeline serves for a part of its work, such as encoding captions.
         if parts["vq_model"] is not None and parts["transformer"] is not None:
             check_components(*(parts[name] for name in shared))
+        # Defaults are checked now, not at the first call that falls back on them.
         check_settings(settings, "defaults of the pipeline")
         Schedule(settings["guidance_schedule"])
         if parts["transformer"] is not None:
@@ -87,6 +88,7 @@ class PipelineSteps(PipelineFiles):
                     raise ValueError(
                         f"id2label names class {number}, but classes are 0..{count - 1}."
                     )
+        # What diffusers' own parts of a pipeline expect to find.
         factor = 1 if parts["vq_model"] is None else parts["vq_model"].downsample
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
         self._num_timesteps: int | None = None

@@ -73,6 +73,7 @@ class RefinerConfig(DecoderConfig):
             raise ValueError(
                 f"class_dropout={class_dropout} needs null_class=True: dropped classes become it."
             )
+        # The refiner's own fields; the shared ones are the base's.
         self.codebook_size = codebook_size
         self.num_clusters = num_clusters
         self.null_class = null_class
@@ -334,6 +335,7 @@ def check_refiner_settings(
         return
     if refiner is None or way == "member":
         raise ValueError(f"refiner_settings={settings!r} are of a refiner, and none is asked here.")
+    # Names first, then kinds and signs, then what this refiner was trained for.
     kinds = {"temperature": (int, float), "top_k": (int,), "guidance_scale": (int, float)}
     for name, value in settings.items():
         if name not in kinds:

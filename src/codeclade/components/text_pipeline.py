@@ -136,6 +136,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         """
         if self.text_encoder is None:
             raise ValueError("this pipeline has no text encoder; give prompt_embeds, or load it.")
+        # The transformer's own length, so that a mask has a place for every position.
         length, padding = max_sequence_length, "longest"
         if self.transformer is not None and length is None:
             length, padding = self.transformer.config.prefix_length, "max_length"
@@ -398,6 +399,7 @@ def check_text_parts(
         raise ValueError("tokenizer and text_encoder go together; give both or neither.")
     if transformer is None:
         return
+    # What the transformer is conditioned on, and how wide the features are that it takes.
     config = transformer.config
     if not config.text_dim:
         raise ValueError(

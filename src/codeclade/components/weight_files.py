@@ -203,10 +203,12 @@ def read_shards(index: Path) -> dict[str, StoredTensor]:
         raise OSError(str(error)) from None
     if not isinstance(content.get("metadata"), dict):
         raise OSError(f"{shown(index)} is damaged: metadata must be an object.")
+    # The index must be what the format says: weight names to file names.
     listed = content.get("weight_map")
     plain = isinstance(listed, dict) and all(isinstance(file, str) for file in listed.values())
     if not plain or not listed:
         raise OSError(f"{shown(index)} is damaged: weight_map must name the file of every weight.")
+    # Every shard must be there and hold exactly the weights that the index says.
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(listed.values())):
         if not is_shard_name(file):

@@ -42,6 +42,7 @@ class CaptionedCodes(Codes):
         self.text = json.loads(path.read_text(encoding="utf-8"))
         self.prefix_length: int = self.text["prefix_length"]  # P
         self.text_dim: int = self.text["text_dim"]  # C
+        # Features belong to these codes where the counts agree, shard by shard.
         self.features: list[Tensor] = []  # (positions of a shard, C)
         self.stops: list[Tensor] = []  # (n,) where the features of an image end
         for name, shard in zip(self.text["shards"], self.shards, strict=True):

@@ -116,6 +116,7 @@ def _extra(family: Family, size: str | None) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, kind in _kinds().items():
         found[name] = {}
+        # Fields of one size stand over those of the whole family.
         for level in (family.content, own):
             found[name] |= (level.get("configs") or {}).get(name) or {}
         known = _fields(getattr(kind, "config_class", None) or kind)

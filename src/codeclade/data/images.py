@@ -83,6 +83,7 @@ class LabeledImages(Dataset):
         Raises:
             ValueError: none of them can be read.
         """
+        # Every image is opened once, which takes a while; those left out are named.
         good = []
         hidden = {} if is_speaker() else {"disable": True}
         for index in tqdm(range(len(self)), "look for damaged images", unit="image", **hidden):

@@ -41,6 +41,7 @@ def read_prompts(path: str | Path) -> Prompts:
         raise ValueError(f"there is no file {path} of prompts.")
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} must end in {', '.join(ENDINGS)} to be read as prompts.")
+    # Every format is a list of texts in the end.
     try:
         if path.suffix == ".json":
             texts = _coco(path)
@@ -50,6 +51,7 @@ def read_prompts(path: str | Path) -> Prompts:
             texts = _column(path)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text in UTF-8.") from None
+    # Empty lines are no prompts.
     kept = tuple(text.strip() for text in texts if text.strip())
     if not kept:
         raise ValueError(f"{path} holds no prompt.")

@@ -185,6 +185,7 @@ class Backend:
                 **settings,
                 **callback,
             ).images
+            # On ZeroGPU results pass between processes, where tensors would share memory.
             return self.steps, self.decode(ids), ids.cpu().numpy()
 
         return stream(self, run, show)

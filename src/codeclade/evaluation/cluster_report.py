@@ -39,6 +39,7 @@ def prepare_report(
     check_ending(path)
     if not path.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to save {path.name} in.")
+    # Tokenizer, photographs and codes are read now, so that the map is not made in vain.
     vq_model = pixels = None
     if settings.images:
         vq_model = load_tokenizer(settings.source)
@@ -106,6 +107,7 @@ def write_report(result: Comparison, path: Path, vq_model: Tokenizer | None = No
 
 
 def _summary(result: Comparison) -> list[tuple[str, str]]:
+    # Of the map itself, what can be said without photographs; then what needs them.
     main = result.at(result.clusters)[0].numbers
     numbers = [
         (
@@ -151,6 +153,7 @@ def _partition_protocol(result: Comparison) -> str:
 
 def _partition_table(result: Comparison) -> Table:
     head = ["K", "method", "smallest", "median", "largest", "alone"]
+    # Columns that only some reports have: rows of unit length, entropies of counted codes.
     head += ["distance ↓", "/ random ↓"]
     entropy, unit = bool(result.tokens), "unit_against_random" in result.partitions[0].numbers
     head += ["/ random, unit ↓"] if unit else []
@@ -192,6 +195,7 @@ def _image_table(result: Comparison) -> Table:
     head = ["K", "method", *(name for _ in targets for _, name, _ in metrics)]
     over = [("", 2), *((f"to the {target}s", len(metrics)) for target in targets), ("", 1)]
     head.append(f"PSNR against {result.settings.method}")
+    # The first row is what any replacement is measured against: none at all.
     best = [_number(result.reconstruction_numbers[key], digits) for key, _, digits in metrics]
     rows = [[NONE, "no replacement", *best, *[NONE] * (len(metrics) + 1)]]
     for part in result.partitions:
@@ -200,6 +204,7 @@ def _image_table(result: Comparison) -> Table:
             for target in targets
             for key, _, digits in metrics
         ]
+        # Differences to the method of the map, with the error of the mean difference.
         gap, error = part.numbers["psnr_gap"], part.numbers["psnr_gap_error"]
         gap = f"{gap:+.2f} ± {_number(error, 2)}" if np.isfinite(gap) else NONE
         own = part is result.at(part.clusters)[0]

@@ -84,6 +84,7 @@ def _check_protocols(a: Measured, b: Measured, name: str, allowed: tuple[str, ..
             raise ValueError(
                 f"{file.name} was written before protocols were kept; evaluate again to compare."
             )
+    # A first look has fewer images, which alone moves most distances.
     quick = [bool(conditions.get("quick")) for conditions in pair]
     if quick[0] != quick[1]:
         few, whole = (a, b) if quick[0] else (b, a)
@@ -91,6 +92,7 @@ def _check_protocols(a: Measured, b: Measured, name: str, allowed: tuple[str, ..
             f"{few.name} is a first look (--quick) and {whole.name} a whole evaluation; evaluate "
             "both in one way to compare."
         )
+    # Everything else must be equal, or the user says that it is what is compared.
     found = [field for field in differences(*pair) if field not in allowed]
     if found:
         told = "; ".join(f"{x} is {pair[0].get(x)} and {pair[1].get(x)}" for x in found)
@@ -104,6 +106,7 @@ def _row(a: Measured, b: Measured, name: str) -> Row:
     first, second = a.records[name], b.records[name]
     values = first.value, second.value
     images = [x.per_image.get(name) for x in (a, b)]
+    # With values of single images, their spread says how sure a difference is.
     if all(x is not None and len(x) > 1 for x in images):
         intervals = tuple(bootstrap(x) for x in images)
         same = all(first.conditions.get(x) == second.conditions.get(x) for x in PAIRED)
@@ -113,6 +116,7 @@ def _row(a: Measured, b: Measured, name: str) -> Row:
             means = [_bootstrap_means(x, seed) for seed, x in enumerate(images)]
             gap, how = _interval(means[1] - means[0]), "bootstrap over images"
         return Row(name, first.unit or "", values, intervals, gap, how)
+    # Without them, standard errors, if both files have some.
     errors = first.standard_error, second.standard_error
     intervals = tuple(
         None if error is None else (value - NORMAL * error, value + NORMAL * error)

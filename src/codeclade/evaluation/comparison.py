@@ -174,6 +174,7 @@ def _makes_pairs(part: Tokenizer | Codes | None) -> bool:
 
 
 def _entropies(result: Comparison, ids: Tensor | None, shards: Codes | None) -> None:
+    # Codes of shards are far more than those of some photographs.
     if shards is not None:
         counts = shards.counts()[result.level or 0].numpy()
         split, images = shards.header["split"], len(shards)

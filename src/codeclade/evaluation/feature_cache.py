@@ -118,6 +118,7 @@ class PhotographSets:
         half.count, half.correct = count, correct
         if not count:
             return half
+        # Sums that were stored, because not all features were.
         half.rows = list(tensors[f"{name}.features"])
         for kind in ("statistics", "spatial"):
             if f"{name}.{kind}.sums" in tensors:
@@ -148,6 +149,7 @@ class PhotographSets:
                 if found is not None:
                     tensors[f"{name}.{kind}.sums"] = found.sums
                     tensors[f"{name}.{kind}.moments"] = found.moments
+        # A digest of what is stored: a damaged file is noticed and made again.
         notes = {
             "photographs": self.digest.hexdigest(),
             "sha256": state_fingerprint(tensors),

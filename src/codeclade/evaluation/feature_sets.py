@@ -82,6 +82,7 @@ class FeatureSet:
         """Add images: pixels (B, 3, S, S) in [-1, 1] and labels (B,)."""
         output = self.network(pixels.to(next(self.network.parameters()).device))
         features = output.features.float().cpu()
+        # Sums are exact for any number of images; how wide they are is known from the first batch.
         if self.statistics is None:
             self.statistics = FeatureStatistics(features.shape[1], self.network.fingerprint)
             if output.spatial is not None:
@@ -91,6 +92,7 @@ class FeatureSet:
         if self.spatial is not None:
             self.spatial.update(output.spatial)
         logits = None if output.logits is None else output.logits.float().cpu()
+        # The largest logit among the classes asked for, not among all thousand.
         if self.classes is not None:
             chosen = logits[:, self.classes].argmax(1)
             self.correct += int((chosen == labels).sum())
@@ -129,6 +131,7 @@ class FeatureSet:
                 if theirs is not None:
                     total.merge(theirs)
                 setattr(both, name, total)
+        # In turn, so that both sets have their share where not all rows are kept.
         both.rows = _in_turn(self.rows, other.rows)[:KEPT]
         both.logits = _in_turn(self.logits, other.logits)[:KEPT]
         return both
@@ -173,6 +176,7 @@ def set_distances(
     published = network.distance_name == "FID"
     kept = f"{len(samples.rows):,} of {samples.count:,} and {len(reference.rows):,} of "
     kept += f"{reference.count:,} images"
+    # KID is unbiased, so a first look at few images has it too.
     kid = _kernel_distance(samples.features, reference.features)
     kid_name = "KID" if published else f"KID-{network.name}"
     if quick:
@@ -180,11 +184,13 @@ def set_distances(
     gap = gaussian_distance(samples.statistics.gaussian(), reference.statistics.gaussian())
     error = jackknife_error(frechet_distance, samples.features, reference.features)
     found = [Distance(network.distance_name, gap, error, "Fréchet distance, biased by the counts")]
+    # Of Inception also where things are in the image: sFID.
     if samples.spatial is not None:
         name = "sFID" if published else f"spatial {network.distance_name}"
         gap = gaussian_distance(samples.spatial.gaussian(), reference.spatial.gaussian())
         found.append(Distance(name, gap, None, "Fréchet distance, biased by the counts"))
     found.append(Distance(kid_name, *kid))
+    # Shares of images that lie near the other set, which need neighbors.
     if min(len(samples.rows), len(reference.rows)) > NEIGHBORS:
         values = precision_recall(reference.features, samples.features)
         sizes = {"recall": len(reference.rows), "coverage": len(reference.rows)}

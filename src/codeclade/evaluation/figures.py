@@ -65,6 +65,7 @@ class _Top:
 
     def _place(self, node: int, sizes: np.ndarray, color: str) -> float:
         """Draw what is below a node; its place on the x axis."""
+        # Every branch below the trunk gets a color, which all of its lines keep.
         groups = 2 * self.n - 1 - len(BRANCHES)  # nodes above are the trunk
         if color == INK and (node <= groups or node < self.first):
             color = BRANCHES[self._group % len(BRANCHES)]
@@ -72,6 +73,7 @@ class _Top:
         if node < self.first:
             self.sizes.append(int(sizes[node]))
             return len(self.sizes) - 0.5
+        # A bracket from the tops of both children up to the height of the merge.
         pair = self.children[node - self.n]
         height = float(self.heights[node - self.n])
         left, right = (self._place(int(child), sizes, color) for child in pair)
@@ -136,6 +138,7 @@ def sizes_figure(result) -> Figure:
     parts = result.at(result.clusters)
     counts = [np.bincount(part.labels) for part in parts]
     largest = max(int(count.max()) for count in counts)
+    # All panels have the same bars, so that their heights compare.
     step = max(1, -(-largest // 32))  # sizes a bar
     edges = np.arange(0.5, largest + step + 0.5, step)
     figure = _figure(2.9)

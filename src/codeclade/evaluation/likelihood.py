@@ -59,6 +59,7 @@ def likelihood(
     images = len(codes) if limit is None else min(limit, len(codes))
     if images < 1:
         raise ValueError("likelihood needs at least one image of codes.")
+    # Dropout is off while the model is scored; its state comes back after.
     training = model.training
     model.eval()
     seen = 0

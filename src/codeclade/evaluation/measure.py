@@ -225,6 +225,7 @@ def measure_likelihood(
             codebook = pipe.vq_model.codebook.detach().float().cpu()
             tree, _ = make_cluster_map(codebook, "masc", max(1, len(codebook) // 2))
         cuts, method = tree_partitions(tree), tree.config.method
+    # One pass over the codes scores ids and all cuts alike.
     found = likelihood(pipe.transformer, codes, cluster_map, cuts, batch_size, limit)
     device = pipe.transformer.device
     protocol = Protocol(
@@ -238,6 +239,7 @@ def measure_likelihood(
         machine=machine_name(device),
     )
     measured = Measurement()
+    # A cut is part of the estimator: numbers of other trees are not compared with it.
     for part, values in found.per_image.items():
         words = f"nats per position of {found.images:,} images of codes, teacher forcing"
         own = protocol

@@ -154,6 +154,7 @@ class Page:
                 blocks.append(_fitted(section))
             if section.table is not None:
                 blocks.append(_drawn_table(section.table))
+        # The height is known once every block is drawn.
         height = sum(block.height for block in blocks) + 2 * MARGIN
         page = Image.new("RGB", (WIDTH, height), "white")
         top = MARGIN
@@ -240,6 +241,7 @@ def _summary(summary: list[tuple[str, str]]) -> Image.Image:
 
 def _fitted(section: _Section) -> Image.Image:
     picture, room = section.picture, WIDTH - 2 * MARGIN
+    # Patches of a few pixels are enlarged by whole factors, so that none is blurred.
     if section.pixelated:
         scale = max(1, room // picture.width)
         picture = picture.resize(

@@ -202,6 +202,7 @@ class SampleParts:
     def make(self, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         """Write this process's share of all parts, those that are there left alone."""
         self.folder.mkdir(exist_ok=True)
+        # A part is of one process whoever made those that are there already.
         mine = [part for part in self.missing if part % world_size == rank]
         numbers_of = {
             part: list(range(part * PART, min((part + 1) * PART, len(self)))) for part in mine

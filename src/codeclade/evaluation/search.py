@@ -56,6 +56,7 @@ def number_values(name: str, text: str) -> list[float]:
         raise ValueError(
             f"--search {name}={text} must be numbers with commas, or first:last:step."
         ) from None
+    # Counted and rounded: a sum of steps of 0.1 would miss its last value.
     count = int((last - first) / step + 1e-9) + 1
     return [kind(round(first + step * i, 9)) for i in range(min(count, MOST + 1))]
 
@@ -164,6 +165,7 @@ def plot(trials: list[Trial], distance: str):
     for trial in trials:
         rest = ", ".join(f"{name} {trial.settings[name]}" for name in names[1:])
         lines.setdefault(rest, []).append(trial)
+    # The first setting is the axis, every choice of the others a line.
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, part in lines.items():

@@ -122,6 +122,7 @@ def _read(module: str, imports: dict[str, str], definitions: dict[str, Definitio
         names = _given(node)
         if "__getattr__" in names:  # old names of a module; a single file has none
             continue
+        # Which other names a definition uses decides what the single file must hold.
         text = "\n".join(lines[start:end]).strip("\n")
         definition = Definition(module, names, _used(node) - names, text)
         for name in names:

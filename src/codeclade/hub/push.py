@@ -220,6 +220,7 @@ def commit(
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in sorted(files.items())
     ]
+    # One commit on the one that was looked at: either all of it is there, or nothing changes.
     done = api.create_commit(
         repo_id,
         [*operations, *map(CommitOperationDelete, gone)],
@@ -274,6 +275,7 @@ def explain(status: int, repo_id: str, reason: str = "") -> str:
     sentence = sentences.get(status, f"the Hub refused {repo_id} (status {status})")
     if status >= 500:
         sentence = f"the Hub has a problem of its own (status {status}); {repo_id} is as it was"
+    # The Hub's own words at the end; of a missing token they only repeat ours.
     told = " ".join(reason.split())[:300]
     return f"{sentence}; it says: {told}" if told and status != 401 else f"{sentence}."
 

@@ -212,6 +212,7 @@ def _read_component(folder: Path) -> Repository:
     if class_name not in MODULES or class_name.endswith("Pipeline"):
         raise ValueError(f"{folder}/config.json describes no codeclade component ({class_name}).")
     check_weights(folder)
+    # The class travels as one file, to which the config points.
     repository = Repository(folder, "model", class_name)
     part = repository.parts["model"] = _part(class_name, folder)
     repository.files[file_name(class_name)] = single_file(class_name).encode()

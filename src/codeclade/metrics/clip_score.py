@@ -36,6 +36,7 @@ class ClipScore(FrozenNetwork):
         super().__init__()
         from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
+        # Other kinds load too, with weights that were never trained.
         kind = AutoConfig.from_pretrained(model, revision=revision).model_type
         if kind != "clip":
             raise ValueError(f"{model} is a {kind} model, not CLIP.")
@@ -44,6 +45,7 @@ class ClipScore(FrozenNetwork):
         )
         self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         self.freeze()
+        # What a protocol says of the network, and what pictures and captions it takes.
         self.name = Path(model).name
         self.input_size = self.net.config.vision_config.image_size
         self.length = self.net.config.text_config.max_position_embeddings

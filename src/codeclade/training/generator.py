@@ -218,6 +218,7 @@ def _train(run: Run, training: GeneratorTraining) -> Iterator[int]:
     run.model.train()
 
     for done, batch in run.steps(training.train):
+        # What changes with the step: the share of noise, and the size of a growing vocabulary.
         rate = noise_rate(done - 1, run.total)
         clusters = growth.enter(run.model, done - 1) if growth is not None else None
         if clusters is not None:
@@ -231,6 +232,7 @@ def _train(run: Run, training: GeneratorTraining) -> Iterator[int]:
             given = (tokens, labels, *noisy, *text)
             return run.model(*(one if one is None else one.to(device) for one in given))
 
+        # The step, and every so many steps a look at held-out images with averaged weights.
         run.log_losses(done, run.optimize(batch, losses))
         if run.evaluates(done):
             with run.averaged_weights():
@@ -313,6 +315,7 @@ def validation_loss(
     for (ids, *rest), counts in even_batches(codes, batch_size, accelerator):
         tokens = (ids if mapping is None else mapping[ids]).to(model.device)
         given = model_condition(tokens, *(one.to(model.device) for one in rest))
+        # A sparse head has no logits of all ids; its loss is the same number.
         if sparse is None:
             loss = model(tokens[:, :-1], labels=tokens, **given).loss
         else:
@@ -321,6 +324,7 @@ def validation_loss(
             loss, _ = sparse(model.head, hidden, tokens)
         total += counts * torch.tensor([loss.item() * len(tokens), len(tokens)])
     model.train(training)
+    # Sums of all processes, so that the mean counts every image once.
     loss, images = summed(total, accelerator)
     return loss / images
 

@@ -74,6 +74,7 @@ class GeneratorRecipe(RunRecipe):
         for name in ("cluster_loss_weight", "tree_loss_weight", "alignment_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        # A prior's tables and a growing table would both say what a row is.
         self.grow = growth_steps(self.grow)
         if self.grow and self.embedding_prior != "none":
             raise ValueError(f"grow does not go with embedding_prior={self.embedding_prior}.")

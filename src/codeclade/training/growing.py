@@ -43,6 +43,7 @@ def growth_steps(grow: dict) -> dict[str, Any]:
         sizes = [int(count) for count in counts if count != ALL]
     except (TypeError, ValueError):
         rising, sizes = [-1], []
+    # Only the last stage may have all: a vocabulary that is whole grows no further.
     ends = counts[:-1].count(ALL) == 0
     if grow and not (
         ends
@@ -55,6 +56,7 @@ def growth_steps(grow: dict) -> dict[str, Any]:
             f"grow is {grow}; it must give steps from 0 on with ever more clusters, such as "
             "{0: 512, 1000: 1024, 2000: all}."
         )
+    # As JSON keeps it, so that a checkpoint's recipe equals the one that is given again.
     return {
         str(step): count if count == ALL else int(count)
         for step, count in zip(rising, counts, strict=True)
@@ -78,6 +80,7 @@ class Growth:
         if config.scheme not in able:
             raise ValueError(f"grow is of schemes {', '.join(able)}, not {config.scheme!r}.")
         size = len(rows)
+        # Stages by step; the last one is the whole vocabulary.
         self.steps = [int(step) for step in grow]
         self.counts = [size if count == ALL else count for count in grow.values()]
         if self.counts[-1] != size or self.counts != sorted(set(self.counts)):
@@ -85,6 +88,7 @@ class Growth:
                 f"grow has {', '.join(map(str, self.counts))} clusters; it must end with all "
                 f"{size}, and with fewer before."
             )
+        # Cuts of one tree: each cluster of a stage is a union of clusters of the next one.
         self.tables = next(iter(scheme_class(config.scheme).tables.values()))
         self.cuts = torch.cat([tree_cuts(rows, self.counts[:-1]), torch.arange(size)[None]])
         self.stage: int | None = None

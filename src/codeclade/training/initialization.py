@@ -75,6 +75,7 @@ def initialize(
     elif not same_codebook(vq_model, source.vq_model):
         said.append("another codebook: rows of the same number are kept, whatever they stood for")
 
+    # All other weights, where name and shape are those of the source.
     left = []
     for name, value in ours.items():
         if name in done or name.endswith("cluster_of"):
@@ -126,16 +127,19 @@ def _copy_tokens(
     """Rows (V, D) of embedding and output layer, by the codes that they stand for."""
     if not same_codebook(vq_model, source.vq_model):
         return "another codebook: all rows of ids or clusters start anew"
+    # An entry, old or new, is the set of ids it stands for: an id alone, or a cluster's members.
     codes = torch.arange(vq_model.codebook_size)
     old = source.cluster_map.mapping.cpu() if _clustered(source.transformer) else codes  # (N,)
     new = cluster_map.mapping.cpu() if _clustered(model) else codes  # (N,)
     sizes = new.bincount(minlength=model.config.vocab_size).unsqueeze(-1)  # (V, 1)
+    # A new row is the mean over its ids of the old rows they had.
     for name in TABLES:
         rows = theirs[name][old].double()  # (N, D)
         total = torch.zeros(len(sizes), rows.shape[1], dtype=rows.dtype).index_add(0, new, rows)
         ours[name].copy_(total / sizes)
     if torch.equal(old, new):
         return f"all {len(sizes):,} rows of ids or clusters kept"
+    # For the log: which new rows are an old one unchanged.
     pairs = torch.stack([old, new]).unique(dim=1)  # (2, n) which old entry goes into which new one
     whole = int((pairs[1].bincount(minlength=len(sizes)) == 1).sum())
     return (

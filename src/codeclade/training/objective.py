@@ -50,6 +50,7 @@ class GeneratorObjective(nn.Module):
             "tree_loss": tree_loss_weight,
             "alignment_loss": alignment_weight,
         }
+        # What an added loss needs to know of the codebook is made once, here.
         vectors = token_vectors(model.config.scheme, vq_model, cluster_map)
         if cluster_loss_weight:
             self.register_buffer("clusters", cluster_map.mapping.clone(), persistent=False)
@@ -101,10 +102,12 @@ class GeneratorObjective(nn.Module):
             features, mask: (B, P, C) and (B, P) of captions, instead of classes.
         """
         inputs = tokens if inputs is None else inputs
+        # The likelihood of every method, and what it predicted.
         found, predicted = self._likelihood(
             tokens, model_condition(tokens, class_labels, features, mask), inputs
         )
         total = likelihood = found["loss"]
+        # Losses that methods add, each on the same logits.
         if self.weights["cluster_loss"]:
             found["cluster_loss"] = cluster_loss(*predicted[0], self.clusters)
         if self.weights["tree_loss"]:
@@ -114,6 +117,7 @@ class GeneratorObjective(nn.Module):
             )
         if self.weights["alignment_loss"]:
             found["alignment_loss"] = self._alignment(tokens, inputs, replaced)
+        # Their weighted sum; the likelihood is logged by itself, as it compares with other runs.
         extras = [name for name in found if self.weights.get(name)]
         for name in extras:
             total = total + self.weights[name] * found[name]
@@ -131,6 +135,7 @@ class GeneratorObjective(nn.Module):
             hidden = output.last_hidden_state[:, self.first : self.first + count]
             loss, accuracy = self.sparse(model.head, hidden, tokens)
             return {"loss": loss, "accuracy": accuracy}, []
+        # One pair of logits and right answers a stage, which added losses look at too.
         output = model(inputs[:, :-1], labels=tokens, **condition)
         if output.semantic_logits is not None:
             logits = [output.semantic_logits, output.detail_logits]

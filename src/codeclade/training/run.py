@@ -78,12 +78,14 @@ class Run:
             project_dir=str(self.out) if self.tracker else None,
         )
         check_launch(self.accelerator)
+        # A batch is all processes' together, in so many passes each, and has one size everywhere.
         shares = self.accelerator.num_processes * self.passes
         if recipe.batch_size % shares:
             raise ValueError(
                 f"batch_size is {recipe.batch_size}; it must be a multiple of {shares} "
                 f"({self.accelerator.num_processes} processes, {self.passes} passes each)."
             )
+        # A folder begun with another recipe is refused before its first checkpoint is replaced.
         self.folder.check_recipe(recipe)
         self.started, self.seconds_before = time.time(), 0.0
         self.meter = Meter(recipe.batch_size)
@@ -164,10 +166,12 @@ class Run:
         self._count_steps(data.images)
         accelerator, precision = self.accelerator, self.recipe.mixed_precision
         processes = accelerator.num_processes
+        # From here on steps are timed, against the peak of the device where that is known.
         peak = peak_flops(accelerator.device, precision, processes)
         self.meter = Meter(self.recipe.batch_size, cost, peak)
         if not accelerator.is_main_process:
             return
+        # The table comes before the first step, which may be minutes away.
         table = start_table(
             self.plain_model,
             data,
@@ -377,6 +381,7 @@ class Run:
         machine = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         )
+        # What the card says of this run.
         record = TrainingRecord(
             stage=stage,
             data=self.data.source,

@@ -32,6 +32,7 @@ class SparseClusterToken(nn.Module):
         place[members] = (
             torch.arange(len(members), device=members.device) - first[cluster_of[members]]
         )
+        # Buffers go with the model to its device; checkpoints do not need them.
         self.largest = int(sizes.max())
         for name, value in (
             ("cluster_of", cluster_of.clone()),

@@ -45,6 +45,7 @@ def start_table(
         activations: bytes of one pass on a device; None: not known.
     """
     source, images, held_out, classes = data
+    # Epochs are known where the images are counted, which a stream's are not.
     counted, batches = "streamed images", f"batches of {batch_size}"
     if images is not None:
         counted = f"{images:,} images"
@@ -59,6 +60,7 @@ def start_table(
         *((f"  {name}", described) for name, described in parts(model)),
         ("memory", memory_line(model, averaged, shards, activations)),
     ]
+    # Names in one column, whatever the model has for parts.
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
@@ -69,6 +71,7 @@ def parts(model: nn.Module) -> list[tuple[str, str]]:
     A model that stands beside its losses in one module is shown by its own parts.
     """
     found, inside = [], getattr(model, "model", None)
+    # A model inside an objective is listed by its own parts, beside the objective's others.
     children = dict(model.named_children())
     if isinstance(inside, nn.Module):
         children = dict(inside.named_children()) | {

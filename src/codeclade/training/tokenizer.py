@@ -86,6 +86,7 @@ def _train(
 ) -> None:
     run, recipe, main = training.run, training.recipe, training.run.accelerator.is_main_process
     run.model.train()
+    # A stream has no length, so it keeps the order of images itself.
     stream = None
     if recipe.streaming:
         stream = StreamOrder(images, recipe.image_size, recipe.crop, recipe.shuffle_buffer)
@@ -98,6 +99,7 @@ def _train(
         if due and done < REVIVE_UNTIL * run.total:
             run.log(done, training.revive())
         if run.evaluates(done):
+            # Held-out photographs, by the weights that would be saved; the best of them are kept.
             with run.averaged_weights():
                 model, size = run.plain_model, len(batch[0])
                 found = evaluate_tokenizer(
@@ -130,6 +132,7 @@ class TokenizerTraining:
             sample_size=recipe.image_size,
             detail_codebook_size=recipe.details,
         )
+        # What only some recipes train.
         self.adversary = Adversary(recipe, run.accelerator) if recipe.discriminator_weight else None
         self.done = 0  # steps, with the one under way
         self.codebooks: list[CodebookTraining] = []

@@ -76,6 +76,7 @@ class TokenizerRecipe(RunRecipe, Photographs):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}."
                 )
+        # Numbers that a loss or an average cannot do without.
         weights = [name for name in vars(self) if name.endswith("_weight")]
         for name in (*weights, "discriminator_start", "revive_every"):
             if getattr(self, name) < 0:

@@ -71,6 +71,7 @@ def _load(source: str) -> VQModel:
             f"init_from is the file {source}; convert it first (`codeclade convert`) and name the "
             "folder."
         )
+    # A folder is a tokenizer, or the pipeline or run that has one.
     if folder.is_dir():
         part = next(
             (d for d in (folder, folder / "vq_model") if (d / "config.json").exists()), None
@@ -78,6 +79,7 @@ def _load(source: str) -> VQModel:
         if part is None:
             raise ValueError(f"init_from is {source}, which holds no vq_model/config.json.")
         return VQModel.from_pretrained(part)
+    # A Hub id may be either, too.
     if not is_hub_id(source):
         raise ValueError(f"init_from is {source}, which is neither a folder nor a Hub id.")
     try:

@@ -63,6 +63,7 @@ def _select(keys, order, low, high, middle):
                 order[i], order[j] = order[j], order[i]
                 i += 1
                 j -= 1
+        # go on in the part that the middle lies in; between the parts it is in its place already
         if middle <= j:
             right = j
         elif middle >= i:
@@ -137,6 +138,7 @@ def _fit_inner(low, high):
 @njit(cache=True)
 def _fill(means, variances, order, tree):
     """Copy the means of `order` into the leaves and fit every box."""
+    # leaves get equal shares of the order; slots that stay empty are marked, not filled
     leaves, count = tree.blocks.shape[0], order.shape[0]
     for leaf in range(leaves):
         start, end = (leaf * count) // leaves, ((leaf + 1) * count) // leaves

@@ -34,6 +34,7 @@ class Generate:
             with gr.Column(elem_classes="more", min_width=280):
                 inputs = [name, *self._controls()]
         outputs = [self.layout.gallery, self.layout.note]
+        # Stop cancels the run, so its event must be known.
         running = self.layout.start.click(
             endpoint(self.generate, gpu=False),  # a client's memory is in this process
             [*inputs, session],
@@ -44,6 +45,7 @@ class Generate:
             **MODEL,
         )
         self.layout.stop.click(None, cancels=[running], api_visibility="private")
+        # What a page shows at first is drawn once, when somebody asks.
         self._first: tuple | None = None  # files and memory of what a page shows when it opens
         self._sampled = on_gpu(backend.sample)
         self.layout.first = endpoint(self._opened, gpu=False), [session], outputs
@@ -167,6 +169,7 @@ class Generate:
             layout.to_redraw = gr.Button("Redraw this image", size="sm", min_width=120)
             layout.to_edit = gr.Button("Edit this image", size="sm", min_width=120)
 
+        # The image that was clicked on is the one that other tabs take.
         def choose(session, event: gr.SelectData):
             chosen = number("image", getattr(event, "index", None), 0, MAX_IMAGES - 1, integer=True)
             if session.made:  # the example images are those of many sessions
