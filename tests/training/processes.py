@@ -1,4 +1,4 @@
-"""What test_processes.py runs on one and on two processes: `python processes.py FOLDER`.
+"""What test_processes.py runs on one and on two processes: `python processes.py FOLDER NAME...`.
 
 It needs tests/ in PYTHONPATH.
 """
@@ -255,8 +255,8 @@ def reports(folder: Path) -> dict:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    RUNS = (losses, passes, dropout, usage, tokenizer, tokenizer_by_gradient, sharded, generator)
-    RUNS += (reports, grow, low_rank, text, refiner)
-    found = {run.__name__: run(place / run.__name__) for run in RUNS}
+    place, names = Path(sys.argv[1]), sys.argv[2:]
+    runs = (losses, passes, dropout, usage, tokenizer, tokenizer_by_gradient, sharded, generator)
+    runs = {run.__name__: run for run in (*runs, reports, grow, low_rank, text, refiner)}
+    found = {name: runs[name](place / name) for name in names}
     (place / f"rank-{Accelerator().process_index}.json").write_text(json.dumps(found))

@@ -10,13 +10,16 @@ import torch
 from shared_runs import assert_alike, launched
 
 SCRIPT = Path(__file__).parent / "processes.py"
+RUNS = ("losses", "passes", "dropout", "usage", "tokenizer", "tokenizer_by_gradient", "sharded",
+        "generator", "reports")  # fmt: skip
+OTHERS = ("grow", "low_rank", "text", "refiner")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Folder of a launch of two processes, and what each of them found."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, launched(SCRIPT, folder, folder)
+    return folder, launched(SCRIPT, folder, folder, *RUNS)
 
 
 @pytest.fixture
@@ -109,13 +112,14 @@ def test_a_generator_trains_alike_on_one_and_two_processes(one, two, tmp_path):
                 assert b[name] == pytest.approx(value, abs=1e-5)
 
 
-@pytest.mark.parametrize("what", ["grow", "low_rank", "text", "refiner"])
-def test_other_runs_train_alike_on_one_and_two_processes(one, two, tmp_path, what):
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_other_runs_train_alike_on_one_and_two_processes(one, tmp_path):
     """Validation sets that do not divide, the best weights, sheets of the main process."""
-    alone = getattr(one, what)(tmp_path)
-    first, second = (rank[what] for rank in two[1])
+    first, second = launched(SCRIPT, tmp_path, tmp_path, *OTHERS)
     assert first == second
-    assert_alike(first, alone)
+    for what in OTHERS:
+        assert_alike(first[what], getattr(one, what)(tmp_path / "alone" / what))
 
 
 def test_one_process_reports_for_all(one, two, tmp_path):
