@@ -7,6 +7,8 @@ from torch import nn
 from transformers import (
     CLIPConfig,
     CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -204,6 +206,18 @@ def build_t5(width: int = TEXT_DIM) -> T5EncoderModel:
             vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2
         )
         return T5EncoderModel(config).eval()
+
+
+def build_dinov2(folder) -> Dinov2Model:
+    """A seeded Dinov2 of 24 features, saved in a folder."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, patch_size=56,
+        image_size=224,
+    )  # fmt: skip
+    model = Dinov2Model(config).eval()
+    model.save_pretrained(folder)
+    return model
 
 
 def build_clip(folder, max_length: int = 16) -> CLIPModel:

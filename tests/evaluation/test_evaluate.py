@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from builders import build_scheme, build_vq
+from builders import build_dinov2, build_scheme, build_vq
 from codeclade import bundled
 from codeclade.cli import main
 from codeclade.cli.evaluate import _places
@@ -20,6 +20,7 @@ from codeclade.evaluation.resize import eight_bit, resize_words
 from codeclade.hub.card import render_card
 from codeclade.hub.repository import read_repository
 from codeclade.metrics.lpips import Lpips
+from codeclade.metrics.networks import state_fingerprint
 
 
 def records(path) -> dict[str, dict]:
@@ -92,6 +93,17 @@ def test_a_tokenizer_alone_is_measured(photos, tmp_path, capsys, monkeypatch):
     assert "LPIPS-vgg of reconstructions" in results and "rFD-EfficientNet-Lite0" in results
     assert 1 < results["Codebook perplexity"]["value"] <= 32
     assert not any(name.startswith(("FD", "KID")) for name in results)
+
+
+def test_a_dinov2_may_be_named(photos, tmp_path):
+    build_vq().save_pretrained(tmp_path / "vq")
+    model = build_dinov2(tmp_path / "dinov2-tiny")
+    features = f"dinov2={tmp_path / 'dinov2-tiny'}"
+    command = ["evaluate", str(tmp_path / "vq"), "--data", str(photos), "--features", features]
+    assert main(command) == 0
+    record = records(tmp_path / "vq" / "evaluation.json")["rFD-dinov2-tiny"]
+    assert record["conditions"]["network_fingerprint"] == state_fingerprint(model.state_dict())
+    assert record["value"] > 0 and record["standard_error"] > 0 and "not FID" in record["protocol"]
 
 
 @pytest.mark.parametrize("scheme", ["token", "cluster", "cluster_token", "semantic_detail"])
@@ -174,6 +186,7 @@ def test_numbers_that_came_with_the_package_stay(saved):
         (["--split", "dev"], "has no split 'dev'; it has train, validation, all"),
         (["--features", "lite1"], "--features lite1 is unknown; use lite0, lite2"),
         (["--features", "inception=no.pth"], "there is no file no.pth"),
+        (["--features", "dinov2=no/such/folder"], "no/such/folder is no folder here and no Hub id"),
         (["--classes", "all"], "--classes all must be one of balanced, random"),
         (["--samples-only"], "--samples-only needs --npz"),
         (["--temperature", "-1"], "temperature=-1.0 must be 0"),

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from builders import build_clip, build_dinov2
 from codeclade.metrics import pretrained
 from codeclade.metrics.features import EfficientNetFeatures
 from codeclade.metrics.lpips import Lpips
@@ -75,15 +76,7 @@ def test_vgg16_pools_the_last_of_its_maps(tmp_path, monkeypatch):
 
 
 def test_dinov2_from_a_folder_gives_the_normalized_class_token(tmp_path):
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, patch_size=56,
-        image_size=224,
-    )  # fmt: skip
-    model = Dinov2Model(config).eval()
-    model.save_pretrained(tmp_path / "dinov2-tiny")
+    model = build_dinov2(tmp_path / "dinov2-tiny")
     network, images = Dinov2(str(tmp_path / "dinov2-tiny")), pixels(300)
     output = network(images)
     with torch.no_grad():
@@ -94,6 +87,9 @@ def test_dinov2_from_a_folder_gives_the_normalized_class_token(tmp_path):
     assert network.distance_name == "FD-dinov2-tiny"
     again = Dinov2(str(tmp_path / "dinov2-tiny"))
     assert again.fingerprint == network.fingerprint == state_fingerprint(model.state_dict())
+    build_clip(tmp_path / "clip")
+    with pytest.raises(ValueError, match="is a clip model, not DINOv2"):
+        Dinov2(str(tmp_path / "clip"))
 
 
 def test_fingerprints_see_every_bit_and_name():

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data.hub_ids import is_hub_id
 from ..metrics.distances import frechet_distance, kernel_distance, kernel_distance_subsets
 from ..metrics.inception import Inception
 from ..metrics.inception_score import inception_score
@@ -27,7 +28,9 @@ NETWORKS = {
     "vgg16": Vgg16,
     "dinov2": Dinov2,
 }
-ALLOWED = f"{', '.join(NETWORKS)} or inception=FILE"
+# Networks whose weights the user names.
+GIVEN = {"inception": Inception.from_file, "dinov2": Dinov2}
+ALLOWED = f"{', '.join(NETWORKS)}, dinov2=MODEL or inception=FILE"
 KEPT = 50_000  # images whose features are kept: 410 MB of Inception's
 SUBSETS, SUBSET = 100, 1000  # of KID as published, where there are images enough
 GROUPS = 10  # of images, left out in turn for standard errors of distances
@@ -36,23 +39,25 @@ SCORE_SPLITS = 10  # parts of the Inception Score
 
 def check_network(name: str) -> None:
     """Raise a ValueError unless `open_network` knows the name; a file must be there."""
-    kind, equals, file = name.partition("=")
-    if name not in NETWORKS and (kind != "inception" or not equals):
+    kind, equals, given = name.partition("=")
+    if name not in NETWORKS and (kind not in GIVEN or not given):
         raise ValueError(f"--features {name} is unknown; use {ALLOWED}.")
-    if equals and not Path(file).is_file():
-        raise ValueError(f"--features {name}: there is no file {file}.")
+    if kind == "inception" and not Path(given).is_file():
+        raise ValueError(f"--features {name}: there is no file {given}.")
+    if kind == "dinov2" and equals and not Path(given).is_dir() and not is_hub_id(given):
+        raise ValueError(f"--features {name}: {given} is no folder here and no Hub id (user/name).")
 
 
 def open_network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """The feature network "lite0", "lite2", "vgg16", "dinov2" or "inception=FILE" on a device.
+    """The feature network of one of the names in `ALLOWED`, on a device.
 
     Raises:
         ValueError: another name, or a file that does not hold the weights.
         ImportError, FileNotFoundError: packages or weights that are not here.
     """
     check_network(name)
-    file = name.partition("=")[2]
-    network = Inception.from_file(file) if file else NETWORKS[name]()
+    kind, _, given = name.partition("=")
+    network = GIVEN[kind](given) if given else NETWORKS[name]()
     return network.to(device)
 
 

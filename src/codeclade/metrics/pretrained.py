@@ -121,14 +121,22 @@ class Dinov2(FrozenNetwork):
     Args:
         model: a Hub id or a folder.
         revision: of the Hub repository.
+
+    Raises:
+        ValueError: a model of another kind.
+        OSError: no such model, or one without weights in safetensors.
     """
 
     input_size = 224
 
     def __init__(self, model: str = "facebook/dinov2-small", revision: str | None = None):
         super().__init__()
-        from transformers import Dinov2Model
+        from transformers import AutoConfig, Dinov2Model
 
+        # Of another model transformers would keep what fits and draw the rest at random.
+        kind = AutoConfig.from_pretrained(model, revision=revision).model_type
+        if kind != "dinov2":
+            raise ValueError(f"{model} is a {kind} model, not DINOv2.")
         self.net = Dinov2Model.from_pretrained(model, revision=revision, use_safetensors=True)
         self.freeze()
         self.name = Path(model).name
