@@ -2,14 +2,16 @@
 
     python tests/benchmarks/noise.py --data zh-plus/tiny-imagenet --features lite0
 
-One half of the photographs is the reference of all distances; the other half, with more and more
-Gaussian noise, stands in the place of generated images. Level 0 is the floor.
+Photographs of the bundled pipeline's classes: one half is the reference of all distances; the
+other, with more and more Gaussian noise, stands in the place of generated images. Level 0 is the
+floor.
 """
 
 import argparse
 
 import torch
 
+from codeclade import CodecladePipeline, bundled
 from codeclade.data.images import plain_batches
 from codeclade.data.pixels import to_pixels, to_uint8
 from codeclade.evaluation.feature_sets import FeatureSet, open_network, scores, set_distances
@@ -55,7 +57,9 @@ def main() -> None:
     network = open_network(arguments.features)
     path = find_lpips_weights("alex")
     lpips = load_lpips("alex", path) if path else None
-    photographs = open_photographs(arguments.data, arguments.size).few(arguments.images)
+    names = CodecladePipeline.load_config(bundled())["id2label"]
+    own = [names[str(i)] for i in range(len(names))]
+    photographs = open_photographs(arguments.data, arguments.size, own=own).few(arguments.images)
 
     reference, others = FeatureSet(network), []
     for images, labels in plain_batches(photographs.images, 32):

@@ -1,5 +1,6 @@
 """The pipeline that ships with the package: loads offline, is small, and knows its classes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -79,6 +80,22 @@ def test_readme_card_is_there(version):
     text = (Path(bundled(version)) / "README.md").read_text()
     assert text.startswith("---\n")
     assert "Tiny ImageNet" in text
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_numbers_of_the_card_are_those_measured(version):
+    """The newest card has the numbers of both versions, by both judges."""
+    text = (Path(bundled()) / "README.md").read_text()
+    rows = json.loads((Path(bundled(version)) / "evaluation.json").read_text())
+    measured = {row["metric"]: row for row in rows}
+    shown = {"PSNR of reconstructions": ".2f", "SSIM of reconstructions": ".3f"}
+    for judge in ("EfficientNet-Lite0", "EfficientNet-Lite2"):
+        shown |= {f"{name}-{judge}": ".1f" for name in ("Class accuracy", "FD", "rFD")}
+        shown |= {f"{name}-{judge}": ".3f" for name in ("Precision", "Coverage")}
+        shown |= {f"{name}-{judge}": ".4f" for name in ("KID", "Recall")}
+    for name, digits in shown.items():
+        number = format(measured[name]["value"], digits)
+        assert f" {number} " in text.replace("*", " "), (name, number)
 
 
 def test_a_load_prints_no_warning_and_no_bar_inside_a_bar():

@@ -76,10 +76,14 @@ def grid(values: dict[str, list]) -> list[dict[str, Any]]:
 
 
 def photograph_set(
-    network: FeatureNetwork, photographs: Photographs, size: int, batch_size: int
+    network: FeatureNetwork,
+    photographs: Photographs,
+    size: int,
+    batch_size: int,
+    classes: list[int] | None = None,
 ) -> FeatureSet:
-    """All photographs at `size` pixels, as a network sees them."""
-    sets = PhotographSets(network, photographs, size)
+    """All photographs at `size` pixels, as a network sees them; `classes` as of `FeatureSet`."""
+    sets = PhotographSets(network, photographs, size, classes)
     for images, labels in sized_batches(photographs.images, size, batch_size):
         sets.add(images, labels)
     even, odd = sets.finish(batch_size)
