@@ -50,6 +50,7 @@ def recipe(**changes) -> TokenizerRecipe:
         ({"entropy_weight": -1.0}, "entropy_weight is -1.0; it must not be negative"),
         ({"discriminator_start": -1}, "discriminator_start is -1; it must not be negative"),
         ({"detail_codebook_size": 0}, "detail_codebook_size is 0; it must be at least 1"),
+        ({"mirrored_border": 16}, "mirrored_border is 16; it must be less than the 16 pixels"),
         ({"codebook_decay": 1.0}, "codebook_decay is 1.0; it must be in"),
         ({"entropy_temperature": 0.0}, "entropy_temperature is 0.0; it must be above 0"),
         ({"stage": "semantic"}, "detail_codebook_size must say how large"),
@@ -83,6 +84,11 @@ def test_the_file_of_lpips_that_a_recipe_names_is_used(tmp_path):
     losses = ImageLosses(recipe(image_size=32, **named))
     a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(losses(a, b)["perceptual"], lpips(a, b).mean())
+    mirrored = ImageLosses(recipe(image_size=32, mirrored_border=4, **named))(a, b)
+    wider = [torch.cat([x[:, :, 1:5].flip(2), x, x[:, :, -5:-1].flip(2)], 2) for x in (a, b)]
+    wider = [torch.cat([x[..., 1:5].flip(3), x, x[..., -5:-1].flip(3)], 3) for x in wider]
+    torch.testing.assert_close(mirrored["perceptual"], lpips(*wider).mean())
+    torch.testing.assert_close(mirrored["pixel"], (a - b).square().mean())  # of the images alone
     with pytest.raises(ValueError, match=r"conv\.0\.weight must be"):
         ImageLosses(recipe(perceptual="vgg", perceptual_weights=named["perceptual_weights"]))
 

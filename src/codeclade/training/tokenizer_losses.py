@@ -136,6 +136,11 @@ class ImageLosses:
         """ "pixel", "perceptual" and "classifier" of images (B, 3, H, W), those that are on."""
         distance = F.l1_loss if self.recipe.pixel_loss == "l1" else F.mse_loss
         losses = {"pixel": distance(reconstruction.float(), pixels)}
+        # Networks pad with zeros, so pixels at the border count little or oddly there, and decoders
+        # of small images learn to leave marks in them.
+        if border := self.recipe.mirrored_border:
+            pair = (reconstruction, pixels)
+            reconstruction, pixels = (F.pad(x, (border,) * 4, mode="reflect") for x in pair)
         if isinstance(self.network, Lpips):
             losses["perceptual"] = self.network(reconstruction, pixels).mean()
         elif self.network is not None:

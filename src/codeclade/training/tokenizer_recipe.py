@@ -44,6 +44,7 @@ class TokenizerRecipe(RunRecipe, Photographs):
     classifier: str = "none"  # lite0 or lite2 (EfficientNet): images shall be classified alike
     classifier_weight: float = 0.0  # of the squared distance of its logits
     classifier_size: int = 128  # pixels a side that it sees; larger is slower
+    mirrored_border: int = 0  # pixels mirrored outward for these networks, which see borders badly
     discriminator_weight: float = 0.0  # of the PatchGAN's hinge loss; 0 = no discriminator
     discriminator_adaptive: bool = False  # times ratio of gradients at the decoder's last layer
     discriminator_start: int = 20_000  # steps before it joins
@@ -78,7 +79,7 @@ class TokenizerRecipe(RunRecipe, Photographs):
                 )
         # Numbers that a loss or an average cannot do without.
         weights = [name for name in vars(self) if name.endswith("_weight")]
-        for name in (*weights, "discriminator_start", "revive_every"):
+        for name in (*weights, "discriminator_start", "revive_every", "mirrored_border"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.detail_codebook_size is not None and self.detail_codebook_size < 1:
@@ -139,6 +140,11 @@ class TokenizerRecipe(RunRecipe, Photographs):
             raise ValueError(
                 f"classifier_weight is {self.classifier_weight}, but classifier is 'none'; choose "
                 "lite0 or lite2."
+            )
+        if self.mirrored_border >= self.image_size:
+            raise ValueError(
+                f"mirrored_border is {self.mirrored_border}; it must be less than the "
+                f"{self.image_size} pixels of an image."
             )
         # Networks of the losses halve the image too, so many times that a small one vanishes.
         smallest = {f"perceptual={self.perceptual_name}": PERCEPTUAL[self.perceptual_name]}
