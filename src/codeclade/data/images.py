@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .columns import Columns, captions_of, renamed
+from .columns import Columns, captions_of
+from .folders import ENDINGS, open_source
 from .messages import is_speaker, say
 from .pixels import to_pixels
 from .splits import Splits
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_COLUMNS = ("image", "img")  # as data sets on the Hub name them
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 DAMAGED = ("refuse", "skip")  # what happens to photographs that cannot be read
@@ -206,10 +206,10 @@ def load_images(
     Raises:
         ValueError: a source without images, or a split or class name it does not have.
     """
-    from datasets import concatenate_datasets, load_dataset
+    from datasets import concatenate_datasets
 
     # The split: as the source has it, else a share that depends on the source alone.
-    parts = renamed(str(source), load_dataset(str(source)), columns)
+    parts = open_source(str(source), columns)
     if whole and split == "all":
         rows = concatenate_datasets(list(parts.values()))
     elif whole:

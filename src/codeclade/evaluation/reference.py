@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..data.folders import open_source
 from ..data.imagenet import class_names, synset_names
 from ..data.images import LabeledImages, load_images
 
@@ -52,9 +53,7 @@ def open_photographs(
     Raises:
         ValueError: a split that the source does not have, or a class that it does not have.
     """
-    from datasets import load_dataset
-
-    parts = load_dataset(str(source))
+    parts = open_source(str(source))
     total = sum(rows.num_rows for rows in parts.values())
     if split is None:
         split = next((name for name in SPLITS if name in parts), "all")
