@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,16 @@ def test_bad_input_is_one_sentence(capsys, tmp_path, monkeypatch):
         assert "runs/tokenizr is no folder here, and no repository of the Hub" in words
     assert "0..15" in fails(capsys, "generate", "999", "--out", out)
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_name_that_is_nowhere_is_asked_for_once(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    started = time.monotonic()
+    given = ["--tokenizer", "nobody/nothing", "--out", str(tmp_path / "codes"), "data=x"]
+    words = fails(capsys, "encode", *given, "image_size=64")
+    assert "nobody/nothing is no folder here, and no repository of the Hub" in words
+    # The libraries would wait 23 seconds, once for each of four files.
+    assert "Retry" not in words and time.monotonic() - started < 20
 
 
 def test_a_part_is_found_in_its_own_folder_and_in_a_pipelines():

@@ -19,6 +19,14 @@ def small() -> ClusterMap:
     return ClusterMap.from_labels(LABELS, codebook())
 
 
+def test_repr_says_what_it_is(small):
+    assert repr(small) == "ClusterMap(4 clusters of 8 codes, method masc, no tree)"
+    tree = linkage(codebook().numpy(), "average")
+    children, heights = tree[:, :2].astype(int), tree[:, 2]
+    whole = ClusterMap.from_labels([0] * 8, codebook(), children, heights, method="dcpe")
+    assert repr(whole) == "ClusterMap(1 clusters of 8 codes, method dcpe, tree of 7 merges)"
+
+
 def test_labels_become_clusters_and_members(small):
     assert small.codebook_size == 8
     assert small.num_clusters == 4

@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from builders import SCHEMES, build_refiner, build_scheme
 from codeclade import CodecladePipeline
 from codeclade.components.generation import draw_uniforms
+from codeclade.components.labels import ids_by_name, label_id
 from codeclade.components.sampling import guide, image_seeds, noise_seeds, sample_with_noise
 
 SIZE, GRID, TOKENS = 16, 4, 16
@@ -230,6 +231,13 @@ def test_components_are_not_changed_by_a_call(pipe):
 )
 def test_class_ids_names_and_synonyms(clustered, labels, expected):
     assert clustered.get_label_ids(labels) == expected
+
+
+def test_classes_are_named_in_the_order_of_their_ids():
+    # As a saved pipeline has them: JSON with sorted keys puts "10" before "2".
+    names = ids_by_name({str(label): f"kind {label}" for label in sorted(map(str, range(12)))})
+    with pytest.raises(ValueError, match=r"known: kind 0, kind 1, kind 2, .*kind 9, kind 10"):
+        label_id("hamster", 12, names)
 
 
 def test_names_and_ids_make_the_same_images(ids_of):

@@ -1,10 +1,13 @@
 """Which items a training step gets, on any number of processes and from any step on."""
 
+import os
+import warnings
+
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from codeclade.training.batches import StepSampler, step_loader
+from codeclade.training.batches import StepSampler, reading_processes, step_loader
 
 
 class Squares(Dataset):
@@ -64,3 +67,10 @@ def test_loader_follows_the_sampler_whatever_the_workers(workers):
     for keys, (squares, seeds) in zip(sampler, batches, strict=True):
         assert squares.tolist() == [index**2 for index, _ in keys]
         assert seeds.tolist() == [seed for _, seed in keys]
+
+
+def test_no_more_processes_read_than_there_are_cores():
+    assert [reading_processes(wanted) for wanted in (0, 1)] == [0, 1]
+    assert 1 <= reading_processes(10_000) <= (os.cpu_count() or 10_000)
+    with warnings.catch_warnings(action="error"):  # torch's, of more workers than it likes
+        step_loader(Squares(), StepSampler(10, 4, 0, 0, 3), workers=10_000)

@@ -7,6 +7,7 @@ import sys
 from safetensors import SafetensorError
 
 from .. import __version__
+from ..data.extras import missing_extra
 from .arguments import VerbParser
 from .bench import add_bench
 from .cluster import add_cluster
@@ -20,13 +21,12 @@ from .recipes import add_recipes
 from .train import add_training
 
 EXAMPLES = """examples:
-  codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
+  codeclade generate "school bus" --out bus.png --seed 7 --guidance-scale 3
   codeclade recipes
-  codeclade train-tokenizer --recipe tiny-imagenet --out runs/tokenizer data=photos/ classes=
-  codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer --out runs/codes \\
-      data=photos/ classes=
-  codeclade cluster runs/tokenizer --recipe tiny-imagenet --out runs/cluster_map
-  codeclade train-generator --recipe tiny-imagenet --tokenizer runs/tokenizer \\
+  codeclade train-tokenizer --recipe small --out runs/tokenizer data=photos/
+  codeclade encode --recipe small --tokenizer runs/tokenizer --out runs/codes data=photos/
+  codeclade cluster runs/tokenizer --recipe small --out runs/cluster_map
+  codeclade train-generator --recipe small --tokenizer runs/tokenizer \\
       --cluster-map runs/cluster_map --codes runs/codes --out runs/generator
   codeclade evaluate runs/generator/pipeline --data zh-plus/tiny-imagenet
   codeclade compare a/evaluation.json b/evaluation.json
@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError, ImportError, SafetensorError) as error:
         if os.environ.get("CODECLADE_TRACEBACK"):
             raise
-        print(f"codeclade {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        words = " ".join(str(error).split()) + missing_extra(error)
+        print(f"codeclade {arguments.verb}: {words}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         words = f"stopped; {stopped}" if str(stopped) else "stopped."

@@ -100,6 +100,26 @@ def check_on_hub(source: str) -> None:
         )
     if not is_hub_id(source):
         raise ValueError(f"there is no folder {source}, and it is no Hub id (user/name).")
+    _ask_hub(source)
+
+
+def _ask_hub(source: str) -> None:
+    """Raise a ValueError where the Hub has no such repository, or is not there.
+
+    Asked once: without a connection the libraries try six times for every file they look for.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    from ..checkpoints.sources import TRANSPORT_ERROR
+
+    cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type="model"))
+    if cached.is_dir():  # what was loaded before loads without a connection
+        return
+    try:
+        HfApi().model_info(source, timeout=10)
+    except (OSError, TRANSPORT_ERROR) as error:
+        raise ValueError(unknown(source)) from error
 
 
 def check_source(source: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import os
 import socket
 
+from ..data.extras import install_command
 from .arguments import add_verb, check_source
 
 
@@ -37,7 +38,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             where = f"{arguments.host}:{arguments.port}"
             raise ValueError(f"{where} cannot be used ({error.strerror}); give --port.") from None
     if not importlib.util.find_spec("gradio"):
-        raise ImportError("the demo needs gradio; pip install 'codeclade[demo]'.")
+        raise ImportError(f"the demo needs gradio; {install_command('demo')}.")
     if arguments.pipeline:
         check_source(arguments.pipeline)
         # The app takes its pipeline from here, on this machine as in a Space.

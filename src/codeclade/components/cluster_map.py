@@ -130,6 +130,14 @@ class ClusterMap(StrictLoading, ModelMixin, ConfigMixin):
         check_tree(self.merges, self.heights, self.codebook_size)
         check_cut(self.mapping, self.merges, self.num_clusters)
 
+    def extra_repr(self) -> str:
+        """What `repr` shows: K of N, how they were found, and whether the tree is there."""
+        merges = len(self.merges)
+        tree = f"tree of {merges:,} merges" if merges else "no tree"
+        return f"{self.num_clusters:,} clusters of {self.codebook_size:,} codes, " + (
+            f"method {self.config['method']}, {tree}"
+        )
+
     @property
     def num_clusters(self) -> int:
         return self.config["num_clusters"]

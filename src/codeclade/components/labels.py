@@ -50,6 +50,6 @@ def label_id(label: int | str, count: int, names: dict[str, list[int]]) -> int:
     if not names:
         raise ValueError(f"this pipeline has no class names; give an id 0..{count - 1}.")
     near = similar_names(wanted, names)
-    some = ", ".join(near or list(names)[:20])
+    some = ", ".join(near or sorted(names, key=lambda name: names[name])[:20])
     advice = f"did you mean {some}?" if near else f"known: {some}."
     raise ValueError(f"unknown class name {label!r}; {advice}")

@@ -16,6 +16,7 @@ from ..checkpoints.library_tokenizers import LibraryTokenizer
 from ..components.cluster_map import ClusterMap
 from ..components.vq_model import VQModel
 from ..data.codes import Codes
+from ..data.extras import install_command
 from ..metrics.clusters import (
     cluster_entropy,
     cophenetic_correlation,
@@ -234,7 +235,7 @@ def _replacement_test(
 ) -> None:
     settings, features = result.settings, feature_network()
     if features is None:
-        result.notes.append("Feature distances were skipped: install codeclade[eval] for them.")
+        result.notes.append(f"Feature distances were skipped; {install_command('eval')}.")
     # Photographs and their reconstructions are measured once, for all partitions.
     photographs = MeasuredImages.of(features, pixels)
     reconstructions = MeasuredImages.of(features, decode_all(vq_model, ids))

@@ -4,6 +4,7 @@ Every batch is a function of (seed, step) alone: resuming at step s needs no sam
 number of data workers changes nothing.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,8 +48,14 @@ class StepSampler:
             yield keys[self.rank :: self.world_size]
 
 
+def reading_processes(wanted: int) -> int:
+    """Processes that read data: as many as are wanted, and no more than there are cores."""
+    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else wanted)
+
+
 def step_loader(dataset: Dataset, sampler: StepSampler, workers: int = 0) -> DataLoader:
     """Batches of `dataset` in the order of `sampler`."""
+    workers = reading_processes(workers)
     return DataLoader(
         dataset,
         batch_sampler=sampler,

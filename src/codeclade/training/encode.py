@@ -19,6 +19,7 @@ from ..data.codes import HEADER, Codes
 from ..data.columns import Columns
 from ..data.images import LabeledImages
 from ..data.messages import say
+from .batches import reading_processes
 from .code_shards import id_type, is_done, save_preview, split_header, tokenized
 from .encode_stream import encode_stream
 from .photographs import Photographs
@@ -173,7 +174,8 @@ def _encode_shard(
     """Ids (n, V, T) or (n, V, T, 2) of the images at `indices`."""
     views, rows = header["views"], []
     groups = _Groups(recipe, images, indices, views, header["split"] == "train")
-    for pixels in DataLoader(groups, batch_size=None, num_workers=recipe.workers):
+    workers = reading_processes(recipe.workers)
+    for pixels in DataLoader(groups, batch_size=None, num_workers=workers):
         parts = pixels.split(recipe.batch_size)
         rows += [tokenized(vq_model, part, recipe.mixed_precision) for part in parts]
         bar.update(len(pixels) // views)

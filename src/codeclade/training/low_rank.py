@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from torch import nn
 
 from ..components.transformer import CodecladeTransformer
+from ..data.extras import install_command
 
 # By name: PEFT's "all-linear" would take layers around the blocks too.
 TARGETS = r"(layers|head\.blocks)\.\d+\.(attention\.(qkv|out)|feed_forward\.(gate|up|down))"
@@ -32,7 +33,7 @@ def check_low_rank(rank: int, init_from: str, others: dict[str, bool]) -> None:
     if find_spec("peft") is None:
         raise ValueError(
             f"lora_rank={rank} needs the package peft, which is not installed: "
-            "pip install codeclade[peft]."
+            f"{install_command('peft')}."
         )
 
 

