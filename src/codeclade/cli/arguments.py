@@ -118,7 +118,7 @@ def _ask_hub(source: str) -> None:
         return
     try:
         HfApi().model_info(source, timeout=10)
-    except (OSError, TRANSPORT_ERROR) as error:
+    except (OSError, TRANSPORT_ERROR) as error:  # pyright: ignore[reportGeneralTypeIssues]
         raise ValueError(unknown(source)) from error
 
 

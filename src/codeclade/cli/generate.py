@@ -13,7 +13,7 @@ from .arguments import (
 from .captions import load_text_pipeline, saved_features, takes_captions
 from .sampling_flags import sampling_arguments, sampling_settings
 
-EXAMPLES = """codeclade generate "golden retriever" --out dog.png --seed 7 --guidance-scale 2
+EXAMPLES = """codeclade generate "school bus" --out bus.png --seed 7 --guidance-scale 3
   codeclade generate --pipeline llamagen-t2i-xl-512 --text-encoder google/flan-t5-xl \\
       --prompt "a golden retriever on a beach" --prompt "a red house" --out two.png"""
 CAPTION_FLAGS = ("prompt", "text_encoder", "features")

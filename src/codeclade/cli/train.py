@@ -16,10 +16,9 @@ FOLDERS = {
     "out": "folder of the run",
 }
 EXAMPLES = {
-    "train-tokenizer": """codeclade train-tokenizer --recipe tiny-imagenet --out runs/tokenizer \\
-      data=photos/ classes=""",
-    "encode": """codeclade encode --recipe tiny-imagenet --tokenizer runs/tokenizer \\
-      --out runs/codes data=photos/ classes=""",
+    "train-tokenizer": "codeclade train-tokenizer --recipe small --out runs/tokenizer data=photos/",
+    "encode": """codeclade encode --recipe small --tokenizer runs/tokenizer --out runs/codes \\
+      data=photos/""",
     "encode-text": """codeclade encode-text --recipe llamagen-t2i --codes runs/codes""",
     "train-generator": """codeclade train-generator --recipe masc --size l \\
       --tokenizer runs/tokenizer --cluster-map runs/cluster_map --codes runs/codes \\
