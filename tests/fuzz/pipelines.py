@@ -209,7 +209,7 @@ class Pipelines:
             ("transformer", "hidden_size", "254"),
             ("transformer", "num_attention_heads", "3"),
             ("transformer", "num_attention_heads", "1024"),
-            ("transformer", "rms_norm_eps", "0.5"),
+            ("transformer", "rms_norm_eps", "1.5"),
             ("transformer", "rope_theta", "0.5"),
             ("transformer", "text_dim", "64"),
             ("transformer", "coarse_vocab_size", "64"),

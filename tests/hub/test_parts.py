@@ -133,6 +133,23 @@ def test_shards_variants_and_whole_repositories(hub, cache, tmp_path):
         VQModel.from_pretrained("tester/tiny", subfolder="vq_model", variant="fp8", **cache)
 
 
+def test_variants_of_two_half_precisions_side_by_side(hub, cache, tmp_path):
+    """The config says what was saved last, and of a repository one variant is fetched alone."""
+    half = build_scheme("token").to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "a")
+    other = build_scheme("token").to(torch.float16)
+    other.save_pretrained(tmp_path / "a", variant="fp16")
+    upload(hub, tmp_path / "a")
+    for pipe, kind, variant in ((half, torch.bfloat16, None), (other, torch.float16, "fp16")):
+        options = {"variant": variant, "torch_dtype": kind}
+        places = {"cache_dir": tmp_path / f"alone {variant}"}
+        alone = CodecladeTransformer.from_pretrained(
+            "tester/tiny", subfolder="transformer", **options, **places
+        )
+        whole = CodecladePipeline.from_pretrained("tester/tiny", **options, **cache)
+        assert same(alone, pipe.transformer) and same(whole.transformer, pipe.transformer)
+
+
 BAD = {
     "eps": ("transformer", "config.json", with_fields(rms_norm_eps=-1e-6), "rms_norm_eps=-1e-06"),
     "layers": ("vq_model", "config.json", with_fields(layers_per_block=999), "needs more than"),

@@ -37,7 +37,7 @@ Grid = Annotated[int, Bounds(1, 1024)]
 Window = Annotated[int, Bounds(1, 32)]
 Levels = Annotated[tuple[Width, ...], Bounds(1, 12)]
 Share = Annotated[float, Bounds(0, 1)]
-Epsilon = Annotated[float, Bounds(0, 0.01, above=True)]
+Epsilon = Annotated[float, Bounds(0, 1, above=True)]  # transformers' own tests take 1
 Base = Annotated[float, Bounds(1, 1e12)]  # of the rotation's wave lengths
 Weight = Annotated[float, Bounds(0, 1e6)]
 Deviation = Annotated[float, Bounds(0, 10)]

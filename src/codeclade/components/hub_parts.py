@@ -88,6 +88,15 @@ def _shards(index: Path) -> list[str]:
 
 def repository_of(part: Path) -> str | None:
     """Name of the repository whose root folder in the cache this is; None for other folders."""
-    if COMMIT.fullmatch(part.name) and part.parent.name == "snapshots":
+    if _is_snapshot(part):
         return part.parents[1].name.removeprefix("models--").replace("--", "/")
     return None
+
+
+def was_fetched(part: Path) -> bool:
+    """Whether a folder lies in the cache, which may lack files that its repository has."""
+    return any(_is_snapshot(folder) for folder in (part, *part.parents))
+
+
+def _is_snapshot(folder: Path) -> bool:
+    return bool(COMMIT.fullmatch(folder.name)) and folder.parent.name == "snapshots"

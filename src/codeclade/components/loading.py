@@ -19,7 +19,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from .contents import check_finite
 from .fields import check_fields, check_settings
-from .hub_parts import OF_THE_HUB, fetch_part, repository_of
+from .hub_parts import OF_THE_HUB, fetch_part, repository_of, was_fetched
 from .progress import without_weights_bar
 from .saving import refuse_pickle
 from .weight_files import (
@@ -311,9 +311,10 @@ def _check_precision(
     Both have two bytes, so a wrong name in a header gives other numbers without any error.
     """
     kinds = {tensor.dtype for stored in groups for tensor in stored.values()} & {"F16", "BF16"}
-    # Other variants may lie beside these weights, and the config is that of the last one saved.
+    # Other variants may lie beside these weights, and the config is that of the last one saved. Of
+    # a repository the one that is asked for was fetched alone.
     sets = [*part.glob("*.safetensors.index*.json"), *part.glob("*.safetensors")]
-    alone = len([path for path in sets if "-of-" not in path.name]) == 1
+    alone = len([path for path in sets if "-of-" not in path.name]) == 1 and not was_fetched(part)
     said = {"float16": "F16", "bfloat16": "BF16"}.get(str(content.get("dtype")))
     mixed = len(kinds) == 2 and len(groups) == 1
     if mixed or (alone and said and kinds and kinds != {said}):
