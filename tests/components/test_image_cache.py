@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from builders import build_scheme, build_transformer
+from builders import build_parts, build_scheme, build_transformer
+from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
+from codeclade.components import generation
 from codeclade.components.blocks import few_on_cpu
 from codeclade.components.generation import SamplingSettings, draw_uniforms, sample_tokens
 from codeclade.components.generation import make_cache as cache_for
@@ -14,6 +17,7 @@ from codeclade.components.guidance import Schedule
 from codeclade.components.image_cache import ImageCache, compiled
 
 CLASSES = torch.tensor([3, 0, 5])
+GIVEN = {"class_labels": CLASSES}
 
 
 def tokens(length: int = 16) -> torch.Tensor:
@@ -79,7 +83,7 @@ def test_attention_of_ones_own_gets_a_cache_that_asks_for_masks():
     ALL_ATTENTION_FUNCTIONS.register("own", sdpa_attention_forward)
     pipe = build_scheme("token")
     pipe.transformer.config._attn_implementation = "own"
-    assert isinstance(cache_for(pipe.transformer, {}, torch.device("cpu")), StaticCache)
+    assert isinstance(cache_for(pipe.transformer, GIVEN, torch.device("cpu")), StaticCache)
     with pytest.raises(ValueError, match="parallel=4 does not go with attention 'own'"):
         pipe.check_inputs(parallel=4)
 
@@ -88,11 +92,13 @@ def test_compiled_models_get_a_cache_whose_shapes_stay():
     pipe = build_scheme("token")
     model = pipe.transformer
     assert not compiled(model)
-    assert isinstance(cache_for(model, {}, torch.device("cpu")), ImageCache)
+    assert isinstance(cache_for(model, GIVEN, torch.device("cpu")), ImageCache)
     model.layers[0].compile()
     assert compiled(model)
-    assert isinstance(cache_for(model, {}, torch.device("cpu")), StaticCache)
+    assert isinstance(cache_for(model, GIVEN, torch.device("cpu")), StaticCache)
     assert compiled(torch.compile(build_transformer()))
+    with torch.autocast("cpu", torch.bfloat16):  # keys in another dtype than the model's
+        assert type(cache_for(model, GIVEN, torch.device("cpu"))) is StaticCache
     other = build_transformer()
     other.forward = torch.compile(other.forward)
     assert compiled(other)
@@ -141,3 +147,41 @@ def test_plain_attention_is_for_few_queries_in_half_precision():
     assert not few_on_cpu(several.repeat(1, 1, 5, 1), mask)
     assert not few_on_cpu(one.float(), None)
     assert not few_on_cpu(one.to("meta"), None)
+
+
+# The prefix, a token, and the head of every stage; to a block both of the first are one position.
+GRAPHS = {"blocks": 1, "token": 3, "cluster_token": 4}
+
+
+@pytest.mark.parametrize("way", ["blocks", "whole"])
+@pytest.mark.parametrize("scheme", ["token", "cluster_token"])
+def test_compiled_pipelines_keep_graphs_and_cache_between_calls(scheme, way, monkeypatch):
+    """However many layers there are; and with a cache that stays where it is in memory."""
+    parts, places = build_parts(scheme), []
+    fields = parts["transformer"].config.to_dict() | {"num_hidden_layers": 10}
+    torch.manual_seed(0)
+    transformer = CodecladeTransformer(CodecladeConfig(**fields)).eval()
+    torch.nn.init.normal_(transformer.get_output_embeddings().weight)
+    pipe = CodecladePipeline(**(parts | {"transformer": transformer}))
+    pipe.set_progress_bar_config(disable=True)
+
+    def images(seed, classes=(1, 2)):
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(list(classes), generator=generator, guidance_scale=2, output_type="pt").images
+
+    def kept(*given):
+        cache = cache_for(*given)
+        places.append([layer.keys.data_ptr() for layer in cache.layers])
+        return cache
+
+    eager = [images(seed) for seed in range(3)]
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compile_ = transformer.compile if way == "whole" else transformer.compile_repeated_blocks
+    compile_(backend=counter, fullgraph=True)
+    monkeypatch.setattr(generation, "make_cache", kept)
+    assert all(torch.equal(images(seed), eager[seed]) for seed in range(3))
+    assert counter.frame_count == GRAPHS["blocks" if way == "blocks" else scheme]
+    assert places[0] == places[1] == places[2]
+    images(0, [1])  # another number of images has a cache of its own
+    assert places[3] != places[0] and torch.equal(images(1), eager[1])

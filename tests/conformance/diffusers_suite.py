@@ -150,9 +150,15 @@ class Tokenizer(BaseModelTesterConfig):
         return {"pixels": torch.rand(2, 3, 16, 16, generator=generator).to(torch_device)}
 
 
+CHECKPOINTED = {"Encoder", "Decoder", "UNetMidBlock2D"}
+
+
 class TestVQModel(Tokenizer, ModelTesterMixin, TrainingTesterMixin, AutoencoderTesterMixin):
     def test_forward_with_norm_groups(self):
         pytest.skip("it names the input `sample`; here it is `pixels`")
+
+    def test_gradient_checkpointing_is_applied(self):
+        super().test_gradient_checkpointing_is_applied(expected_set=CHECKPOINTED)
 
     def test_from_save_pretrained_variant(self):
         pytest.skip("it asks for a message about a pickle; here it is one about safetensors")

@@ -107,7 +107,8 @@ class Refiners(Models):
 
     def inputs(self):
         given = {"clusters": self.tokens(16), "class_labels": torch.tensor([1, 2])}
-        given["mapping"] = torch.arange(32) % 12
+        if REFINERS[self.kind]:  # those that keep to members
+            given["mapping"] = torch.arange(32) % 12
         return {name: value.to(torch_device) for name, value in given.items()}
 
 

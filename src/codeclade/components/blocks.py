@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, StaticCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -130,6 +130,9 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
     return (weights @ value).transpose(1, 2), weights  # (B, L, H, h)
 
 
+AnyCache = Cache | CacheLayerMixin | None  # of all layers, or of one
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention with 2-D rotary positions.
 
@@ -148,7 +151,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
+        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: AnyCache
     ) -> tuple[Tensor, Tensor | None]:
         """Output (B, L, D) and, from `eager_attention` alone, the probabilities (B, H, L, S)."""
         heads = self.config.num_attention_heads
@@ -157,8 +160,10 @@ class Attention(nn.Module):
         turned = rotate(mixed[:, :, :2], cos[:, None, None], sin[:, None, None])
         query, key = turned.permute(2, 0, 3, 1, 4)  # (B, H, L, h)
         value = mixed[:, :, 2].transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, h)
+        if isinstance(cache, CacheLayerMixin):
+            key, value = cache.update(key, value)  # (B, H, S, h)
+        elif cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         # A config has no implementation until a model is made with it; then it always has one.
         implementation = cast(str, self.config._attn_implementation)
         if self.plain or (implementation == "sdpa" and few_on_cpu(query, mask)):
@@ -169,7 +174,12 @@ class Attention(nn.Module):
         return self.dropout(self.out(mixed.flatten(2))), weights
 
     def prefix_share(
-        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Cache | CacheLayerMixin,
     ) -> Tensor:
         """Share (B,) of the last query's attention that falls on the prefix, mean over heads.
 
@@ -179,8 +189,8 @@ class Attention(nn.Module):
         # The newest key is in the cache already; only the query is missing, and only the last one.
         query = self.qkv(x[:, -1:]).unflatten(-1, (3, heads, -1))[:, :, 0].transpose(1, 2)
         query = rotate(query, cos[-1:], sin[-1:])  # (B, H, 1, h)
-        layer = cast(CacheLayerMixin, cache.layers[self.layer_idx])
-        keys = cast(Tensor, layer.keys)  # (B, H, S, h), filled by `forward`
+        layer = cache if isinstance(cache, CacheLayerMixin) else cache.layers[self.layer_idx]
+        keys = cast(Tensor, cast(CacheLayerMixin, layer).keys)  # (B, H, S, h), of `forward`
         scores = (query @ keys.mT).float() * self.config.head_dim**-0.5  # (B, H, 1, S)
         # No mask means causal; places of a static cache that are not filled yet are hidden as well.
         visible = torch.arange(scores.shape[-1], device=x.device) < cache.get_seq_length()
@@ -222,7 +232,7 @@ class Block(GradientCheckpointingLayer):
         mask: Tensor | None,
         cos: Tensor,
         sin: Tensor,
-        cache: Cache | None,
+        cache: AnyCache,
         attentions: bool = False,
         prefix_share: bool = False,
     ) -> Any:
@@ -238,7 +248,8 @@ class Block(GradientCheckpointingLayer):
         # computed a second time.
         share = None
         if prefix_share:
-            share = self.attention.prefix_share(normed, mask, cos, sin, cast(Cache, cache))
+            kept = cast(Cache | CacheLayerMixin, cache)
+            share = self.attention.prefix_share(normed, mask, cos, sin, kept)
         x = x + mixed  # (B, L, D)
         x = x + self.feed_forward(self.feed_forward_norm(x))
         return (x, weights, share) if attentions or prefix_share else x
@@ -295,11 +306,15 @@ def decode_layers(
         prefix_share: also the last block's `Attention.prefix_share`.
     """
     before, weights, share = [], [], None
+    *places, cache = inputs
+    # Blocks that are compiled alone share one graph, which must not depend on a layer's number.
+    static = isinstance(cache, StaticCache) and not cache.offloading
     for index, layer in enumerate(layers):
         if wanted.hidden_states:
             before.append(x)
         asked = wanted.attentions, prefix_share and index == len(layers) - 1
-        output = layer(x, *inputs, *asked) if any(asked) else layer(x, *inputs)
+        own = cache.layers[index] if static else cache
+        output = layer(x, *places, own, *asked) if any(asked) else layer(x, *places, own)
         if any(asked):
             x, probabilities, share = output
             weights.append(probabilities)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
+from transformers import PreTrainedConfig
 
 from .weight_files import shortened
 
@@ -50,14 +51,17 @@ SETTINGS: dict[str, Any] = {
     "top_k": CountOrZero,
     "top_p": Annotated[float, Bounds(0, 1, above=True)],
 }
-# Of both libraries, in any config.json; the other ones they know have no say in these classes.
+# Of either library, in any config.json; the other ones they know have no say in these classes.
 LIBRARY_FIELDS: dict[str, Any] = {
     "_class_name": str,
     "_diffusers_version": str,
     "_name_or_path": str | os.PathLike,  # a Path where a model was loaded from one in Python
     "_use_default_values": list[str],
-    "architectures": list[str] | None,
     "auto_map": dict | None,
+    "quantization_config": dict | None,
+}
+TRANSFORMERS_FIELDS: dict[str, Any] = {  # and of its configs alone
+    "architectures": list[str] | None,
     "chunk_size_feed_forward": CountOrZero,
     "dtype": str | torch.dtype | None,
     "id2label": dict | None,
@@ -67,7 +71,6 @@ LIBRARY_FIELDS: dict[str, Any] = {
     "output_attentions": bool | None,
     "output_hidden_states": bool | None,
     "problem_type": str | None,
-    "quantization_config": dict | None,
     "return_dict": bool | None,
     "tie_word_embeddings": bool | None,
     "torch_dtype": str | torch.dtype | None,
@@ -101,20 +104,26 @@ def check_fields(kind: type, content: Mapping[str, Any], what: str) -> None:
     Raises:
         ValueError: naming the first field with a value that it cannot have.
     """
-    fields = declared_fields(kind)
+    of_transformers = issubclass(kind, PreTrainedConfig)
+    fields = LIBRARY_FIELDS | (TRANSFORMERS_FIELDS if of_transformers else {})
+    fields |= declared_fields(kind)
     for name, value in content.items():
-        known = fields.get(name, LIBRARY_FIELDS.get(name))
-        if known is not None:
-            check_value(known, value, name, what)
+        if name in fields:
+            check_value(fields[name], value, name, what)
         # Unknown fields become attributes: notes may be there, but nothing that replaces what the
         # class computes itself, or that is a switch of the library.
-        elif hasattr(kind, name) or name in SWITCHES or not name.isidentifier():
+        elif (
+            hasattr(kind, name)
+            or name in (*SWITCHES, *TRANSFORMERS_FIELDS)
+            or not name.isidentifier()
+        ):
             raise ValueError(f"{what}: {shortened(name)!r} is no field of {kind.__name__}.")
         elif not fits(str | float | bool | None, value):  # lists and objects are no notes
             shown = shortened(repr(value), 40)
             raise ValueError(f"{what}: {shortened(name)}={shown} is no value of a config.")
     for name in ("dtype", "torch_dtype"):
-        value = str(content.get(name) or DTYPES[0]).removeprefix("torch.")
+        value = content.get(name) or DTYPES[0]
+        value = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
         if value not in DTYPES:
             raise ValueError(f"{what}: {name}={value!r} must be one of {', '.join(DTYPES)}.")
 

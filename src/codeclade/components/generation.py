@@ -2,8 +2,9 @@
 
 The generator samples clusters (MASC arXiv 2510.04220, DCPE arXiv 2508.10719), ids (LlamaGen arXiv
 2406.06525), or in two stages a cluster and an id, or a semantic and a detail code (IAR2), in raster
-order. The KV cache belongs to `sample_tokens`; nothing is kept between calls, and there is no host
-synchronization from one token to the next. Must stay numerically equal to LlamaGen's generate.py.
+order. The KV cache belongs to `sample_tokens`; nothing but a compiled generator's is kept between
+calls, and there is no host synchronization from one token to the next. Must stay numerically equal
+to LlamaGen's generate.py.
 
 Shapes: B images, R rows of the batch (2B with guidance, the unconditional half second, else B),
 P prefix positions, T = G * G tokens, S stages of a position, V vocabulary, D width.
@@ -22,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from .cluster_map import ClusterMap
 from .editing import Edit
 from .guidance import Number, Schedule
-from .image_cache import ImageCache, compiled
+from .image_cache import KEPT, ImageCache, compiled
 from .refiner import Refiner, Refining, clusters_to_ids
 from .sampling import guide, image_seeds, noise_seeds, sample_with_noise, seeded_uniforms
 from .transformer import CodecladeOutput, CodecladeTransformer
@@ -143,6 +144,7 @@ def sample_tokens(
             settings = replace(settings, guidance_scale=scale)
             if stopped:
                 break
+    KEPT.give_back(transformer, cache)
     return tokens
 
 
@@ -172,7 +174,9 @@ def make_cache(
     """An empty cache for all positions: of the filled part where that is faster, else static."""
     config = transformer.config
     # Compiled code wants shapes that stay, and flash and flex attention masks of their own.
-    if compiled(transformer) or config._attn_implementation not in ("sdpa", "eager"):
+    if compiled(transformer):
+        return KEPT.take(transformer, len(next(iter(condition.values()))), device)
+    if config._attn_implementation not in ("sdpa", "eager"):
         return StaticCache(config, max_cache_len=config.prefix_length + config.num_tokens)
     return ImageCache(config, device, condition.get("attention_mask"))
 
@@ -234,6 +238,7 @@ def extend_cache(
         past_key_values=cache,
         return_logits=False,
         output_condition_attention=attend,
+        return_dict=True,
         **condition,
     )
 
@@ -334,8 +339,7 @@ def ids_to_images(
     """
     pixels = vq_model.decode(ids).float()
     if not pixels.isfinite().all():
-        raise ValueError(
-            f"vq_model gives numbers that are not finite in {vq_model.dtype}; load it in float32, "
-            "or with force_upcast=True."
-        )
+        half = vq_model.dtype in (torch.float16, torch.bfloat16)
+        advice = "; load it in float32, or with force_upcast=True." if half else "."
+        raise ValueError(f"vq_model gives numbers that are not finite in {vq_model.dtype}{advice}")
     return processor.postprocess(pixels, output_type=output_type)

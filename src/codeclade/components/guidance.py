@@ -122,6 +122,8 @@ class Schedule:
             numbers = _pair(value)
             if len(numbers) != 2 or not all(isinstance(n, (int, float)) for n in numbers):
                 raise ValueError(f"guidance_schedule {key}={value!r} must be a number or two.")
+            if key == "power" and min(numbers) < 0:  # the first step would divide by zero
+                raise ValueError(f"guidance_schedule power={value!r} must not be negative.")
         # A parameter without default has no value that would suit every model.
         for key, default in known.items():
             if default is inspect.Parameter.empty and key not in parameters:

@@ -61,6 +61,8 @@ def fetch_part(
         found = [fetch("config.json")]
         if needs_config and found == [None]:
             return None
+        if stem == "model":  # transformers would load an adapter on top, whose file says of what
+            fetch("adapter_config.json")
         # The libraries take shards where there is an index of them, else one file.
         index = fetch(f"{stem}.safetensors.index{variant}.json")
         found.append(index or fetch(f"{stem}{variant}.safetensors"))

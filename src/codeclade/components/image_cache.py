@@ -3,17 +3,18 @@
 Made for decoding that is not compiled: positions are counted on the host, so attention is given the
 filled part of the cache alone, without a mask where one token is added; rotary tables are made once
 for all positions. `compiled` says where transformers' StaticCache is needed instead, whose shapes
-never change.
+never change; `KeptCaches` keeps it for the next call, so that its places do not change either.
 
 Shapes: R rows of the batch, P prefix positions, T tokens, H heads, h width of a head, n new
 positions.
 """
 
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticCache, StaticLayer
 
 from .blocks import rotation
 from .decoder_config import DecoderConfig
@@ -108,3 +109,65 @@ def compiled(model: nn.Module) -> bool:
     if any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules()):
         return True
     return hasattr(model, "_orig_mod") or hasattr(model.forward, "_torchdynamo_orig_callable")
+
+
+class FixedLayer(StaticLayer):
+    """A static layer whose place in memory is not one that compiled code asks for.
+
+    Layers then share the graph of a block. CUDA graphs are recorded anew for another place.
+    """
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take room for all positions; keys and values are (R, H, n, h)."""
+        rows, heads, _, width = key_states.shape
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros(rows, heads, self.max_cache_len, width)
+        self.values = torch.zeros_like(self.keys)
+        self.cumulative_length = self.cumulative_length.to(self.device)
+        for tensor in (self.keys, self.values, self.cumulative_length):
+            torch._dynamo.mark_static_address(tensor, guard=False)
+        self.is_initialized = True
+
+
+class FixedCache(StaticCache):
+    """Room for all positions of R rows of images, taken at once."""
+
+    def __init__(self, config: DecoderConfig, rows: int, dtype: torch.dtype, device: torch.device):
+        room = config.prefix_length + config.num_tokens
+        super().__init__(config, max_cache_len=room)
+        empty = torch.empty(rows, config.num_attention_heads, 0, config.head_dim, dtype=dtype)
+        self.layers = [FixedLayer(room) for _ in range(config.num_hidden_layers)]
+        for layer in self.layers:
+            layer.lazy_initialization(empty.to(device), empty)
+
+
+class KeptCaches:
+    """The caches of compiled generators, one each: taken for a call and given back after it."""
+
+    def __init__(self):
+        self.caches: WeakKeyDictionary[nn.Module, tuple[tuple, FixedCache]] = WeakKeyDictionary()
+
+    def take(self, model: nn.Module, rows: int, device: torch.device) -> StaticCache:
+        """The cache of the last call where it fits, else a new one; empty."""
+        config, dtype = cast(Any, model).config, cast(torch.dtype, model.dtype)
+        # Autocast and weights in eight bits compute keys in another dtype than the model's.
+        if dtype.itemsize < 2 or torch.is_autocast_enabled(device.type):
+            return StaticCache(config, max_cache_len=config.prefix_length + config.num_tokens)
+        # Tensors of inference mode cannot be written to outside of it.
+        kind = rows, dtype, device, torch.is_inference_mode_enabled()
+        known, cache = self.caches.pop(model, (None, None))
+        if cache is None or known != kind:
+            return FixedCache(config, rows, dtype, device)
+        cache.reset()
+        return cache
+
+    def give_back(self, model: nn.Module, cache: Cache) -> None:
+        """Keep a cache for the next call."""
+        if isinstance(cache, FixedCache):
+            layer = cast(FixedLayer, cache.layers[0])
+            keys = cast(Tensor, layer.keys)
+            kind = len(keys), keys.dtype, keys.device, keys.is_inference()
+            self.caches[model] = kind, cache
+
+
+KEPT = KeptCaches()

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from .contents import check_finite
-from .fields import check_fields, check_settings
+from .fields import check_fields, check_settings, declared_fields
 from .hub_parts import OF_THE_HUB, fetch_part, repository_of, was_fetched
 from .progress import without_weights_bar
 from .saving import refuse_pickle
@@ -148,7 +148,10 @@ def _checked(kind: type, source: Any, options: dict[str, Any]) -> dict[str, Any]
     variant = options.get("variant")
     if os.path.isdir(source):
         part = Path(source, options.get("subfolder") or "")
-        if part.is_dir() and (given is not None or (part / "config.json").is_file()):
+        file = part / "config.json"
+        if given is None and os.path.lexists(file) and not file.is_file():
+            raise OSError(f"{shown(file)} is no file.")
+        if part.is_dir() and (given is not None or file.is_file()):
             check_component(kind, part, variant, given_config(configures, given, options))
         return options
     # From the Hub the very files that were checked are loaded, whatever is pushed in between.
@@ -212,6 +215,11 @@ def check_component(
         check_fields(configures, content, what)
         _check_class(kind, content, what)
     groups = weight_groups(part, variant)
+    if own and groups and os.path.lexists(part / "adapter_config.json"):
+        raise ValueError(
+            f"{shortened(called)}: adapter_config.json lies beside a model's own weights; keep an "
+            "adapter in a folder of its own."
+        )
     if not groups:
         ending = f".{variant}.safetensors" if variant else ".safetensors"
         raise OSError(f"{shown(part)} holds no weights; a {ending} file must be there.")
@@ -266,7 +274,14 @@ def _without_numbers(kind: Any, configures: Any, content: dict[str, Any], what: 
                 raise ValueError(f"{what}: {name} is missing.")
     with torch.device("meta"):
         if configures is kind:
-            return kind.from_config(content)
+            # diffusers answers for an attribute by a field of that name, if there is one.
+            fields = declared_fields(kind)
+            model = kind.from_config({key: content[key] for key in content if key in fields})
+            own = {**vars(model), **model._modules, **model._parameters, **model._buffers}
+            for name in content:
+                if name in own and name not in fields:
+                    raise ValueError(f"{what}: {shortened(name)!r} is no field of {kind.__name__}.")
+            return model
         if issubclass(kind, StrictLoading):
             return cast(Any, kind)(configures.from_dict(content))
         # Classes of the libraries say in many ways what they cannot be made of.

@@ -270,7 +270,7 @@ class Refiner(DecoderModel):
             device = generator.device if generator is not None else clusters.device
             uniforms = torch.rand(clusters.shape, generator=generator, device=device)
         mapping = None if cluster_map is None else cluster_map.mapping
-        logits = self(clusters, class_labels, context, mapping).logits
+        logits = self(clusters, class_labels, context, mapping, return_dict=True).logits
         # Guidance costs a second pass, so it is left out where it would change nothing.
         if guidance_scale > 1:
             if not self.config.null_class:
@@ -278,7 +278,7 @@ class Refiner(DecoderModel):
                     f"guidance_scale={guidance_scale} needs a refiner with a null class."
                 )
             null = torch.full_like(cast(Tensor, class_labels), self.config.num_classes)
-            unconditional = self(clusters, null, context, mapping).logits
+            unconditional = self(clusters, null, context, mapping, return_dict=True).logits
             logits = torch.where(  # both are -inf outside the cluster, where guidance makes NaN
                 logits.isfinite(), guide(logits, unconditional, guidance_scale), logits
             )
@@ -307,7 +307,8 @@ def generator_states(
         # The mask spans the whole image, but the last cluster is predicted and never fed in.
         length = transformer.config.prefix_length + clusters.shape[1] - 1
         condition["attention_mask"] = condition["attention_mask"][:, :length]
-    output = transformer(input_ids=clusters[:, :-1], return_logits=False, **condition)
+    known = {"input_ids": clusters[:, :-1], "return_logits": False, "return_dict": True}
+    output = transformer(**known, **condition)
     return output.last_hidden_state[:, -clusters.shape[1] :]
 
 

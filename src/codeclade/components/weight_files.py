@@ -80,6 +80,12 @@ def parse_json(text: bytes, what: str) -> Any:
         depth += 1
         if depth > DEEPEST_JSON:
             raise ValueError(f"{what} is nested too deeply; up to {DEEPEST_JSON} levels.")
+    # Half a pair of escapes is text that nothing can write or show, and other readers refuse.
+    if b"\\u" in text:
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{what} is no valid JSON: half a pair of surrogates.") from None
     return content
 
 
@@ -112,6 +118,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         OSError: naming the file, where it is shorter or longer than its header says, or the header
             has unknown types, shapes that do not fit their bytes, gaps or overlaps.
     """
+    if not file.is_file():  # a pipe would be waited for
+        raise OSError(f"{shown(file)} is no file.")
     # The header's length is the file's first claim, and bounds what is read next.
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -126,7 +134,10 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         header = parse_json(text, "its header")
         if not isinstance(header, dict):
             raise ValueError("its header must be an object")
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        entries = dict(header)
+        about = entries.pop("__metadata__", None)
+        if about is not None and not _is_text(about):
+            raise ValueError("its __metadata__ must hold text by name")
         tensors = {name: _stored_tensor(name, entry) for name, entry in entries.items()}
     except ValueError as error:
         raise OSError(f"{shown(file)} is damaged: {str(error).rstrip('.')}.") from None
@@ -143,6 +154,10 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if expected < size:
         raise OSError(f"{shown(file)} is damaged: {size - expected:,} bytes after the last tensor.")
     return tensors
+
+
+def _is_text(about: Any) -> bool:
+    return isinstance(about, dict) and all(isinstance(value, str) for value in about.values())
 
 
 def _stored_tensor(name: str, entry: Any) -> StoredTensor:
