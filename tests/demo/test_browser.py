@@ -55,7 +55,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture(params=["desktop", pytest.param("phone", marks=pytest.mark.slow)])
 def page(request, browser, address):
     """A fresh page that must stay quiet, inside loopback and inside its width."""
     with opened(browser, address, request.param) as page:
@@ -352,6 +352,7 @@ def test_errors_are_said_once_and_go_away(desktop):
     assert "Traceback" not in desktop.content()
 
 
+@pytest.mark.slow
 def test_no_tab_opens_empty(desktop):
     """An example is there, and what the tab does with it; links and a sentence are above."""
     page = desktop

@@ -22,13 +22,13 @@ from ..data.records import EvaluationRecord, Provenance, TrainingRecord
 from .citations import cited_papers
 from .repository import CONFIG_CLASSES, SEARCH, Part, Repository, variant_of
 
+TAGS = ("codeclade", "autoregressive-image-generation", "vector-quantization")  # of all cards
 NOTES = {
     "VQModel": "VQ tokenizer: images to codebook ids and back.",
     "ClusterMap": "Cluster map: which cluster every id of a codebook belongs to.",
     "CodecladeTransformer": "Autoregressive generator over the codes of an image.",
     "Refiner": "Refiner: a grid of clusters to codebook ids.",
 }
-TAGS = ("codeclade", "autoregressive-image-generation", "vector-quantization")  # of all cards
 LONGEST = 300  # characters of a text from a file
 
 

@@ -130,9 +130,9 @@ def push(
 def publish(
     repository: Repository,
     repo_id: str,
-    private: bool = False,
-    create_pr: bool = False,
-    message: str | None = None,
+    private: bool,
+    create_pr: bool,
+    message: str | None,
     token: str | None = None,
 ) -> Published:
     """Send a prepared repository in one commit; see `push`."""
