@@ -126,7 +126,7 @@ def test_clusters_lists_the_cut(client, pipe):
     seen = []
     for page in (1, 2):
         cards, note, table, _ = client.predict(30, "largest first", page, api_name="/clusters")
-        assert len(cards) == len(table) and "30 clusters of 4096 codes" in note
+        assert len(cards) == len(table) and "30 clusters of 4,096 codes" in note
         seen += table
     assert sorted(card["cluster"] for card in seen) == list(range(30))
     sizes = [card["size"] for card in seen]

@@ -83,7 +83,7 @@ def opened(browser, address, size):
     )
     page.goto(address)
     button(page, "Generate").wait_for()
-    wait_for_note(page, r"An example: goldfish, seed 7\s*$")
+    wait_for_note(page, r"An example: espresso, seed 7\s*$")
     yield page
     assert [error for error in errors if error != GRADIO_SAYS] == [] and outside == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -206,7 +206,7 @@ def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):
     wait_for_note(desktop, r"\d+ of \d+ tokens changed, 64 in the image")
     before, after = decoded[-1]
     source = backend.pipe(
-        0,
+        "espresso",
         num_images_per_prompt=4,
         generator=torch.Generator().manual_seed(7),
         output_type="ids",
@@ -263,7 +263,7 @@ def test_cards_and_codes_are_of_the_cut_shown(desktop, backend, monkeypatch):
     for _ in range(3):
         desktop.keyboard.press("ArrowLeft")
     count = backend.map.num_clusters - 3
-    wait_for_note(desktop, f"{count} clusters of")
+    wait_for_note(desktop, f"{count} clusters of 4,096 codes")
     asked = []
     members = type(backend.map).members
 
@@ -310,7 +310,7 @@ def test_a_stopped_run_sends_no_earlier_images(desktop, backend):
 def test_the_chosen_image_is_taken_and_cleared(desktop, backend):
     generated(desktop)
     source = backend.pipe(
-        0,
+        "espresso",
         num_images_per_prompt=4,
         generator=torch.Generator().manual_seed(7),
         output_type="ids",

@@ -1,4 +1,4 @@
-"""The Gradio app: class-conditional images, predicted cluster by cluster of a codebook.
+"""The Gradio app: class-conditional images, drawn token by token.
 
 `codeclade demo` starts it on this machine, spaces/app.py in a Space of the Hugging Face Hub.
 """

@@ -50,7 +50,7 @@ def heading(backend: Backend) -> str:
     return HEAD.format(
         side=backend.side,
         grid=backend.grid,
-        codes=backend.pipe.vq_model.codebook_size,
+        codes=f"{backend.pipe.vq_model.codebook_size:,}",
         clusters=clusters,
         kinds=kinds,
         links=" · ".join(f"[{name}]({url})" for name, url in links(backend.pipe)),

@@ -38,7 +38,6 @@ class Backend:
 
     captions = False  # whether a text says what to draw, and not a class
     condition_name = "class_labels"  # of the pipeline's argument
-    first_label = 0  # of the images that the app opens with
 
     def __init__(self, pipe: CodecladePipeline):
         config = pipe.transformer.config
@@ -113,6 +112,11 @@ class Backend:
     def photo_label(self) -> int:
         """Class of the example photo; the first one where the pipeline does not have it."""
         return min(self.pipe.labels.get("espresso", [0]))
+
+    @property
+    def first_label(self) -> int:
+        """Class of the images that the app opens with; cups can be told in any small pipeline."""
+        return self.photo_label
 
     def name_of(self, label: int) -> str:
         """First name of a class."""

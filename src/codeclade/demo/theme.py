@@ -35,6 +35,7 @@ CSS = """
 .many .grid-container:has(> :nth-child(5)) { --grid-cols: 4 !important; }
 .cards .thumbnail-item { padding: 6px; }
 .codes .grid-container { grid-template-columns: repeat(10, 1fr) !important; }
+.codes .grid-wrap { max-height: 400px !important; overflow-y: auto; }
 
 /* An error is said once, in the corner, not again on every output. */
 .block > .wrap > .error { display: none !important; }
@@ -56,17 +57,22 @@ CSS = """
   .generate { grid-template: "main" auto "results" auto "more" auto / 1fr; }
   .drawing { height: 384px !important; }
   .few .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+  .few .grid-container:has(> :nth-child(3):last-child) {
+    grid-template-columns: repeat(3, 1fr) !important;
+  }
   .cards .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
   .codes .grid-container { grid-template-columns: repeat(6, 1fr) !important; }
 }
 """
 
 
-# A press of any button takes old errors away; on a phone a main one also brings the results into
-# view.
+# A press of any button takes old errors away; a card brings its codes into view, and on a phone a
+# main button its results.
 SCRIPT = """() => document.addEventListener('click', event => {
   if (!event.target.closest('.tabs button')) return;
   document.querySelectorAll('.toast-close').forEach(close => close.click());
+  if (event.target.closest('#cards .thumbnail-item'))
+    document.querySelector('#codes').scrollIntoView({block: 'nearest', behavior: 'smooth'});
   const button = event.target.closest('button.primary');
   if (!button) return;
   const results = button.closest('.tabitem')?.querySelector('.pictures');
@@ -83,6 +89,8 @@ THEME = {  # over Soft; its own `set` would forget the rest of Soft
     "block_label_background_fill_dark": "none",
     "block_label_text_color": "*body_text_color",
     "block_label_text_color_dark": "*body_text_color",
+    "block_info_text_color": "*neutral_600",
+    "body_text_color_subdued": "*neutral_600",
     "button_primary_background_fill": "*primary_600",
     "button_primary_background_fill_hover": "*primary_700",
 }

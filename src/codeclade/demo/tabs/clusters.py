@@ -84,7 +84,7 @@ class Clusters:
             cards.append((self._card(codes, members), f"{cluster} · {size} code{'s' * (size > 1)}"))
             table.append({"cluster": cluster, "size": size, "codes": codes})
         note = (
-            f"{cut.num_clusters} clusters of {cut.codebook_size} codes, the largest has "
+            f"{cut.num_clusters:,} clusters of {cut.codebook_size:,} codes, the largest has "
             f"{int(sizes.max())}; {int((sizes == 1).sum())} have one. Page {page} of {pages}."
         )
         # A click on a card names its index alone; what stood there must be remembered.
@@ -202,8 +202,9 @@ class Clusters:
         with gr.Row(elem_classes=["low-row", "wraps"]):
             order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", min_width=160)
             page = gr.Number(1, precision=0, minimum=1, label="Page", min_width=100)
-            back = gr.Button("Back", min_width=80, scale=0)
-            on = gr.Button("Next", min_width=80, scale=0)
+            with gr.Row(elem_classes="low-row"):  # on a phone these two stay together
+                back = gr.Button("Back", min_width=80)
+                on = gr.Button("Next", min_width=80)
         cards = pictures("Clusters", 6, "cards", allow_preview=False, elem_id="cards")
         note = gr.Markdown(label="Summary", elem_classes="note")
         table = gr.JSON(label="Data", visible=False)

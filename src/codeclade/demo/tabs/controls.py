@@ -54,12 +54,12 @@ def class_menu(backend: Backend, **settings) -> gr.Dropdown | gr.Textbox:
     if backend.captions:
         given = {"value": backend.first_label, "label": "Prompt", **settings}
         return gr.Textbox(lines=2, max_length=MAX_PROMPT, **given)
-    choices = backend.choices
+    first = backend.choice(backend.first_label)
     return ClassMenu(
-        choices,
+        backend.choices,
         filterable=True,
         allow_custom_value=True,
-        **{"value": choices[0][1], "label": "Class", "info": "Type to search", **settings},
+        **{"value": first, "label": "Class", "info": "Type to search", **settings},
     )
 
 
