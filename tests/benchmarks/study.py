@@ -1,12 +1,12 @@
 """The study of docs/study.md: what each method gives a small generator, on one axis.
 
     python tests/benchmarks/study.py prepare --data DIR --out runs/study
-    python tests/benchmarks/study.py run both --learning-rate 2e-3 --seed 0 --out runs/study
+    python tests/benchmarks/study.py run prior-both --learning-rate 2e-3 --seed 0 --out runs/study
     python tests/benchmarks/study.py all --out runs/study
     python tests/benchmarks/study.py figures
 
-`start` makes the tokenizer that `prepare` and the bundled pipeline's training begin with;
-`prepare` makes tokenizer, codes and cluster maps; `run` trains one method and adds its row to
+`start` makes the tokenizer that the bundled pipeline's training began with; `prepare` makes codes
+of the bundled tokenizer and cluster maps; `run` trains one method and adds its row to
 docs/study/runs.json; `all` makes the runs of the protocol that are not there yet; `figures` draws
 docs/study/*.png and prints the tables from runs.json alone. Everything that was interrupted goes
 on when it is called again.
@@ -15,14 +15,15 @@ on when it is called again.
 import argparse
 import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,39 +40,66 @@ MAIN = (
     "flat", "prior-both", "prior-tree", "masc-half", "prior-codebook", "prior-random-tree",
 )  # fmt: skip
 
-# Name: cluster map and settings of the run.
+
+class Method(NamedTuple):
+    """A generator, or the second network that follows one."""
+
+    map: str | None = None  # of MAPS
+    settings: tuple[str, ...] = ()  # of the generator
+    after: str | None = None  # method whose clusters a refiner makes into ids
+    states: bool = False  # that generator's hidden states come in too
+
+
 METHODS = {
-    "flat": (None, ()),
-    "random-half": ("random-half", ()),
-    "kmeans-half": ("kmeans-half", ()),
-    "masc-half": ("masc-half", ()),
-    "masc-quarter": ("masc-quarter", ()),
-    "masc-eighth": ("masc-eighth", ()),
-    "iar": ("balanced", ("scheme=token", "cluster_loss_weight=1.0")),
-    "cluster-token": ("masc-eighth", ("scheme=cluster_token",)),
-    "rear": (None, ("context_noise=uniform", "alignment_weight=1.0")),
-    "noise-cluster": (None, ("context_noise=cluster",)),
-    "tree-loss": (None, ("tree_loss_weight=1.0",)),
-    "prior-random-tree": (None, ("embedding_prior=random_tree",)),
-    "prior-random-codebook": (None, ("embedding_prior=random_codebook",)),
-    "prior-tree": (None, ("embedding_prior=tree",)),
-    "prior-codebook": (None, ("embedding_prior=codebook",)),
-    "prior-both": (None, ("embedding_prior=both",)),
-    "prior-both-tree-loss": (None, ("embedding_prior=both", "tree_loss_weight=1.0")),
-    "prior-both-noise": (None, ("embedding_prior=both", "context_noise=cluster")),
-    "prior-both-masc-half": ("masc-half", ("embedding_prior=both",)),
-    "prior-both-cluster-token": (
-        "masc-eighth",
-        ("embedding_prior=both", "scheme=cluster_token"),
+    "flat": Method(),
+    "random-half": Method("random-half"),
+    "kmeans-half": Method("kmeans-half"),
+    "masc-half": Method("masc-half"),
+    "masc-quarter": Method("masc-quarter"),
+    "masc-eighth": Method("masc-eighth"),
+    "masc-half-unit-rows": Method("masc-half-unit-rows"),
+    "single-half": Method("single-half"),
+    "complete-half": Method("complete-half"),
+    "ward-half": Method("ward-half"),
+    "usage-half": Method("usage-half"),
+    "kmeans-eighth": Method("kmeans-eighth"),
+    "masc-half-refined": Method(
+        "masc-half", ("causal=true", "mask_to_members=true"), "masc-half", states=True
+    ),
+    "dcpe-half-refined": Method("masc-half", ("causal=true", "num_hidden_layers=1"), "masc-half"),
+    "ctf": Method("kmeans-eighth", ("causal=false", "mask_to_members=true"), "kmeans-eighth"),
+    "iar": Method("balanced", ("scheme=token", "cluster_loss_weight=1.0")),
+    "cluster-token": Method("masc-eighth", ("scheme=cluster_token",)),
+    "rear": Method(None, ("context_noise=uniform", "alignment_weight=1.0")),
+    "noise-cluster": Method(None, ("context_noise=cluster",)),
+    "tree-loss": Method(None, ("tree_loss_weight=1.0",)),
+    "grow": Method(None, ("grow={0: 256, 200: 1024, 400: all}",)),
+    "prior-random-tree": Method(None, ("embedding_prior=random_tree",)),
+    "prior-random-codebook": Method(None, ("embedding_prior=random_codebook",)),
+    "prior-tree": Method(None, ("embedding_prior=tree",)),
+    "prior-codebook": Method(None, ("embedding_prior=codebook",)),
+    "prior-both": Method(None, ("embedding_prior=both",)),
+    "prior-both-tree-loss": Method(None, ("embedding_prior=both", "tree_loss_weight=1.0")),
+    "prior-both-noise": Method(None, ("embedding_prior=both", "context_noise=cluster")),
+    "prior-both-masc-half": Method("masc-half", ("embedding_prior=both",)),
+    "prior-both-cluster-token": Method(
+        "masc-eighth", ("embedding_prior=both", "scheme=cluster_token")
     ),
 }
+# Members a cluster on average, and settings of `codeclade cluster`, or a linkage of SciPy's.
 MAPS = {
-    "random-half": ("random", 2),
-    "kmeans-half": ("kmeans", 2),
-    "masc-half": ("masc", 2),
-    "masc-quarter": ("masc", 4),
-    "masc-eighth": ("masc", 8),
-    "balanced": ("balanced", 128),
+    "random-half": (2, ("--method", "random")),
+    "kmeans-half": (2, ("--method", "kmeans")),
+    "kmeans-eighth": (8, ("--method", "kmeans")),
+    "masc-half": (2, ()),
+    "masc-quarter": (4, ()),
+    "masc-eighth": (8, ()),
+    "masc-half-unit-rows": (2, ("--normalize",)),
+    "usage-half": (2, ("weights=usage",)),
+    "balanced": (128, ("--method", "balanced")),
+    "single-half": (2, "single"),
+    "complete-half": (2, "complete"),
+    "ward-half": (2, "ward"),
 }
 
 
@@ -80,22 +108,41 @@ def command(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "codeclade", *map(str, words)], check=True)
 
 
+def tokenizer() -> Path:
+    """Folder of the bundled tokenizer, which all methods share."""
+    import codeclade
+
+    return Path(codeclade.bundled()) / "vq_model"
+
+
 def prepare(data: str, out: Path) -> None:
-    """Tokenizer, codes of all images, codes of the images to measure, cluster maps."""
-    recipe = ("--recipe", RECIPE)
-    tokenizer = out / "tokenizer" / "vq_model"
-    if not tokenizer.exists():
-        first_tokenizer(data, out / "start")
-        settings = (f"data={data}", f"init_from={out / 'start'}")
-        command("train-tokenizer", *recipe, "--out", out / "tokenizer", *settings)
+    """Codes of all images, codes of the images to measure, cluster maps."""
     if not (out / "codes" / "validation" / "codes.json").exists():
-        command("encode", *recipe, "--tokenizer", tokenizer, "--out", out / "codes", f"data={data}")
+        words = ("--recipe", RECIPE, "--tokenizer", tokenizer(), "--out", out / "codes")
+        command("encode", *words, f"data={data}")
     fewer_codes(out / "codes", out / "curve-codes")
-    for name, (method, members) in MAPS.items():
-        if not (out / name).exists():
-            count = load_file(next(tokenizer.glob("*.safetensors")))["quantize.embedding.weight"]
-            settings = ("--method", method, "--clusters", len(count) // members)
-            command("cluster", tokenizer, *settings, "--out", out / name)
+    codebook = load_file(next(tokenizer().glob("*.safetensors")))["quantize.embedding.weight"]
+    for name, (members, settings) in MAPS.items():
+        clusters, folder = len(codebook) // members, out / name
+        if folder.exists():
+            continue
+        if isinstance(settings, str):
+            linkage_map(codebook.float(), settings, clusters).save_pretrained(folder)
+            continue
+        usage = ("--codes", out / "codes" / "train") if "weights=usage" in settings else ()
+        words = ("--clusters", clusters, "--out", folder, *usage)
+        command("cluster", tokenizer(), *words, *settings)
+
+
+def linkage_map(codebook: torch.Tensor, method: str, clusters: int):
+    """The map of SciPy's hierarchical clustering of rows (N, d) by another linkage than ours."""
+    from scipy.cluster import hierarchy
+
+    from codeclade.clustering.linkage import cut
+    from codeclade.components.cluster_map import ClusterMap
+
+    tree = hierarchy.linkage(codebook.double().numpy(), method)
+    return ClusterMap.from_labels(cut(tree, clusters), codebook, method=method)
 
 
 def first_tokenizer(data: str, folder: Path) -> None:
@@ -143,51 +190,113 @@ def fewer_codes(source: Path, folder: Path) -> None:
     (folder / "validation" / "codes.json").write_text(json.dumps(header))
 
 
+def train(verb: str, method: str, rate: str, seed: int, out: Path) -> tuple[Path, dict]:
+    """Train the generator or refiner of a method: its folder, and what its row holds of it."""
+    way = METHODS[method]
+    folder = out / "runs" / f"{method}-{rate}-{seed}"
+    words = [verb, "--recipe", RECIPE, "--tokenizer", tokenizer(), "--codes", out / "curve-codes"]
+    words += ["--out", folder, *(["--cluster-map", out / way.map] if way.map else [])]
+    if way.states:
+        words += ["--generator", out / "runs" / f"{way.after}-{rate}-{seed}" / "pipeline"]
+    words += [*way.settings, f"learning_rate={rate}", f"final_learning_rate={rate}", f"seed={seed}"]
+    before = os.times()
+    command(*words)
+    after = os.times()
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return folder, {
+        "curve": {row["step"]: row["validation_loss"] for row in log if "validation_loss" in row},
+        # Of one thread: what the run takes on a core with nothing beside it.
+        "seconds": round(sum(after[2:4]) - sum(before[2:4]), 1),
+        "command": "codeclade " + " ".join(str(w).replace(str(ROOT) + "/", "") for w in words),
+    }
+
+
 def run(method: str, rate: str, seed: int, out: Path) -> dict:
     """Train one method, measure its likelihoods, write its row."""
+    row = {"method": method, "learning_rate": rate, "seed": seed}
+    made = (
+        refined(method, rate, seed, out)
+        if METHODS[method].after
+        else alone(method, rate, seed, out)
+    )
+    curve = made.pop("curve")
+    row |= {
+        "steps": max(curve),
+        "curve": [[step, round(value, 5)] for step, value in sorted(curve.items())],
+        **made,
+        "machine": machine(),
+    }
+    write_row(row)
+    return row
+
+
+def alone(method: str, rate: str, seed: int, out: Path) -> dict:
+    """Curve and numbers of a generator, whose clusters get a uniform member."""
     from codeclade.components.cluster_map import ClusterMap
     from codeclade.components.pipeline import CodecladePipeline
     from codeclade.data.codes import Codes
     from codeclade.evaluation.likelihood import likelihood, tree_partitions
 
-    name, settings = METHODS[method]
-    folder = out / "runs" / f"{method}-{rate}-{seed}"
-    words = ["train-generator", "--recipe", RECIPE, "--tokenizer", out / "tokenizer" / "vq_model"]
-    words += ["--codes", out / "curve-codes", "--out", folder]
-    words += ["--cluster-map", out / name] if name else []
-    words += [*settings, f"learning_rate={rate}", f"final_learning_rate={rate}", f"seed={seed}"]
-    start = time.time()
-    command(*words)
-    seconds = time.time() - start
-
-    # The curve: nats of what the model predicts, and what a uniform draw of the member adds.
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    folder, made = train("train-generator", method, rate, seed, out)
     pipeline = CodecladePipeline.from_pretrained(folder / "pipeline", dtype=torch.float32)
     predicts_clusters = pipeline.transformer.scheme.predicts_clusters
     cluster_map = pipeline.cluster_map if predicts_clusters else None
-    curve = {row["step"]: row["validation_loss"] for row in log if "validation_loss" in row}
     held_out = Codes(out / "curve-codes" / "validation")
     few = torch.cat([ids for ids, _ in held_out.first_views(500)])
     if cluster_map is not None:
         added = cluster_map.sizes[cluster_map.mapping[few]].double().log().mean().item()
-        curve = {step: value + added for step, value in curve.items()}
+        made["curve"] = {step: value + added for step, value in made["curve"].items()}
     partitions = tree_partitions(ClusterMap.from_pretrained(out / "masc-half"))
     found = likelihood(pipeline.transformer, held_out, cluster_map, partitions, batch_size=25)
-    row = {
-        "method": method,
-        "learning_rate": rate,
-        "seed": seed,
-        "steps": max(curve),
-        "curve": [[step, round(value, 5)] for step, value in sorted(curve.items())],
-        "nats": {key: round(value, 5) for key, value in found.nats.items()},
-        "standard_errors": {key: round(v, 5) for key, v in found.standard_errors.items()},
-        "parameters": sum(p.numel() for p in pipeline.transformer.parameters()),
-        "seconds": round(seconds, 1),
-        "command": "codeclade " + " ".join(str(w).replace(str(ROOT) + "/", "") for w in words),
-        "machine": machine(),
+    return (
+        made
+        | size(pipeline.transformer)
+        | {
+            "nats": {key: round(value, 5) for key, value in found.nats.items()},
+            "standard_errors": {key: round(v, 5) for key, v in found.standard_errors.items()},
+        }
+    )
+
+
+def refined(method: str, rate: str, seed: int, out: Path) -> dict:
+    """Curve and numbers of a generator of clusters and a network from clusters to ids.
+
+    p(ids) = p(clusters) p(ids | clusters) is exact: both networks' nats add up.
+    """
+    from codeclade.components.cluster_map import ClusterMap
+    from codeclade.components.refiner import Refiner
+    from codeclade.data.codes import Codes
+
+    # The generator's row, whose ids are uniform members: without them it is that of its clusters.
+    first = METHODS[method].after
+    same = {"method": first, "learning_rate": rate, "seed": seed}
+    rows = [r for r in read_rows() if same.items() <= r.items()]
+    before = rows[0] if rows else run(first, rate, seed, out)
+    cluster_map = ClusterMap.from_pretrained(out / METHODS[method].map)
+    held_out = Codes(out / "curve-codes" / "validation")
+    few = torch.cat([ids for ids, _ in held_out.first_views(500)])
+    drawn = cluster_map.sizes[cluster_map.mapping[few]].double().log().mean().item()
+
+    # Both trained as long: sums of the same steps.
+    folder, made = train("train-refiner", method, rate, seed, out)
+    curve = {step: value - drawn + made["curve"][step] for step, value in before["curve"]}
+    sizes = size(Refiner.from_pretrained(folder / "refiner"))
+    return made | {
+        "curve": curve,
+        **{key: before[key] + value for key, value in sizes.items()},
+        "seconds": round(before["seconds"] + made["seconds"], 1),
+        "nats": {"ids": round(curve[max(curve)], 5)},
+        "standard_errors": {},
     }
-    write_row(row)
-    return row
+
+
+def size(model: torch.nn.Module) -> dict[str, float]:
+    """Parameters, and FLOPs of training on an image."""
+    from codeclade.training.throughput import decoder_flops
+
+    config = model.config
+    flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, config.num_tokens)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "flops": flops}
 
 
 def machine() -> dict:
@@ -232,14 +341,15 @@ def best_rate(rows: list[dict], method: str) -> str | None:
 def plan(rows: list[dict]) -> Iterator[tuple[str, str, int]]:
     """All runs of the protocol in their order: method, learning rate, seed."""
 
-    # The two that the question is about, then all others at the flat model's rate, then the rest.
+    # Rates of the two that the question is about, every method at the flat model's, then the rest.
     def searched(methods: Iterable[str]) -> Iterator[tuple[str, str, int]]:
         yield from ((method, rate, 0) for method in methods for rate in RATES)
         for seed in range(1, SEEDS):
             yield from ((method, best_rate(rows, method), seed) for method in methods)
 
-    yield from searched(MAIN[:2])
+    yield from ((method, rate, 0) for method in MAIN[:2] for rate in RATES)
     yield from ((method, best_rate(rows, "flat"), 0) for method in (*MAIN, *METHODS))
+    yield from searched(MAIN[:2])
     yield from searched(MAIN)
     yield from searched(METHODS)
 
@@ -252,8 +362,11 @@ def run_all(out: Path) -> None:
         rows = read_rows()
         done = {(r["method"], r["learning_rate"], r["seed"]) for r in rows}
         for method, rate, seed in plan(rows):
+            before = METHODS[method].after
             if rate is None or (method, rate, seed) in done:
                 continue
+            if before and (before, rate, seed) not in done:
+                continue  # another process is at it; the plan has it first
             lock = (out / "taken" / f"{method}-{rate}-{seed}").open("w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -327,8 +440,8 @@ def figures() -> None:
     names = [m for m in found if m != "flat"]
     places = np.arange(len(names))
     for i, key in enumerate(keys):
-        base = np.mean([r["nats"][key] for r in flat["rows"]])
-        gains = [np.mean([r["nats"][key] for r in found[m]["rows"]]) - base for m in names]
+        base = mean_nats(flat["rows"], key)
+        gains = [mean_nats(found[m]["rows"], key) - base for m in names]
         axes.barh(places + 0.2 * (i - 1.5), gains, height=0.2, label=key)
     axes.set_yticks(places, names)
     axes.invert_yaxis()
@@ -341,24 +454,35 @@ def figures() -> None:
     print("\n".join(table(found)))
 
 
+def mean_nats(rows: list[dict], key: str) -> float:
+    """Mean of runs; NaN where the method has no such likelihood."""
+    return float(np.mean([r["nats"].get(key, np.nan) for r in rows]))
+
+
 def table(found: dict[str, dict]) -> list[str]:
     """Lines of the table of docs/study.md."""
     keys = ["ids", "N/2", "N/8", "N/16"]
-    total = found["flat"]["rows"][0]["steps"]
-    heads = ["method", "rate (tried)", "seeds", "nats per id", *keys[1:], "steps to flat's end"]
+    flat = found["flat"]["rows"][0]
+    heads = ["method", "rate (tried)", "seeds", "nats per id", *keys[1:]]
+    heads += ["steps to flat's end", "FLOPs to it"]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for method, one in found.items():
         cells = [method, f"{one['rate']} ({one['rates']})", str(len(one["rows"]))]
         for key in keys:
-            values = [r["nats"][key] for r in one["rows"]]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 and key == "ids" else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
+            value, ends = (
+                mean_nats(one["rows"], key),
+                [r["nats"][key] for r in one["rows"] if key in r["nats"]],
+            )
+            spread = f" ± {np.std(ends, ddof=1):.3f}" if len(ends) > 1 and key == "ids" else ""
+            cells.append("" if np.isnan(value) else f"{value:.3f}{spread}")
         reached = [s for s in one["steps"] if s is not None]
-        text = "not reached"
+        texts = ["not reached", ""]
         if reached and len(reached) == len(one["steps"]):
-            text = f"{np.mean(reached):.0f} ({np.mean(reached) / total:.0%}"
-            text += f"; {min(reached):.0f} to {max(reached):.0f})" if len(reached) > 1 else ")"
-        lines.append("| " + " | ".join([*cells, text]) + " |")
+            share = np.mean(reached) / flat["steps"]
+            spread = f"; {min(reached):.0f} to {max(reached):.0f}" if len(reached) > 1 else ""
+            texts = [f"{np.mean(reached):.0f} ({share:.0%}{spread})"]
+            texts += [f"{share * one['rows'][0]['flops'] / flat['flops']:.0%}"]
+        lines.append("| " + " | ".join([*cells, *texts]).rstrip() + " |")
     return lines
 
 
