@@ -425,7 +425,7 @@ def figures() -> None:
             continue
         curves = np.array([r["curve"] for r in found[method]["rows"]])  # (seeds, points, 2)
         steps, values = curves[0, :, 0], curves[..., 1]
-        (line,) = axes.plot(steps, values.mean(0), label=f"{method} ({len(curves)} seeds)")
+        (line,) = axes.plot(steps, values.mean(0), label=f"{method}, seeds: {len(curves)}")
         axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
     axes.axhline(end, color="gray", linestyle=":", label="end of flat")
     axes.set(xlabel="steps of 32 images", ylabel="validation, nats per id (lower is better)")
