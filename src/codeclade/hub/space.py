@@ -38,7 +38,7 @@ FRONT_MATTER = {  # of the README, see the Hub's "Spaces Configuration Reference
     "app_file": "app.py",
     "license": "mit",
     "tags": [*TAGS],
-    "short_description": "Class-conditional images, cluster by cluster",
+    "short_description": "Class-conditional images, token by token",
     "suggested_hardware": "zero-a10g",
     "startup_duration_timeout": "30m",
 }
