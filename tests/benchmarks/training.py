@@ -1,33 +1,58 @@
-"""Training of a generator side by side: a plain loop, and `train_generator` with its switches.
+"""Steps of a generator's training side by side: a plain loop, and `train_generator`.
 
-    python tests/benchmarks/training.py --tokenizer runs/tokenizer/vq_model --codes runs/codes
+    python tests/benchmarks/training.py --mixed-precision bf16
 
 The plain loop is written here the way the papers' scripts work: batches of ids from memory, AdamW
 of one kernel a tensor, an average of the weights updated one parameter after the other, the loss
-read every step. Both train the same model on the same batches' size; images/s count after a warm-up
-that also compiles.
+read every step. Both train the same model on batches of the same size, drawn at random, and take
+turns step by step, so that whatever else a machine does meets both; the times are those of the
+processor (on a GPU of the clock), the ratio is the median over the pairs.
 """
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 
 from codeclade import CodecladeTransformer, VQModel
+from codeclade.components.cluster_map import codebook_sketch
 from codeclade.data.codes import Codes
 from codeclade.evaluation import speed
-from codeclade.training.generator import GeneratorRecipe, train_generator
+from codeclade.training.generator import GeneratorRecipe, GeneratorTraining, _train
 from codeclade.training.generator_recipe import generator_config
+from codeclade.training.optimization import build_optimizer
+from codeclade.training.run import Run
 
 
-def plain_loop(recipe: GeneratorRecipe, codes: Codes, warm: int, device: torch.device) -> float:
-    """Images/s of the plain loop."""
+def random_codes(folder: Path, vq_model: VQModel, grid: int) -> None:
+    """Shards of 512 and 8 images whose ids are drawn at random."""
+    draw = torch.Generator().manual_seed(0)
+    for split, count in (("train", 512), ("validation", 8)):
+        (folder / split).mkdir(parents=True)
+        shape = count, 1, grid**2
+        ids = torch.randint(vq_model.codebook_size, shape, generator=draw).to(torch.uint16)
+        labels = torch.randint(100, (count,), generator=draw)
+        save_file({"ids": ids, "labels": labels}, folder / split / "codes-00000.safetensors")
+        header = {
+            "split": split, "views": 1, "grid_size": grid, "recipe": {}, "images": count,
+            "codebook_size": vq_model.codebook_size, "detail_codebook_size": None,
+            "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
+            "class_names": [str(i) for i in range(100)], "shards": ["codes-00000.safetensors"],
+        }  # fmt: skip
+        (folder / split / "codes.json").write_text(json.dumps(header))
+
+
+def plain_loop(recipe: GeneratorRecipe, codes: Codes, device: torch.device) -> Iterator[float]:
+    """Steps of the plain loop, with their losses."""
     torch.manual_seed(recipe.seed)
     model = CodecladeTransformer(generator_config(recipe, codes, None)).to(device).train()
     average = [one.detach().clone() for one in model.parameters()]
@@ -35,17 +60,12 @@ def plain_loop(recipe: GeneratorRecipe, codes: Codes, warm: int, device: torch.d
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), foreach=False, fused=False
     )
     bf16 = recipe.mixed_precision == "bf16"
-    cast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-    started = 0.0
-    for step in range(warm + recipe.steps):
-        if step == warm:
-            started = time.perf_counter()
+    while True:
         rows = torch.randint(len(codes), (recipe.batch_size,)).tolist()
         ids, labels = zip(*(codes[(row, 0)] for row in rows), strict=True)
-        ids = torch.stack([torch.as_tensor(one).long() for one in ids]).to(device)
-        labels = torch.as_tensor(labels).to(device)
-        with cast:
-            loss = model(ids, class_labels=labels, labels=ids).loss
+        ids, labels = torch.stack(ids).to(device), torch.stack(labels).to(device)
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+            loss = model(ids[:, :-1], class_labels=labels, labels=ids).loss
         loss.backward()
         clip_grad_norm_(model.parameters(), recipe.gradient_clip)
         optimizer.step()
@@ -53,50 +73,75 @@ def plain_loop(recipe: GeneratorRecipe, codes: Codes, warm: int, device: torch.d
         with torch.no_grad():
             for kept, now in zip(average, model.parameters(), strict=True):
                 kept.mul_(recipe.ema_decay).add_(now, alpha=1 - recipe.ema_decay)
-        loss.item()
-    return recipe.steps * recipe.batch_size / (time.perf_counter() - started)
+        yield loss.item()
 
 
-def ours(recipe: GeneratorRecipe, arguments: argparse.Namespace) -> float:
-    """Images/s of `train_generator`, from its own log."""
-    vq_model = VQModel.from_pretrained(arguments.tokenizer)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = replace(recipe, steps=arguments.warm + recipe.steps, log_every=arguments.warm)
-        train_generator(whole, arguments.codes, vq_model, None, folder)
-        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").open()]
-    logged = [(line["step"], line["seconds"]) for line in lines if "loss" in line]
-    (first, early), (last, late) = logged[0], logged[-1]
-    return (last - first) * recipe.batch_size / (late - early)
+def ours(recipe: GeneratorRecipe, codes: Path, vq_model: VQModel, out: Path) -> Iterator[int]:
+    """Steps of `train_generator`."""
+    training = GeneratorTraining(recipe, codes, vq_model, None)
+    run = Run(recipe, out)
+    objective = training.objective()
+    run.start(objective, build_optimizer(objective, recipe))
+    run.describe(training.summary())
+    yield from _train(run, training)
+
+
+def seconds(steps: Iterator, clock) -> float:
+    """Time of the next step."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = clock()
+    next(steps)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--codes", required=True)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--warm", type=int, default=20, help="a divisor of --steps")
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--layers", type=int, default=6)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warm", type=int, default=3, help="steps before, which also compile")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--grid", type=int, default=8, help="tokens a side")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--mixed-precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="of ours")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = GeneratorRecipe(
-        steps=arguments.steps, batch_size=arguments.batch, hidden_size=arguments.width,
+        steps=10**6, batch_size=arguments.batch, hidden_size=arguments.width,
         num_hidden_layers=arguments.layers, num_attention_heads=arguments.width // 64,
-        intermediate_size=8 * arguments.width // 3 // 32 * 32, ema_decay=0.999, dropout=0.0,
-        mixed_precision=arguments.mixed_precision, evaluate_every=10**9, save_every=10**9,
-        tracker="none",
+        intermediate_size=8 * arguments.width // 3 // 32 * 32, ema_decay=0.999,
+        dropout=arguments.dropout, mixed_precision=arguments.mixed_precision,
+        evaluate_every=10**9, save_every=10**9, tracker="none",
     )  # fmt: skip
-    codes = Codes(Path(arguments.codes) / "train")
-    print(speed.machine(device.type), flush=True)
-    plain = plain_loop(recipe, codes, arguments.warm, device)
-    print(f"plain eager loop: {plain:.2f} images/s", flush=True)
-    for name, settings in {"ours": {}, "ours, compile=true": {"compile": True}}.items():
-        found = ours(replace(recipe, **settings), arguments)
-        print(f"{name}: {found:.2f} images/s, {found / plain:.2f}x", flush=True)
+    print(speed.machine(device.type), vars(arguments), flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        vq_model = VQModel(
+            block_out_channels=(32, 32), layers_per_block=1, latent_channels=32,
+            codebook_size=arguments.vocabulary, codebook_dim=8, sample_size=2 * arguments.grid,
+        )  # fmt: skip
+        random_codes(out / "codes", vq_model, arguments.grid)
+        plain = plain_loop(recipe, Codes(out / "codes" / "train"), device)
+        own = replace(recipe, compile=arguments.compile)
+        steps = ours(own, out / "codes", vq_model, out / "run")
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        pairs = [
+            (seconds(plain, clock), seconds(steps, clock))
+            for _ in range(arguments.warm + arguments.steps)
+        ][arguments.warm :]
+    plain, own = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = statistics.median(one / other for one, other in pairs)
+    print(f"plain {plain:.3f} s a step, ours {own:.3f} s: {ratio:.2f}x")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ load on any number of processes.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 class AveragedWeights(EMAModel):
     """Exponential moving average of parameters, sharded as they are."""
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """As in the parent class, with one pass over the numbers."""
+        parameters = list(parameters)
+        self.optimization_step += 1
+        self.cur_decay_value = self.get_decay(self.optimization_step)
+        pairs = list(zip(self.shadow_params, parameters, strict=True))
+        trained = [pair for pair in pairs if pair[1].requires_grad]
+        if trained:
+            shadows, now = map(list, zip(*trained, strict=True))
+            torch._foreach_lerp_(shadows, now, 1 - self.cur_decay_value)
+        for shadow, parameter in pairs:
+            if not parameter.requires_grad:
+                shadow.copy_(parameter)
 
     def state_dict(self) -> dict[str, Any]:
         """As in the parent class, with whole tensors; all processes must call it together."""

@@ -71,10 +71,12 @@ def adaptive_weight(
         adversarial: -mean D(y), without weight.
         last_layer: weight of the decoder's last convolution.
     """
+    # In float16 small gradients would vanish, so they are scaled like those of the step.
+    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
     norms = []
     for term in (loss, adversarial):
-        (gradient,) = torch.autograd.grad(term, last_layer, retain_graph=True)
-        norms.append(accelerator.reduce(gradient.float(), "mean").norm())
+        (gradient,) = torch.autograd.grad(term * scale, last_layer, retain_graph=True)
+        norms.append(accelerator.reduce(gradient.float(), "mean").norm() / scale)
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST)
 
 

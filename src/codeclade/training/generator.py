@@ -76,7 +76,7 @@ def train_generator(
 
     # Training, from the newest checkpoint on.
     objective = training.objective(main)
-    cost = image_cost(recipe, objective.model)
+    cost = image_cost(recipe, objective)
     run.start(objective, build_optimizer(objective, recipe))
     run.describe(training.summary(), cost)
     if main:
@@ -192,19 +192,23 @@ def keep_record(vq_model: VQModel, folder: Path) -> None:
         write_json(folder / TrainingRecord.FILE, TrainingRecord.read(record).to_json())
 
 
-def image_cost(recipe: GeneratorRecipe, model: CodecladeTransformer) -> ImageCost:
+def image_cost(recipe: GeneratorRecipe, objective: GeneratorObjective) -> ImageCost:
     """What a training image costs, about."""
-    config = model.config
+    model, config = objective.model, objective.model.config
     length = config.prefix_length + config.num_tokens - 1
     flops = decoder_flops(model, config.num_hidden_layers, config.hidden_size, length)
+    # Logits that a pass keeps: not those of a loss in chunks, and of a sparse head clusters' alone.
     coarse = config.coarse_vocab_size or 0
+    kept = coarse if recipe.sparse_head else config.vocab_size + coarse
+    if objective.chunked and recipe.mixed_precision != "fp16":
+        kept = 0
     bytes_kept = activation_bytes(
         positions=length,
         # Blocks of a head see three tokens a position.
         layers=len(model.layers) + 3 * len(getattr(model.head, "blocks", ())),
         width=config.hidden_size,
         inner=config.intermediate_size,
-        vocabulary=coarse if recipe.sparse_head else config.vocab_size + coarse,
+        vocabulary=kept,
         bytes_each=4 if recipe.mixed_precision == "no" else 2,
         checkpointing=recipe.gradient_checkpointing,
     )

@@ -9,13 +9,16 @@ Shapes: B batch, P prefix positions, T tokens, V vocabulary, D width, d code wid
 import torch
 from torch import Tensor, nn
 
+from ..components.blocks import Output
 from ..components.cluster_map import ClusterMap
+from ..components.heads import TokenHead
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
 from .context_noise import ContextNoise
 from .embedding_priors import token_vectors, tree_cuts, unit_vectors, weighted_cuts
 from .losses import alignment_loss, cluster_loss, tree_loss
 from .sparse_head import SparseClusterToken
+from .token_loss import token_loss
 
 ALIGNMENT_WIDTH = 2048  # of reAR's three-layer networks
 LATE = 0.75  # depth of the second layer that is aligned
@@ -58,6 +61,10 @@ class GeneratorObjective(nn.Module):
             self.trees = nn.ModuleList(_Cuts(*weighted_cuts(rows)) for rows in vectors)
         if alignment_weight:
             self._add_alignment([unit_vectors(rows) for rows in vectors])
+        # One ordinary layer over the vocabulary, whose logits no other loss reads.
+        head = model.scheme.predictor(model.head)
+        ordinary = type(head) is TokenHead and isinstance(head.linear, Output)
+        self.chunked = ordinary and not (cluster_loss_weight or tree_loss_weight)
         self.sparse = None
         if sparse_head:
             mapping, clusters = model.token_embedding.cluster_of, model.config.coarse_vocab_size
@@ -135,6 +142,11 @@ class GeneratorObjective(nn.Module):
             hidden = output.last_hidden_state[:, self.first : self.first + count]
             loss, accuracy = self.sparse(model.head, hidden, tokens)
             return {"loss": loss, "accuracy": accuracy}, []
+        if self._in_chunks():
+            output = model(inputs[:, :-1], return_logits=False, **condition)
+            hidden = output.last_hidden_state[:, self.first : self.first + count]
+            loss, accuracy = token_loss(model.scheme.predictor(model.head).linear, hidden, tokens)
+            return {"loss": loss, "accuracy": accuracy}, []
         # One pair of logits and right answers a stage, which added losses look at too.
         output = model(inputs[:, :-1], labels=tokens, **condition)
         if output.semantic_logits is not None:
@@ -144,6 +156,15 @@ class GeneratorObjective(nn.Module):
             predicted = [(output.logits[:, self.first : self.first + count], tokens)]
         right = [(logits.detach().argmax(-1) == ids).float().mean() for logits, ids in predicted]
         return {"loss": output.loss, "accuracy": torch.stack(right).mean()}, predicted
+
+    def _in_chunks(self) -> bool:
+        """Whether this pass takes its loss from `token_loss`, which leaves no logits.
+
+        Not in float16: it computes gradients before GradScaler has a say.
+        """
+        kind = self.model.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        return self.chunked and not half and torch.is_grad_enabled()
 
     def _alignment(self, tokens: Tensor, inputs: Tensor, replaced: Tensor | None) -> Tensor:
         """reAR: hidden states point to the input's vector early, to the next token's one late."""

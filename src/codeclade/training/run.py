@@ -24,12 +24,13 @@ from ..data.atomic import disk_errors, write_json
 from ..data.records import TrainingRecord
 from .averages import AveragedWeights, averaged_weights, whole, whole_state
 from .batches import StepSampler, StreamOrder, step_loader
+from .cpu_linear import use_fast_linears, use_plain_linears
 from .interruption import how_to_go_on, interruptible
 from .number_watch import NumberWatch
 from .optimization import learning_rate
 from .recipe import RunRecipe
 from .run_folder import RunFolder
-from .sharding import check_launch, is_sharded
+from .sharding import check_launch, check_precision, is_sharded
 from .start_table import DataSummary, device_name, duration, start_table
 from .throughput import ImageCost, Meter, peak_flops
 from .trackers import tracker_name
@@ -65,11 +66,13 @@ class Run:
     ema: AveragedWeights | None
     data: DataSummary  # what `describe` was given
     first: int  # step that this process started from
+    skipped: int  # steps that float16 left out for infinite gradients, as GradScaler does
 
     def __init__(self, recipe: RunRecipe, out: str | Path):
         self.recipe, self.out, self.total = recipe, Path(out), recipe.steps
         self.folder = RunFolder(self.out, recipe.keep)
         self.tracker = tracker_name(recipe.tracker)
+        check_precision(recipe.mixed_precision)
         self.accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
             # ACCELERATE_GRADIENT_ACCUMULATION_STEPS, if set, wins: `accelerate launch` has a flag.
@@ -117,6 +120,7 @@ class Run:
         # What checkpoints hold: model, optimizer, random states, averaged weights, `states`. The
         # average is made of what `prepare` returns, so that it is sharded like the model.
         accelerator, decay = self.accelerator, self.recipe.ema_decay
+        use_fast_linears(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = AveragedWeights(self.model.parameters(), decay=decay) if decay else None
         if self.ema is not None:
@@ -125,17 +129,19 @@ class Run:
 
         # From here on every process draws numbers of its own, or all would drop the same units.
         set_seed(self.recipe.seed, device_specific=True)
-        self.first, newest = 0, self.folder.newest()
+        self.first, self.skipped, newest = 0, 0, self.folder.newest()
         if newest is not None:
             accelerator.load_state(str(newest))
             state = json.loads((newest / "run.json").read_text())
             self.first, self.seconds_before = state["step"], state["seconds"]
+            self.skipped = state.get("skipped", 0)
         if accelerator.is_main_process:
             self.folder.forget_after(self.first)
         accelerator.wait_for_everyone()
 
         # float16 skips steps of infinite gradients and lowers its scale: there the loss counts.
-        watched = ["loss"] if self.recipe.mixed_precision == "fp16" else ["loss", "gradient_norm"]
+        scaled = accelerator.scaler is not None
+        watched = ["loss"] if scaled else ["loss", "gradient_norm"]
         self.watch = NumberWatch(watched, self.first, accelerator.device)
         if self.tracker:
             config = {
@@ -209,7 +215,7 @@ class Run:
                 self.accelerator.save_state(str(self.folder.partial))
             self.accelerator.wait_for_everyone()
             if main:
-                self.folder.finish_partial(step, self.seconds, self.recipe)
+                self.folder.finish_partial(step, self.seconds, self.recipe, self.skipped)
             self.accelerator.wait_for_everyone()
 
     def steps(self, dataset: Dataset | StreamOrder) -> Iterator[tuple[int, list[Tensor]]]:
@@ -257,7 +263,7 @@ class Run:
     def _set_learning_rate(self, done: int) -> None:
         recipe = self.recipe
         rate = learning_rate(
-            done - 1,
+            done - 1 - self.skipped,
             peak=recipe.learning_rate,
             final=recipe.final_learning_rate,
             warmup=recipe.warmup,
@@ -295,7 +301,9 @@ class Run:
         means["gradient_norm"] = whole(norm.detach())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema is not None:
+        # What a step of infinite gradients would have moved stays where it is.
+        self.skipped += self.optimizer.step_was_skipped
+        if self.ema is not None and not self.optimizer.step_was_skipped:
             self.ema.step(self.model.parameters())
         self.watch.add(means)
         self.meter.step()
@@ -367,6 +375,7 @@ class Run:
         if best:
             self.accelerator.wait_for_everyone()
             model.load_state_dict(self.folder.best_state())
+        use_plain_linears(model)
         return model.eval()
 
     def record(self, folder: Path, stage: str) -> None:
@@ -403,6 +412,8 @@ class Run:
             self.check_finite()
             means = self.accelerator.reduce(losses, "mean")
             values = {name: value.item() for name, value in means.items()}
+            if self.accelerator.scaler is not None:
+                values["skipped_steps"] = self.skipped
             speed = self.meter.read(self.total - done)
             self.log(done, values | {"learning_rate": self.optimizer.param_groups[0]["lr"]} | speed)
         if done == self.first + warm and done < self.total and self.accelerator.is_main_process:

@@ -85,9 +85,10 @@ class RunFolder:
         """Make way for a checkpoint."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def finish_partial(self, step: int, seconds: float, recipe: RunRecipe) -> None:
+    def finish_partial(self, step: int, seconds: float, recipe: RunRecipe, skipped: int) -> None:
         """The partial checkpoint becomes that of a step; old ones go."""
         state = {"step": step, "seconds": seconds, "recipe": asdict(recipe)}
+        state |= {"skipped": skipped} if skipped else {}
         write_json(self.partial / "run.json", state)
         target = self.checkpoints / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)

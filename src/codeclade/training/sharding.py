@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -35,6 +35,16 @@ def check_launch(accelerator: Accelerator) -> None:
         raise ValueError(
             f"accelerate launched {sizes.non_data_parallel_size} processes that share every image "
             "(tensor, context or sequence parallel); training divides batches alone."
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Raise a ValueError for float16 on a processor, where its gradients cannot be scaled."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if precision == "fp16" and on_cpu:
+        raise ValueError(
+            "mixed_precision is 'fp16', which trains on a GPU alone; on this processor it must be "
+            "bf16 or no."
         )
 
 
