@@ -54,7 +54,8 @@ def fast_linear(layer: nn.Linear, rows: Tensor) -> Tensor:
     """What `layer` makes of rows (..., D)."""
     weight, bias = layer.weight, layer.bias
     plain = rows.dtype == weight.dtype == torch.float32 and rows.device.type == "cpu"
-    if not plain or rows.ndim < 2 or torch.is_autocast_enabled("cpu"):
+    ordinary = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    if not plain or rows.ndim < 2 or ordinary:
         return F.linear(rows, weight, bias)
     return _Linear.apply(rows, weight, bias)
 
