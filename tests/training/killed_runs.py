@@ -1,6 +1,7 @@
 """What test_long_runs.py starts: a run that is killed again and again, and one in one go.
 
 `python killed_runs.py FOLDER`. Children are forked before torch has computed anything here.
+It needs tests/ in PYTHONPATH.
 """
 
 import json
@@ -18,21 +19,9 @@ from torch import nn
 from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
+from points import Points
 
 STEPS, KILLS = 1500, 12
-
-
-class Points(torch.utils.data.Dataset):
-    """Points (4,) and the sums of their coordinates."""
-
-    def __init__(self):
-        self.points = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
-
-    def __len__(self):
-        return 50
-
-    def __getitem__(self, key):
-        return self.points[key[0]], self.points[key[0]].sum(0, keepdim=True)
 
 
 def train(out: Path) -> None:

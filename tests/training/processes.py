@@ -29,20 +29,8 @@ from codeclade.training.tokenizer import TokenizerTraining
 from codeclade.training.tokenizer_losses import ImageLosses
 from codeclade.training.tokenizer_recipe import TokenizerRecipe
 from generator_runs import RECIPE, write_codes
+from points import Points
 from shared_runs import grow, low_rank, refiner, text
-
-
-class Points(torch.utils.data.Dataset):
-    """Points (4,) and the sums of their coordinates."""
-
-    def __init__(self):
-        self.points = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
-
-    def __len__(self):
-        return 50
-
-    def __getitem__(self, key):
-        return self.points[key[0]], self.points[key[0]].sum(0, keepdim=True)
 
 
 def recipe(**changes) -> RunRecipe:

@@ -16,6 +16,7 @@ from codeclade.training.discriminator import adaptive_weight
 from codeclade.training.optimization import build_optimizer
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
+from points import Points
 
 
 def recipe(**settings) -> RunRecipe:
@@ -24,19 +25,6 @@ def recipe(**settings) -> RunRecipe:
         "tracker": "none", "log_every": 1, "save_every": 3, "ema_decay": 0.5, "gradient_clip": 0.5,
     }  # fmt: skip
     return RunRecipe(**given | settings)
-
-
-class Points(torch.utils.data.Dataset):
-    """Points (4,) and the sums of their coordinates."""
-
-    def __init__(self):
-        self.points = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
-
-    def __len__(self):
-        return 50
-
-    def __getitem__(self, key):
-        return self.points[key[0]], self.points[key[0]].sum(0, keepdim=True)
 
 
 def scaled_run(out, scale: float | None) -> Run:

@@ -27,6 +27,7 @@ from codeclade.training.start_table import (
 )
 from codeclade.training.throughput import ImageCost, Meter, decoder_flops, device_peak
 from codeclade.training.trackers import tracker_name
+from points import Points
 
 KILLED = Path(__file__).parent / "killed_runs.py"
 
@@ -43,19 +44,6 @@ class Recipe(RunRecipe):
     save_every: int = 4
     evaluate_every: int = 2
     tracker: str = "none"
-
-
-class Points(torch.utils.data.Dataset):
-    """Points (4,) and the sums of their coordinates."""
-
-    def __init__(self):
-        self.points = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
-
-    def __len__(self):
-        return 50
-
-    def __getitem__(self, key):
-        return self.points[key[0]], self.points[key[0]].sum(0, keepdim=True)
 
 
 def started(out, recipe: Recipe) -> Run:
@@ -341,6 +329,8 @@ def test_killed_at_any_moment_the_end_is_bit_equal(tmp_path):
     """SIGKILL at up to 12 moments, half of them while saving; see killed_runs.py."""
     command = [sys.executable, str(KILLED), str(tmp_path)]
     settings = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    paths = [str(KILLED.parents[1]), os.environ.get("PYTHONPATH", "")]
+    settings["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())

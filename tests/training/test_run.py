@@ -8,12 +8,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.data import Dataset
 
 from codeclade.training.averages import averaged_weights
 from codeclade.training.optimization import build_optimizer, learning_rate
 from codeclade.training.recipe import RunRecipe
 from codeclade.training.run import Run
+from points import Points
 
 
 @dataclass(kw_only=True)
@@ -28,19 +28,6 @@ class Recipe(RunRecipe):
     tracker: str = "none"
     log_every: int = 1
     save_every: int = 2
-
-
-class Points(Dataset):
-    """Points (4,) and the sums of their coordinates."""
-
-    def __init__(self):
-        self.points = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
-
-    def __len__(self):
-        return 50
-
-    def __getitem__(self, key):
-        return self.points[key[0]], self.points[key[0]].sum(0, keepdim=True)
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine():
