@@ -30,3 +30,14 @@ def golden_tensor(salt: str, key: str, shape: list[int]) -> torch.Tensor:
     elif len(shape) >= 2 and "embed" not in key:
         t = t / np.float32(np.sqrt(np.prod(shape[1:])))
     return torch.from_numpy(t.astype(np.float32))
+
+
+def inception_case() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Seeded weights of Inception with plausible running statistics, and the reference tensors."""
+    _, weights, reference = golden_case("inception")
+    for name, tensor in weights.items():
+        if name.endswith("running_mean"):
+            tensor.mul_(0.1)
+        elif name.endswith("running_var"):
+            tensor.mul_(0.2).exp_().div_(2)
+    return weights, reference

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from codeclade.metrics.distances import kernel_distance
 from codeclade.metrics.image_quality import llamagen_ssim, psnr, ssim
+from codeclade.metrics.inception import Inception
 from codeclade.metrics.lpips_weights import find_lpips_weights, load_lpips
 from codeclade.metrics.precision_recall import precision_recall
 from codeclade.metrics.pretrained import EfficientNetLite
 from codeclade.metrics.statistics import FeatureStatistics, gaussian_distance
+from golden_weights import inception_case
 
 LEVELS = (0.01, 0.02, 0.04, 0.07, 0.12)  # standard deviations, of pixels in [-1, 1]
 
@@ -51,6 +53,27 @@ def check_worse(name: str, values: list[float]) -> None:
         assert before < after or before == after == 1, f"{name}: {values}"
 
 
+def gaussian(features: torch.Tensor):
+    statistics = FeatureStatistics(features.shape[1], "")
+    statistics.update(features)
+    return statistics.gaussian()
+
+
+@pytest.mark.slow
+def test_noise_on_images_is_worse_in_spatial_features():
+    """sFID's features and formula, with seeded weights in the place of the published ones."""
+    network = Inception()
+    network.load_state_dict(inception_case()[0], strict=False)
+    clean = drawings(8, seed=1)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    reference = gaussian(network(drawings(8, seed=0)).spatial)
+    # These weights learned nothing, so they see noise later than trained ones.
+    check_worse("spatial Fréchet distance", [
+        gaussian_distance(reference, gaussian(network((clean + x * noise).clamp(-1, 1)).spatial))
+        for x in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+    ])  # fmt: skip
+
+
 @pytest.mark.slow
 def test_noise_on_images_is_worse_level_by_level():
     network = EfficientNetLite(0)
@@ -58,11 +81,6 @@ def test_noise_on_images_is_worse_level_by_level():
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
     reference = network(drawings(12, seed=0)).features
     lpips = load_lpips("alex") if find_lpips_weights("alex") else None
-
-    def gaussian(features: torch.Tensor):
-        statistics = FeatureStatistics(features.shape[1], network.fingerprint)
-        statistics.update(features)
-        return statistics.gaussian()
 
     def measured(images: torch.Tensor) -> dict[str, float]:
         """Every metric, turned so that more is worse."""

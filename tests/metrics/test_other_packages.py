@@ -18,7 +18,7 @@ from codeclade.metrics.inception_score import inception_score
 from codeclade.metrics.lpips_weights import find_lpips_weights, load_lpips
 from codeclade.metrics.precision_recall import precision_recall
 from codeclade.metrics.statistics import FeatureStatistics, gaussian_distance
-from golden_weights import golden_case
+from golden_weights import inception_case
 
 pytestmark = pytest.mark.slow
 
@@ -37,14 +37,12 @@ def features(count: int, seed: int, size: int = 48) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Seeded weights of Inception: our file, and one with the counters that PyTorch saves."""
-    _, found, _ = golden_case("inception")
-    counters = {}
-    for name, tensor in found.items():
-        if name.endswith("running_mean"):
-            tensor.mul_(0.1)
-            counters[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-        elif name.endswith("running_var"):
-            tensor.mul_(0.2).exp_().div_(2)
+    found, _ = inception_case()
+    counters = {
+        name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
+        for name in found
+        if name.endswith("running_mean")
+    }
     folder = tmp_path_factory.mktemp("inception")
     save_file(found, folder / "ours.safetensors")
     torch.save(found | counters, folder / "theirs.pth")
