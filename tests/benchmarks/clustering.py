@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 ONE_THREAD = dict.fromkeys(("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
-METHODS = ("codeclade", "fastcluster", "scipy", "scikit-learn", "greedy")
+METHODS = ("codeclade", "codeclade on CUDA", "fastcluster", "scipy", "scikit-learn", "greedy")
 MATRIX = {"fastcluster": 1.1, "scipy": 1.1, "scikit-learn": 1.1, "greedy": 8}  # of 4 N^2 bytes
 LARGEST = {"fastcluster": 32768, "scipy": 16384, "scikit-learn": 16384, "greedy": 2048}
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
@@ -73,6 +73,10 @@ def solver(method: str, k: int | None):
         from codeclade.clustering import average_linkage
 
         return lambda x: average_linkage(x, n_clusters=k, progress=False)
+    if method == "codeclade on CUDA":
+        from codeclade.clustering import average_linkage
+
+        return lambda x: average_linkage(x, n_clusters=k, progress=False, device="cuda")
     if method == "fastcluster":
         import fastcluster
 
@@ -109,7 +113,7 @@ def work(method: str, kind: str, n: int, d: int, k: int | None, warm: bool) -> d
     """One measured run, in this process."""
     x, run = codebook(kind, n, d), solver(method, k)
     if warm:
-        ours = method == "codeclade"  # 5000 rows: enough to meet every compiled function
+        ours = method.startswith("codeclade")  # 5000 rows: enough to meet every compiled function
         solver(method, None)(codebook("sphere", 5000 if ours else 64, d))
     reset_peak()
     before, wall, cpu = peak_bytes(), time.perf_counter(), time.process_time()
@@ -132,6 +136,10 @@ def in_fresh_process(arguments: list, **environment) -> dict:
 
 def obstacle(method: str, n: int) -> str | None:
     """Why a method is left out at this size, if it is."""
+    if method == "codeclade on CUDA":
+        import torch
+
+        return None if torch.cuda.is_available() else "no CUDA here"
     if method not in MATRIX:
         return None
     if n > LARGEST[method]:
@@ -151,7 +159,8 @@ def compare(kind: str, n: int, d: int, repeats: int) -> list[dict]:
     cores = os.cpu_count() or 1
     jobs = [("codeclade", name, k, cores) for name, k in cuts.items()]
     jobs += [("codeclade", "full tree", None, 1)] if cores > 1 else []
-    jobs += [(method, "full tree", None, 1) for method in METHODS[1:]]  # none uses more than one
+    jobs += [("codeclade on CUDA", name, k, cores) for name, k in list(cuts.items())[:2]]
+    jobs += [(method, "full tree", None, 1) for method in METHODS[2:]]  # none uses more than one
     rows = {}
     for repeat in range(repeats):
         for method, name, k, threads in jobs:

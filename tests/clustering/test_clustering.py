@@ -7,30 +7,11 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.cluster.hierarchy import is_valid_linkage, linkage
 
+from codebooks import METRICS, codebook
 from codeclade import clustering
 from codeclade.clustering.linkage import average as average_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-METRICS = ["euclidean", "sqeuclidean", "cosine"]
-
-
-def codebook(kind: str, n: int, d: int, seed: int = 0) -> np.ndarray:
-    """A float32 codebook (n, d) of one of the shapes real ones take."""
-    rng = np.random.default_rng(seed)
-    if kind == "real":
-        return np.load(GOLDEN / "nimblebox-vqvae-512x128.npy")
-    rows = rng.standard_normal((n, d))
-    if kind == "sphere":
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    elif kind == "clustered":
-        rows = 0.15 * rows + rng.standard_normal((n // 40, d))[rng.integers(0, n // 40, n)]
-    elif kind == "repeated":
-        rows[n // 2 :] = rows[rng.integers(0, n // 4, n - n // 2)]
-    elif kind == "heavy":
-        rows = rng.standard_t(2, (n, d))
-    elif kind == "far":
-        rows = 1e-3 * rows + 100
-    return rows.astype(np.float32)
 
 
 @pytest.fixture(params=[16, 4096], ids=["rounds", "matrix"])

@@ -44,6 +44,7 @@ class TreeClusterer(CodebookClusterer):
         metric: str,
         full: bool,
         weights: ArrayLike | None,
+        device: str,
     ) -> None:
         """Set the fitted attributes; without the full tree those of an earlier fit go."""
         for stale in ("children_", "distances_"):
@@ -52,12 +53,14 @@ class TreeClusterer(CodebookClusterer):
         # labels alone need only the merges below the cut, and the search stops once these are
         # certain
         if full:
-            linkage = average_linkage(rows, metric=metric, weights=weights)
+            linkage = average_linkage(rows, metric=metric, weights=weights, device=device)
             self.labels_ = cut(linkage, n_clusters)
             self.children_ = linkage[:, :2].astype(np.int64)
             self.distances_ = linkage[:, 2].copy()
         else:
-            self.labels_ = average_labels(rows, n_clusters, metric=metric, weights=weights)
+            self.labels_ = average_labels(
+                rows, n_clusters, metric=metric, weights=weights, device=device
+            )
         self.n_clusters_, self.n_leaves_ = n_clusters, len(rows)
 
 
@@ -72,6 +75,7 @@ class Masc(TreeClusterer):
             tokenizer sees only directions, so unit rows are what its decoder sees.
         compute_full_tree: also build the merges above K. Without them `fit` is faster and sets
             neither `children_` nor `distances_`.
+        device: "cuda" finishes the tree there: the same partition, faster for many rows.
 
     Attributes:
         labels_: (N,) int64 in 0..K-1, clusters numbered by their smallest member.
@@ -84,6 +88,7 @@ class Masc(TreeClusterer):
     metric: str = "euclidean"
     normalize: bool = False
     compute_full_tree: bool = True
+    device: str = "cpu"
 
     def fit(self, X: CodebookLike, y: object = None, weights: ArrayLike | None = None) -> "Masc":
         """Cluster the rows of X (N, d), with weights (N,); errors as `average_linkage`."""
@@ -91,7 +96,7 @@ class Masc(TreeClusterer):
         if self.normalize:
             rows = normalized(rows)
         k = check_clusters(self.n_clusters, len(rows))
-        self._cluster(rows, k, self.metric, self.compute_full_tree, weights)
+        self._cluster(rows, k, self.metric, self.compute_full_tree, weights, self.device)
         return self
 
 
@@ -105,7 +110,7 @@ class Dcpe(TreeClusterer):
     Args:
         rate: rows per cluster on average; K = N // rate.
         n_clusters: K itself, instead of the rate.
-        compute_full_tree: as in `Masc`.
+        compute_full_tree, device: as in `Masc`.
 
     Attributes:
         labels_, n_clusters_, children_, distances_, n_leaves_: as in `Masc`.
@@ -115,6 +120,7 @@ class Dcpe(TreeClusterer):
     rate: int = 2
     n_clusters: int | None = None
     compute_full_tree: bool = True
+    device: str = "cpu"
 
     def fit(self, X: CodebookLike, y: object = None, weights: ArrayLike | None = None) -> "Dcpe":
         """Cluster the rows of X (N, d), with weights (N,); errors as `average_linkage`."""
@@ -127,5 +133,5 @@ class Dcpe(TreeClusterer):
                 )
             k = len(rows) // self.rate
         k = check_clusters(k, len(rows))
-        self._cluster(rows, k, "euclidean", self.compute_full_tree, weights)
+        self._cluster(rows, k, "euclidean", self.compute_full_tree, weights, self.device)
         return self

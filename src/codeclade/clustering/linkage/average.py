@@ -9,6 +9,7 @@ which bounds prune little, finish on a matrix of their mean distances.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -53,6 +54,7 @@ def average_linkage(
     n_clusters: int | None = None,
     progress: bool | None = None,
     weights: ArrayLike | None = None,
+    device: str | None = None,
 ) -> np.ndarray:
     """Average-linkage tree of the rows of x.
 
@@ -73,6 +75,8 @@ def average_linkage(
         progress: show a bar of merges done; None shows it for long work.
         weights: (N,) positive; a row counts as if it occurred so often: the distance of two
             clusters is sum w_i w_j d(i, j) / (sum w_i sum w_j). None: all count once.
+        device: "cuda" finishes the tree there, from as many clusters as its memory holds distances
+            of; the partition is that of the processor. None or "cpu": the processor alone.
 
     Returns:
         (N - 1, 4) float64 linkage matrix as SciPy's: the two clusters, height, size. With
@@ -81,11 +85,11 @@ def average_linkage(
     Raises:
         ValueError: not a codebook, unknown metric, n_clusters outside 1..N, distinct rows closer
             than 1e-264 of the largest entry, or heights that float64 cannot hold with all digits,
-            or weights that are not N positive numbers.
+            or weights that are not N positive numbers, or a device that is not here.
         MemoryError: not enough memory is available.
     """
     # a prefix of the sorted merges is already the cut: numbering it as SciPy does is O(N) more
-    merges, n, exponent = _lowest_merges(x, metric, n_clusters, progress, weights)
+    merges, n, exponent = _lowest_merges(x, metric, n_clusters, progress, weights, device)
     heights = np.maximum.accumulate(merges[:, 2])  # ties may be out of order in the last digits
     heights = _scaled_back(heights, exponent)
     return scipy_linkage(merges[:, :2].astype(np.int64), heights, n)
@@ -99,10 +103,11 @@ def average_labels(
     metric: str = "euclidean",
     progress: bool | None = None,
     weights: ArrayLike | None = None,
+    device: str | None = None,
 ) -> np.ndarray:
     """Labels (N,) int64 of the average-linkage cut at `n_clusters`, clusters numbered by their
     smallest member; arguments and errors as `average_linkage`."""
-    merges, n, _ = _lowest_merges(x, metric, n_clusters, progress, weights)
+    merges, n, _ = _lowest_merges(x, metric, n_clusters, progress, weights, device)
     return labels_of_pairs(merges[:, :2].astype(np.int64), n)
 
 
@@ -128,6 +133,7 @@ def _lowest_merges(
     n_clusters: int | None,
     progress: bool | None,
     weights: ArrayLike | None,
+    device: str | None,
 ) -> tuple[np.ndarray, int, int]:
     """The lowest N - n_clusters merges in order: (merges, 3) smallest members and height.
 
@@ -135,6 +141,7 @@ def _lowest_merges(
     """
     # everything that can be wrong is found before any work
     choose("metric", metric, METRICS)
+    elsewhere = _opened(device)
     rows = as_codebook(x)
     n = len(rows)
     wanted = n - check_clusters(1 if n_clusters is None else n_clusters, n)
@@ -159,7 +166,7 @@ def _lowest_merges(
         hidden = None  # tqdm's word for: shown on a terminal
     with tqdm(total=wanted, desc="average linkage", disable=hidden) as bar:
         bar.update(len(repeats))
-        merges = _merge_distinct(clusters, above_zero, not squared, bar.update)
+        merges = _merge_distinct(clusters, above_zero, not squared, bar.update, elsewhere)
     # sorted, so the first height is the least: if its square kept all digits, every other did
     if merges[0, 2] < 2.0 ** (2 * CLOSEST if squared else CLOSEST):
         raise ValueError(
@@ -243,20 +250,39 @@ def _matrix_side(clusters: Clusters) -> int:
     return min(side, count)
 
 
+def _opened(device: str | None) -> Any:
+    """The device that finishes the tree; None is the processor, which does not import torch."""
+    if device is None or device == "cpu":
+        return None
+    from ._on_device import open_device
+
+    return open_device(device)
+
+
 def _merge_distinct(
-    clusters: Clusters, wanted: int, euclidean: bool, advance: Callable[[int], object]
+    clusters: Clusters,
+    wanted: int,
+    euclidean: bool,
+    advance: Callable[[int], object],
+    device: Any = None,  # of torch, or None
 ) -> np.ndarray:
     """The `wanted` lowest merges of distinct rows, sorted by height and then by members."""
     count, d = clusters.rows.shape
-    side = _matrix_side(clusters)
+    if device is None:
+        side = _matrix_side(clusters)
+    else:
+        from . import _on_device
+
+        side = min(count, _on_device.matrix_side(device))
     if side < min(count, count - wanted + 1):
         side = 1  # the cut lies below: the rounds find it alone
     # the matrix with its spare columns, the arrays of Clusters and of the tree, a block of products
-    needed = 8 * (side * width_for(side) + count * (6 * d + 24) + BLOCK * side)
+    held = min(side, _on_device.FEW) if device else side
+    needed = 8 * (held * width_for(held) + count * (6 * d + 24) + BLOCK * held)
     check_memory(needed, f"average linkage of {count} rows")
     merges = merge_in_rounds(clusters, side, wanted, euclidean, advance)
     if side > 1:
-        merges = np.concatenate([merges, _merge_by_matrix(clusters, euclidean, advance)])
+        merges = np.concatenate([merges, _merge_by_matrix(clusters, euclidean, advance, device)])
     # merges come out of order; sorted, a prefix is the cut at any number of clusters
     return _sorted(merges)[:wanted]
 
@@ -272,13 +298,23 @@ def _sorted(merges: np.ndarray) -> np.ndarray:
 
 
 def _merge_by_matrix(
-    clusters: Clusters, euclidean: bool, advance: Callable[[int], object]
+    clusters: Clusters,
+    euclidean: bool,
+    advance: Callable[[int], object],
+    device: Any,
 ) -> np.ndarray:
     """All merges of the clusters that are left: (merges, 3) smallest members and height."""
     # in the order of smallest members, by which the chain breaks ties; rows become members after
     slots = np.flatnonzero(clusters.active)
     slots = slots[np.argsort(clusters.first[slots])]
-    matrix = distance_matrix(clusters, slots, euclidean)
-    merges = merge_all(matrix, clusters.size[slots], advance)
+    if device is None:
+        matrix = distance_matrix(clusters, slots, euclidean)
+        merges = merge_all(matrix, clusters.size[slots], advance)
+    else:
+        from . import _on_device
+
+        distances = _on_device.distance_matrix(clusters, slots, euclidean, device)
+        size = distances.new_tensor(clusters.size[slots])
+        merges = _on_device.merge_in_rounds(distances, size, advance)
     merges[:, :2] = clusters.first[slots][merges[:, :2].astype(np.int64)]
     return merges
