@@ -1,6 +1,6 @@
 """docs/study.md: its table is that of its runs, and its recipe is one that the commands take."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
@@ -13,18 +13,26 @@ from codeclade.training.refiner import RefinerRecipe
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def study():
-    """The script, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("study", ROOT / "tests/benchmarks/study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def study(monkeypatch):
+    """The script that trains; scripts are no modules of a package."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+    return importlib.import_module("study")
 
 
-def test_the_table_of_the_page_is_that_of_the_runs(study):
-    lines = study.table(study.summaries(study.read_rows()))
+@pytest.fixture
+def figures(study):
+    """The script that makes tables of its runs."""
+    pytest.importorskip("matplotlib")
+    return importlib.import_module("study_figures")
+
+
+def test_the_table_of_the_page_is_that_of_the_runs(study, figures):
+    rows = study.read_rows()
+    lines = figures.table(figures.summaries(rows))
     assert len(lines) > 4 and "\n".join(lines) in (ROOT / "docs" / "study.md").read_text()
+    every = "\n".join(figures.every_run(rows)) + "\n"
+    assert len(rows) > 4 and every == (study.STUDY / "runs.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -43,8 +51,8 @@ def test_settings_of_every_method_are_those_of_its_network(study):
         assert way.after is None or study.METHODS[way.after].map == way.map, name
 
 
-def test_steps_are_read_off_straight_lines(study):
+def test_steps_are_read_off_straight_lines(figures):
     curve = [[50, 8.0], [100, 7.0], [150, 7.5], [200, 6.0]]
-    assert study.steps_to(curve, 7.5) == 75
-    assert study.steps_to(curve, 6.5) == pytest.approx(150 + 50 * 2 / 3)
-    assert study.steps_to(curve, 5.0) is None
+    assert figures.steps_to(curve, 7.5) == 75
+    assert figures.steps_to(curve, 6.5) == pytest.approx(150 + 50 * 2 / 3)
+    assert figures.steps_to(curve, 5.0) is None

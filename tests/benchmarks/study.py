@@ -3,12 +3,11 @@
     python tests/benchmarks/study.py prepare --data DIR --out runs/study
     python tests/benchmarks/study.py run prior-both --learning-rate 2e-3 --seed 0 --out runs/study
     python tests/benchmarks/study.py all --out runs/study
-    python tests/benchmarks/study.py figures
 
 `start` makes the tokenizer that the bundled pipeline's training began with; `prepare` makes codes
 of the bundled tokenizer and cluster maps; `run` trains one method and adds its row to
-docs/study/runs.json; `all` makes the runs of the protocol that are not there yet; `figures` draws
-docs/study/*.png and prints the tables from runs.json alone. Everything that was interrupted goes
+docs/study/runs.json; `all` makes the runs of the protocol that are not there yet; study_figures.py
+makes pictures and tables of them. Everything that was interrupted goes
 on when it is called again.
 """
 
@@ -21,11 +20,9 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -380,121 +377,14 @@ def run_all(out: Path) -> None:
             return
 
 
-def steps_to(curve: list[list[float]], value: float) -> float | None:
-    """Step at which a curve first reaches a value, on straight lines between its points."""
-    for (before, high), (after, low) in pairwise(curve):
-        if low <= value:
-            return before + (after - before) * min(1.0, (high - value) / max(high - low, 1e-9))
-    return None
-
-
-def summaries(rows: list[dict]) -> dict[str, dict]:
-    """Of every method at its best rate: ends and steps to the flat model's end, seed by seed."""
-    found, flat = {}, None
-    for method in METHODS:
-        own = [r for r in rows if r["method"] == method]
-        if not own:
-            continue
-        rate = min((r for r in own if r["seed"] == 0), key=lambda r: r["nats"]["ids"])
-        own = [r for r in own if r["learning_rate"] == rate["learning_rate"]]
-        if method == "flat":
-            flat = float(np.mean([r["curve"][-1][1] for r in own]))
-        tried = {r["learning_rate"] for r in rows if r["method"] == method}
-        steps = [steps_to(r["curve"], flat) for r in own]
-        found[method] = {
-            "rate": rate["learning_rate"], "rates": len(tried), "rows": own, "steps": steps,
-        }  # fmt: skip
-    return found
-
-
-def figures() -> None:
-    """docs/study/curves.png, docs/study/ends.png and the table, from runs.json alone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    found = summaries(read_rows())
-    flat = found["flat"]
-    end = np.mean([r["curve"][-1][1] for r in flat["rows"]])
-
-    # Curves of the main methods: mean of the seeds, and their range.
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for method in MAIN:
-        if method not in found:
-            continue
-        curves = np.array([r["curve"] for r in found[method]["rows"]])  # (seeds, points, 2)
-        steps, values = curves[0, :, 0], curves[..., 1]
-        (line,) = axes.plot(steps, values.mean(0), label=f"{method}, seeds: {len(curves)}")
-        axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
-    axes.axhline(end, color="gray", linestyle=":", label="end of flat")
-    axes.set(xlabel="steps of 32 images", ylabel="validation, nats per id (lower is better)")
-    axes.set_ylim(top=float(np.percentile([c[1] for c in flat["rows"][0]["curve"]], 90)))
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(STUDY / "curves.png", dpi=120)
-
-    # What every method ends with, against the flat model, on ids and on clusters.
-    keys = ["ids", "N/2", "N/8", "N/16"]
-    figure, axes = plt.subplots(figsize=(8, 0.36 * len(found) + 1.6), layout="constrained")
-    names = [m for m in found if m != "flat"]
-    places = np.arange(len(names))
-    for i, key in enumerate(keys):
-        base = mean_nats(flat["rows"], key)
-        gains = [mean_nats(found[m]["rows"], key) - base for m in names]
-        axes.barh(places + 0.2 * (i - 1.5), gains, height=0.2, label=key)
-    axes.set_yticks(places, names)
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="nats per position against flat, at the same steps (lower is better)")
-    axes.legend(title="likelihood of")
-    axes.grid(alpha=0.3, axis="x")
-    figure.savefig(STUDY / "ends.png", dpi=120)
-
-    print("\n".join(table(found)))
-
-
-def mean_nats(rows: list[dict], key: str) -> float:
-    """Mean of runs; NaN where the method has no such likelihood."""
-    return float(np.mean([r["nats"].get(key, np.nan) for r in rows]))
-
-
-def table(found: dict[str, dict]) -> list[str]:
-    """Lines of the table of docs/study.md."""
-    keys = ["ids", "N/2", "N/8", "N/16"]
-    flat = found["flat"]["rows"][0]
-    heads = ["method", "rate (tried)", "seeds", "nats per id", *keys[1:]]
-    heads += ["steps to flat's end", "FLOPs to it"]
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
-    for method, one in found.items():
-        cells = [method, f"{one['rate']} ({one['rates']})", str(len(one["rows"]))]
-        for key in keys:
-            value, ends = (
-                mean_nats(one["rows"], key),
-                [r["nats"][key] for r in one["rows"] if key in r["nats"]],
-            )
-            spread = f" ± {np.std(ends, ddof=1):.3f}" if len(ends) > 1 and key == "ids" else ""
-            cells.append("" if np.isnan(value) else f"{value:.3f}{spread}")
-        reached = [s for s in one["steps"] if s is not None]
-        texts = ["not reached", ""]
-        if reached and len(reached) == len(one["steps"]):
-            share = np.mean(reached) / flat["steps"]
-            spread = f"; {min(reached):.0f} to {max(reached):.0f}" if len(reached) > 1 else ""
-            texts = [f"{np.mean(reached):.0f} ({share:.0%}{spread})"]
-            texts += [f"{share * one['rows'][0]['flops'] / flat['flops']:.0%}"]
-        lines.append("| " + " | ".join([*cells, *texts]).rstrip() + " |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("start", "prepare", "run", "all", "figures"):
+    for verb in ("start", "prepare", "run", "all"):
         one = verbs.add_parser(verb)
-        if verb != "figures":
-            one.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
+        one.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
         if verb in ("start", "prepare"):
             one.add_argument("--data", default="zh-plus/tiny-imagenet", help="folder or Hub id")
         if verb == "run":
@@ -508,10 +398,8 @@ def main() -> None:
         prepare(arguments.data, arguments.out)
     elif arguments.verb == "run":
         run(arguments.method, arguments.learning_rate, arguments.seed, arguments.out)
-    elif arguments.verb == "all":
-        run_all(arguments.out)
     else:
-        figures()
+        run_all(arguments.out)
 
 
 if __name__ == "__main__":

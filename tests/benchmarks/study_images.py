@@ -1,11 +1,12 @@
 """Images of the study's models: distances to photographs beside the likelihoods of study.py.
 
-    python tests/benchmarks/study_images.py measure --data DIR --out runs/study
+    python tests/benchmarks/study_images.py measure --data DIR --out runs/study flat masc-half
     python tests/benchmarks/study_images.py table
 
 Every method's run of seed 0 at its best rate gives images at four guidance scales; the scale of the
 lowest KID is measured again with more images and another seed. `measure` adds what is not there yet
-to docs/study/images.json, and draws docs/study/samples.png: the same classes and seeds for all.
+to docs/study/images.json, of all methods or of those named, and draws docs/study/samples.png: the
+same classes and seeds for all.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import json
 from pathlib import Path
 
 import torch
-from study import METHODS, ROOT, STUDY, read_rows, summaries
+from study import METHODS, ROOT, STUDY, read_rows
+from study_figures import summaries
 
 RESULTS = STUDY / "images.json"
 SCALES = (1.0, 1.75, 2.5, 4.0)
@@ -21,8 +23,8 @@ SEARCHED, MEASURED = 3, 10  # images a class, of the search and of the measureme
 SHEET_CLASSES = (0, 3, 9, 15, 22, 31, 40, 54, 63, 77, 85, 98)
 
 
-def measure(data: str, out: Path) -> None:
-    """Numbers of every method whose run is there."""
+def measure(data: str, out: Path, methods: list[str]) -> None:
+    """Numbers of the methods whose runs are there."""
     from codeclade.data.atomic import write_json
     from codeclade.data.pixels import to_pixels
     from codeclade.evaluation.feature_sets import FeatureSet, open_network
@@ -31,7 +33,8 @@ def measure(data: str, out: Path) -> None:
 
     network, photographs = open_network("lite2"), None
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    for method, one in summaries(read_rows()).items():
+    found = summaries(read_rows())
+    for method, one in ((name, found[name]) for name in methods or METHODS if name in found):
         rate = one["rate"]
         if any(r["method"] == method and r["learning_rate"] == rate for r in rows):
             continue
@@ -44,9 +47,9 @@ def measure(data: str, out: Path) -> None:
         names = class_names_of(pipe)
         if photographs is None:
             classes = imagenet_indices(names)
-            found = open_photographs(data, 64, own=names)
-            chosen = [i for c in range(len(names)) for i in of_class(found.images, c)[:MEASURED]]
-            judged = found.images.selected(chosen)
+            held_out = open_photographs(data, 64, own=names).images
+            chosen = [i for c in range(len(names)) for i in of_class(held_out, c)[:MEASURED]]
+            judged = held_out.selected(chosen)
             photographs = FeatureSet(network, classes)
             for some in torch.arange(len(judged)).split(50):
                 pixels = torch.cat([judged.views(i, [None]) for i in some.tolist()])
@@ -156,12 +159,13 @@ def main() -> None:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("measure")
+    one.add_argument("methods", nargs="*", help="default: all of the study")
     one.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
     one.add_argument("--data", default="zh-plus/tiny-imagenet", help="folder or Hub id")
     verbs.add_parser("table")
     arguments = parser.parse_args()
     if arguments.verb == "measure":
-        measure(arguments.data, arguments.out)
+        measure(arguments.data, arguments.out, arguments.methods)
     else:
         print("\n".join(table()))
 
