@@ -68,18 +68,18 @@ class RefinerConfig(DecoderConfig):
         class_dropout: Share = 0.0,  # share of classes replaced by the null class
         **kwargs,
     ):
+        # Sizes, and what a position sees; the shared fields are the base's.
+        self.codebook_size = codebook_size
+        self.num_clusters = num_clusters
+        self.context_dim = context_dim
+        self.causal = causal
+        self.mask_to_members = mask_to_members
         # Otherwise dropped labels would index past the last row of the class table.
         if class_dropout and not null_class:
             raise ValueError(
                 f"class_dropout={class_dropout} needs null_class=True: dropped classes become it."
             )
-        # The refiner's own fields; the shared ones are the base's.
-        self.codebook_size = codebook_size
-        self.num_clusters = num_clusters
         self.null_class = null_class
-        self.context_dim = context_dim
-        self.causal = causal
-        self.mask_to_members = mask_to_members
         self.sampling_temperature = sampling_temperature
         super().__init__(
             grid_size,

@@ -24,8 +24,6 @@ from .controls import (
     shown_first,
 )
 
-PAGE, CARD, COLUMNS, MEMBERS, NEIGHBORS = 24, 12, 4, 120, 8
-ORDERS = ("largest first", "smallest first", "by number")
 EXPLANATION = (
     "Every code of the tokenizer as the patch it decodes to among other codes, grouped by cluster. "
     "Choose a card to see all of its codes."
@@ -35,6 +33,8 @@ REGION = (
     "place has, what else is in its cluster, and which clusters are nearest."
 )
 NO_CLUSTERS = "This pipeline has no cluster map, so there are no clusters to show."
+PAGE, CARD, COLUMNS, MEMBERS, NEIGHBORS = 24, 12, 4, 120, 8
+ORDERS = ("largest first", "smallest first", "by number")
 
 
 class Clusters:
