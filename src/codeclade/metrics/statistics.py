@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,13 @@ class Gaussian:
     covariance: np.ndarray
     count: int = 0
     network: str = ""
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """F (D, r) with F F' the covariance; directions that are rounding alone are left out."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        return vectors[:, kept] * np.sqrt(values[kept])
 
     def save(self, path: str | Path) -> None:
         """Write `mu`, `sigma`, `count` and `network` to an .npz file."""
@@ -224,16 +232,9 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
     if a.network and b.network and a.network != b.network:
         raise ValueError(f"cannot compare features of network {a.network} and {b.network}.")
     gap = np.square(a.mean - b.mean).sum()
-    cross = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
+    cross = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
     # Two equal sets may come out a rounding error below 0.
     return max(float(gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross), 0.0)
-
-
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F (D, r) with F F' the covariance; directions that are rounding alone are left out."""
-    values, vectors = np.linalg.eigh(covariance)
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def cache_key(data: str, transform: str, network: str) -> str:
