@@ -8,8 +8,10 @@ model) or "shards" (FSDP2: a part of it).
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,15 +46,36 @@ def launched(script: Path, folder: Path, *arguments: object) -> list[dict]:
 
     The lines they print are in `folder`/stderr.
     """
-    # `accelerate launch --cpu` would start one process only.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(script), *map(str, arguments)]
-    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What a launcher says to its processes; the launcher itself would import everything once more.
     paths = [str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
-    settings["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    (folder / "stderr").write_text(result.stderr)
+    settings = {
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }  # fmt: skip
+    command = [sys.executable, str(script), *map(str, arguments)]
+    with (folder / "stderr").open("w") as lines:
+        processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ | settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.DEVNULL,
+                stderr=lines,
+            )
+            for rank in (0, 1)
+        ]
+        # Where one fails the other would wait for it.
+        while all(process.poll() is None for process in processes):
+            time.sleep(0.05)
+        failed = any(process.poll() for process in processes)
+        for process in processes:
+            if failed:
+                process.kill()
+            failed |= process.wait() != 0
+    assert not failed, (folder / "stderr").read_text()[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 

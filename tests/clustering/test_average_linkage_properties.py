@@ -12,7 +12,8 @@ from scipy.cluster.hierarchy import is_valid_linkage
 from codeclade.clustering import average_labels, average_linkage, cut
 from codeclade.clustering.linkage import average as average_module
 
-METRICS = ["euclidean", "sqeuclidean", "cosine"]
+SQUARES = pytest.param("sqeuclidean", marks=pytest.mark.slow)  # shares its code with cosine
+METRICS = ["euclidean", SQUARES, "cosine"]
 BOUNDED = settings(derandomize=True, max_examples=40, deadline=None)
 WIDE = np.longdouble  # 64 bits of mantissa, exponents to 1e4932
 needs_long_double = pytest.mark.skipif(
@@ -84,7 +85,7 @@ def test_rows_at_random(metric, seed, n, d):
 
 
 @needs_long_double
-@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
+@pytest.mark.parametrize("metric", ["euclidean", SQUARES])
 @given(rows=codebooks(st.integers(-3, 3)))
 @BOUNDED
 def test_grids_full_of_ties_and_repeats(metric, rows):
@@ -97,7 +98,7 @@ def test_grids_full_of_ties_and_repeats(metric, rows):
 
 
 @needs_long_double
-@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
+@pytest.mark.parametrize("metric", ["euclidean", SQUARES])
 @given(n=st.integers(3, 40), turn=st.floats(0, 6.3), radius=st.floats(1e-3, 1e3))
 @BOUNDED
 def test_points_on_a_circle_tie_up_to_rounding(metric, n, turn, radius):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,14 @@ def test_numbers_of_the_card_are_those_measured(version):
         assert f" {number} " in text.replace("*", " "), (name, number)
 
 
+def test_a_load_warns_of_nothing(capfd, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CodecladePipeline.from_pretrained(bundled())
+    assert not caplog.records and not "".join(capfd.readouterr())
+
+
+@pytest.mark.slow  # a process that imports everything
 def test_a_load_prints_no_warning_and_no_bar_inside_a_bar():
     code = (
         "import warnings; warnings.simplefilter('default')\n"

@@ -154,7 +154,12 @@ GRAPHS = {"blocks": 1, "token": 3, "cluster_token": 4}
 
 
 @pytest.mark.parametrize(
-    ("scheme", "way"), [("token", "blocks"), ("token", "whole"), ("cluster_token", "whole")]
+    ("scheme", "way"),
+    [
+        ("token", "blocks"),
+        ("token", "whole"),
+        pytest.param("cluster_token", "whole", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_pipelines_keep_graphs_and_cache_between_calls(scheme, way, monkeypatch):
     """However many layers there are; and with a cache that stays where it is in memory."""

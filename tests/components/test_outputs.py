@@ -131,7 +131,13 @@ def test_trainer_gathers_logits_alone(kind):
     assert kept and all(name.endswith("logits") for name in kept)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        pytest.param(scheme, marks=() if scheme == "cluster_token" else pytest.mark.slow)
+        for scheme in SCHEMES
+    ],
+)  # each compiles for seconds
 def test_steps_with_a_static_cache_compile_to_one_graph_each(scheme):
     model = build_parts(scheme)["transformer"]
     pairs = (2,) if scheme == "semantic_detail" else ()

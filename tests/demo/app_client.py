@@ -13,7 +13,7 @@ from codeclade.data.pixels import to_pixels
 
 GENERATE = {
     "name": "lion",
-    "count": 2,
+    "count": 1,
     "guidance_scale": 3,
     "guidance_schedule": "constant",
     "temperature": 1,

@@ -33,7 +33,8 @@ from demo.server import served
 
 
 def test_generate_streams_and_ends_with_what_the_pipeline_makes(client, pipe):
-    *parts, last = list(client.submit(**GENERATE, api_name="/generate"))
+    asked = GENERATE | {"count": 2}
+    *parts, last = list(client.submit(**asked, api_name="/generate"))
     named = {"guidance_scale": 3.0, "temperature": 1.0, "num_images_per_prompt": 2}
     expected = pipe("lion", generator=seeded(), **named).images
     for image, made in zip(arrays(last[0]), expected, strict=True):
@@ -49,7 +50,7 @@ def test_generate_follows_every_setting(client, pipe):
     settings = {"guidance_schedule": "linear", "temperature": 0.7, "top_k": 50, "top_p": 0.9}
     settings["guidance_scale"] = 5.0
     last, _ = client.predict(**{**GENERATE, **settings}, api_name="/generate")
-    expected = pipe("lion", num_images_per_prompt=2, generator=seeded(), **settings).images
+    expected = pipe("lion", generator=seeded(), **settings).images
     for image, made in zip(arrays(last), expected, strict=True):
         assert (image == np.asarray(made)).all()
 

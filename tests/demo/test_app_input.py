@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import runpy
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 
+import gradio as gr
 import numpy as np
 import pytest
 from gradio_client import handle_file
@@ -63,7 +65,7 @@ def test_hostile_values_get_a_sentence(address):
         answer = post(address, "generate", list({**GENERATE, **change}.values()))
         assert "event: error" in answer and message in answer, (str(change)[:80], answer[:300])
         assert "Traceback" not in answer and len(answer) < 700
-    assert "event: complete" in post(address, "generate", list({**GENERATE, "count": 1}.values()))
+    assert "event: complete" in post(address, "generate", list(GENERATE.values()))
 
 
 def test_hostile_files_get_a_sentence(client, picture, tmp_path):
@@ -151,7 +153,7 @@ def test_every_scheme_works(scheme, picture, tmp_path):
         pipe.register_modules(cluster_map=None)
     with served(build(Backend(pipe))) as address:
         client = connect(address)
-        made, _ = client.predict(**{**GENERATE, "name": "tabby", "count": 1}, api_name="/generate")
+        made, _ = client.predict(**{**GENERATE, "name": "tabby"}, api_name="/generate")
         assert arrays(made)[0].shape == (16, 16, 3)
         no_map = pipe.cluster_map is None and scheme != "cluster_token"
         with sentence(scheme == "token", "no clusters to keep"):
@@ -216,9 +218,17 @@ def test_what_crosses_to_a_gpu_process_can_be_pickled(monkeypatch, picture, tiny
     assert isinstance(ids, np.ndarray) and ids.shape == (1, 4, 4), "tensors share memory"
 
 
-@pytest.mark.parametrize(
-    "command", ["app.py", pytest.param("codeclade demo", marks=pytest.mark.slow)]
-)  # each starts a whole app
+def test_the_file_of_a_space_makes_an_app(tmp_path, monkeypatch):
+    build_pipeline("token", id2label={}).save_pretrained(tmp_path)
+    monkeypatch.setenv("CODECLADE_PIPELINE", str(tmp_path))
+    demo = runpy.run_path(str(APP), run_name="app")["demo"]
+    assert "/generate" in demo.get_api_info()["named_endpoints"]
+    texts = [block.value for block in demo.blocks.values() if isinstance(block, gr.Markdown)]
+    assert any("16 x 16 pixels" in text for text in texts)
+
+
+@pytest.mark.slow  # each is a process that imports everything
+@pytest.mark.parametrize("command", ["app.py", "codeclade demo"])
 def test_app_starts_anywhere_with_another_pipeline(command, tmp_path):
     build_pipeline("token", id2label={}).save_pretrained(tmp_path / "pipeline")
     with socket.socket() as free:

@@ -14,12 +14,15 @@ from demo.server import served
 PROMPT = "a red dog on the beach"
 
 
-@pytest.mark.parametrize("scheme", ["cluster", "cluster_token"])
+@pytest.mark.parametrize(
+    "scheme", ["cluster", pytest.param("cluster_token", marks=pytest.mark.slow)]
+)
 def test_every_tab_takes_a_text(scheme, picture):
     pipe = build_text_pipeline(scheme)
     with served(build(CaptionBackend(pipe))) as address:
         client = connect(address)
-        *_, last = list(client.submit(**{**GENERATE, "name": PROMPT}, api_name="/generate"))
+        asked = {**GENERATE, "name": PROMPT, "count": 2}
+        *_, last = list(client.submit(**asked, api_name="/generate"))
         drawn = pipe(
             PROMPT, guidance_scale=3.0, top_k=0, num_images_per_prompt=2, generator=seeded()
         )

@@ -33,6 +33,7 @@ def colors_in_images(vq_model: VQModel) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, sums / place.bincount().unsqueeze(1)
 
 
+@pytest.mark.slow  # a board for every one of 1,024 codes
 def test_patches_have_the_colors_of_the_codes_in_images(vq_model):
     codes, wanted = colors_in_images(vq_model)
     assert len(codes) > 300

@@ -3,12 +3,18 @@
 import json
 
 import pytest
+from accelerate import PartialState
 from PIL import Image
 
 from codeclade import CodecladePipeline
 from codeclade.cli import main
 from codeclade.cli.evaluate_flags import search_points
-from codeclade.evaluation.search import Trial, number_values, plot
+from codeclade.evaluation.reference import open_photographs
+from codeclade.evaluation.sampling import Sampling
+from codeclade.evaluation.search import Trial, number_values, plot, search
+from evaluation.colors import Colors
+
+CLASSES = ("goldfish", "tabby", "golden retriever", "lion", "alp")  # of the photographs
 
 
 def test_a_grid_has_all_combinations():
@@ -45,6 +51,18 @@ def test_a_plot_has_a_line_for_every_other_setting():
     assert axes.lines[-1].get_xydata().tolist() == [[1.0, 1.0]]
 
 
+def test_every_point_is_compared_with_the_photographs(tiny_pipeline, photos, tmp_path):
+    pipe = tiny_pipeline("cluster", id2label=dict(enumerate(CLASSES)))
+    points = search_points(["temperature=0,1", "guidance_scale=1,3"])
+    given = points, tmp_path, 4, PartialState(), open_photographs(str(photos), 16), Colors()
+    trials = search(pipe, Sampling(count=1, seed=5), *given)
+    assert [trial.settings for trial in trials] == points
+    assert len({trial.distance for trial in trials}) == 4 and all(t.distance > 0 for t in trials)
+    assert trials == search(pipe, Sampling(count=1, seed=5), *given)
+    assert not list(tmp_path.glob(".samples-*")), "samples are judged and deleted"
+
+
+@pytest.mark.slow  # EfficientNet on every set; its features and those of other networks are tested
 def test_the_nearest_point_is_confirmed_and_written(saved, photos, capsys):
     command = ["evaluate", str(saved), "--data", str(photos), "--images", "2"]
     command += ["--search", "guidance_scale=1,3", "--search-images", "1", "--write-defaults"]

@@ -69,7 +69,9 @@ def test_everything_loads_by_id_in_a_fresh_process(hub, saved, tiny_pipeline, tm
     half = tiny_pipeline("cluster", seed=1).to(torch.bfloat16)
     half.save_pretrained(saved, variant="bf16")
     push(saved, "tester/tiny")
-    hf(hub, tmp_path / "a", "upload", "tester/by-hand", saved)
+    api = HfApi(hub.endpoint, token="hf_tester")
+    api.create_repo("tester/by-hand")
+    api.upload_folder(repo_id="tester/by-hand", folder_path=saved)
     new = image_hash(other)
     assert fresh(hub, tmp_path / "home", LOAD, first.commit, saved) == [
         new,

@@ -76,8 +76,9 @@ def test_every_setting_trains_a_pipeline(tmp_path, narrow, scheme, name, setting
         assert torch.equal(value, loaded.state_dict()[key]), key
 
 
-BY_HEART = [  # the plain losses take a second each
-    pytest.param(*case, marks=() if case[1] == "plain" else pytest.mark.slow, id=name)
+QUICK = {("token", "plain"), ("semantic_detail", "plain")}  # a second or more each
+BY_HEART = [
+    pytest.param(*case, marks=() if case[:2] in QUICK else pytest.mark.slow, id=name)
     for case, name in zip(CASES, IDS, strict=True)
 ]
 

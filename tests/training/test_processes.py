@@ -10,8 +10,7 @@ import torch
 from shared_runs import assert_alike, launched
 
 SCRIPT = Path(__file__).parent / "processes.py"
-RUNS = ("losses", "passes", "dropout", "usage", "tokenizer", "tokenizer_by_gradient", "sharded",
-        "generator", "reports")  # fmt: skip
+RUNS = ("losses", "passes", "dropout", "usage", "tokenizer", "sharded", "generator", "reports")
 OTHERS = ("grow", "low_rank", "text", "refiner")
 
 
@@ -62,17 +61,29 @@ def test_codes_that_any_process_uses_are_alive(two):
     assert first["codebook"] == second["codebook"]
 
 
-@pytest.mark.parametrize("what", ["tokenizer", "tokenizer_by_gradient"])
-def test_two_processes_train_the_tokenizer_of_one(one, two, tmp_path, what):
+def test_two_processes_train_the_tokenizer_of_one(one, two, tmp_path):
     """Losses, codebooks, discriminator and usage: all are of all processes."""
+    compare_tokenizers(one.tokenizer, two, tmp_path)
+
+
+@pytest.mark.slow  # another launch
+def test_two_processes_train_codebooks_by_gradient(one, tmp_path):
+    train = one.tokenizer_by_gradient
+    two = tmp_path, launched(SCRIPT, tmp_path, tmp_path, train.__name__)
+    compare_tokenizers(train, two, tmp_path / "one")
+
+
+def compare_tokenizers(train, two, folder: Path) -> None:
+    """A training of two processes, found by its name, against the same of one."""
+    what = train.__name__
     first, second = (rank[what] for rank in two[1])
-    alone = getattr(one, what)(tmp_path / what)
+    alone = train(folder / what)
     assert first == second
     for name, values in alone.items():
         assert first[name] == pytest.approx(values, abs=1e-5), name
     lines = [
-        [json.loads(line) for line in (folder / what / "log.jsonl").read_text().splitlines()]
-        for folder in (tmp_path, two[0])
+        [json.loads(line) for line in (place / what / "log.jsonl").read_text().splitlines()]
+        for place in (folder, two[0])
     ]
     assert len(lines[0]) == len(lines[1]) == 8
     for ours, theirs in zip(*lines, strict=True):
