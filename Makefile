@@ -35,9 +35,12 @@ test-hub: setup
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet "$(TORCH)" --requirement tests/lowest.txt
-	# Left out: Chameleon's own config fails there, and torch 2.6 decodes a batch a rounding apart.
+	# Left out: Chameleon's own config fails there, torch 2.6 decodes a batch a rounding apart, and
+	# a T5 without weights starts from other numbers.
 	PYTHONPATH=src .venv-lowest/bin/python -m pytest --ignore=tests/demo \
-	    -k "not one_shard and not depend_on_the_batch_size and not undefined_or_defined"
+	    -k "not one_shard and not depend_on_the_batch_size and not undefined_or_defined" \
+	    --deselect "tests/components/test_pinned.py::test_calls_give_the_pinned_ids[text]" \
+	    --deselect "tests/components/test_pinned.py::test_calls_give_the_pinned_ids[text_cluster]"
 
 coverage: setup
 	.venv/bin/python -m pytest --cov --cov-report=term

@@ -6,8 +6,10 @@ The second device is simulated, see tests/simulated_device.py; each result must 
 import itertools
 
 import accelerate
+import diffusers
 import pytest
 import torch
+from packaging.version import Version
 
 from builders import REFINERS, SCHEMES, build_parts, build_refiner
 from components.device_calls import (
@@ -38,6 +40,10 @@ PLACED = [
 
 @pytest.mark.parametrize(("kind", "way", "call"), PLACED)
 def test_a_call_gives_what_it_gives_on_the_cpu(kind, way, call):
+    if way.startswith("group") and Version(diffusers.__version__) < Version("0.42"):
+        pytest.skip(
+            "earlier versions of diffusers offload groups to an accelerator that torch knows"
+        )
     expected = on_the_cpu(kind, call)
     with simulated():
         pipe = build(kind)

@@ -118,8 +118,13 @@ class StrictLoading:
         """Raise a ValueError where what was loaded contradicts itself."""
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """diffusers reads config.json here, from a folder and from the Hub alike."""
+    def _dict_from_json_file(
+        cls, json_file: str | os.PathLike, dduf_entries: None = None
+    ) -> dict[str, Any]:
+        """diffusers reads config.json here, from a folder and from the Hub alike.
+
+        Until 0.41 it also says which archive to read from, which is never one here.
+        """
         return read_json(Path(json_file))
 
     @classmethod
