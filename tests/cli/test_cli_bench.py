@@ -24,20 +24,26 @@ def test_every_way_is_timed_beside_the_floor(pipeline, tmp_path, capsys):
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     ways = [row["way"] for row in found["speeds"]]
-    assert ways == [*EAGER_AND_PACKED, "int8", "parallel"]
+    assert ways == [*EAGER_AND_PACKED, "int8", "int4", "parallel"]
     for row in found["speeds"]:
         assert f"| {row['way']}, bfloat16 | 1 | {row['milliseconds']:.2f} |" in printed
         assert row["images_per_second"] == pytest.approx(1000 / (16 * row["milliseconds"]))
     assert found["floor_milliseconds"] > 0
     assert {"machine", "threads", "torch", "codeclade"} <= found.keys()
-    plain, rounded = found["quality"]
+    plain, *rounded = found["quality"]
     assert plain["largest_difference"] == 0
-    assert 0 < rounded["largest_difference"] < 1
-    assert rounded["nats_per_id"] == pytest.approx(plain["nats_per_id"], abs=0.1)
+    assert [one["way"] for one in rounded] == ["int8", "int4"]
+    for one in rounded:
+        assert 0 < one["largest_difference"] < 1
+        assert one["nats_per_id"] == pytest.approx(plain["nats_per_id"], abs=0.1)
 
 
 def test_a_shape_has_no_parallel_row():
-    assert check_ways(None, "llamagen:b-256", "cpu", "bfloat16") == [*EAGER_AND_PACKED, "int8"]
+    assert check_ways(None, "llamagen:b-256", "cpu", "bfloat16") == [
+        *EAGER_AND_PACKED,
+        "int8",
+        "int4",
+    ]
     assert check_ways(None, "llamagen:b-256", "cpu", "float32") == ["eager", "packed"]
     assert check_ways(None, "llamagen:b-256", "cuda", "bfloat16") == ["eager"]
 

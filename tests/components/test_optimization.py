@@ -1,11 +1,14 @@
 """Weights in other forms: how near their products are, and what an optimized pipeline refuses."""
 
+import importlib.util
+
 import pytest
 import torch
 
-from builders import SCHEMES, build_pipeline, build_scheme
+from builders import SCHEMES, build_pipeline, build_scheme, build_transformer
 from codeclade import CodecladePipeline
-from codeclade.components.optimization import FORMS, has_bfloat16_products, optimize
+from codeclade.components.image_cache import ImageCache
+from codeclade.components.optimization import FORMS, StepBlock, has_bfloat16_products, optimize
 
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16_products(), reason="this processor has no products of bfloat16"
@@ -29,6 +32,7 @@ def logits(pipe, scheme: str) -> torch.Tensor:
         ("packed", torch.float32),
         pytest.param("packed", torch.bfloat16, marks=needs_bfloat16),
         ("int8", torch.bfloat16),
+        ("int4", torch.bfloat16),
     ],
 )
 def test_products_of_optimized_weights_are_near(scheme, weights, dtype):
@@ -40,19 +44,20 @@ def test_products_of_optimized_weights_are_near(scheme, weights, dtype):
     scale = exact.std()
     if dtype == torch.float32:
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-5 * scale.item())
-    else:  # rounding to 8 bits may cost about as much again as bfloat16 does
-        allowed = 1.2 if weights == "packed" else 2.5
+    else:  # rounding to 8 bits may cost about as much again as bfloat16, to 4 bits 16 times
+        allowed = {"packed": 1.2, "int8": 2.5, "int4": 25}[weights]
         assert (found - exact).square().mean() < (allowed * (plain - exact)).square().mean()
 
 
 @pytest.mark.parametrize("weights", FORMS)
 def test_an_optimized_pipeline_makes_images(weights):
     pipe = build_scheme("token")
-    pipe.transformer.to(torch.bfloat16 if weights == "int8" else torch.float32)
+    pipe.transformer.to(torch.float32 if weights == "packed" else torch.bfloat16)
     settings = {"guidance_scale": 2.0, "temperature": 0, "output_type": "ids"}
     before = pipe([1, 2], **settings).images
     after = pipe.optimize(weights)([1, 2], **settings).images
-    assert (before == after).float().mean() > 0.3  # greedy choices of a random model are narrow
+    if weights != "int4":  # greedy choices of a random model are narrow
+        assert (before == after).float().mean() > 0.3
     assert pipe([1, 2], output_type="pt").images.shape == (2, 3, 16, 16)
 
 
@@ -70,10 +75,80 @@ def test_int8_rounds_to_the_nearest_of_255_steps():
         assert ((found - exact).abs() < bound).all()
 
 
+def test_int4_rounds_to_the_nearest_of_16_steps():
+    layer = torch.nn.Linear(64, 32, bias=True).to(torch.bfloat16)
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    weight, bias = layer.weight.detach().float(), layer.bias.detach().float()
+    optimize(layer, "int4")
+    for rows in (x[:1], x[:3], x):  # the kernel of few rows, and the product of many
+        with torch.no_grad():
+            found = layer(rows).float()
+        groups = weight.unflatten(1, (2, 32))
+        step = (groups.amax(-1) - groups.amin(-1)) / 15  # (32, 2)
+        exact = rows.float() @ weight.T + bias
+        sizes = rows.float().abs().unflatten(1, (2, 32)).sum(-1)  # (M, 2)
+        bound = 0.6 * sizes @ step.T + 0.02 * exact.abs() + 0.02
+        assert ((found - exact).abs() < bound).all()
+
+
+def counted_steps(monkeypatch) -> list:
+    """A list that grows by every step that a block takes in compiled code."""
+    calls, plain = [], StepBlock.step
+
+    def step(block, *given):
+        calls.append(block)
+        return plain(block, *given)
+
+    monkeypatch.setattr(StepBlock, "step", step)
+    return calls
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
+)
+def test_compiled_steps_compute_what_the_layers_say(text, dtype, monkeypatch):
+    """One position or several, after some were forgotten, with padding, and without a half."""
+    changes = {"text_dim": 6, "prefix_length": 4, "num_classes": 0} if text else {}
+    model = build_transformer(**changes)
+    prefix, mask = (4, torch.ones(4, 20, dtype=torch.int64)) if text else (1, None)
+    features = torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(1))
+    first = {"text_embeds": features} if text else {"class_labels": torch.tensor([3, 0, 5, 1])}
+    if text:
+        mask[1, :2] = 0
+        first["attention_mask"] = mask
+    tokens = torch.randint(32, (4, 16), generator=torch.Generator().manual_seed(0))
+    expected = model(tokens, **first).logits
+    optimize(model.to(dtype))
+    calls = counted_steps(monkeypatch)
+    cache = ImageCache(model.config, attention_mask=mask)
+    model(**first, past_key_values=cache)
+    assert not calls
+    found = [model(tokens[:, :1], past_key_values=cache).logits]
+    model((tokens[:, 1:6] + 1) % 32, past_key_values=cache)  # guesses that turn out wrong
+    cache.keep_positions(prefix + 1)
+    found += [model(part, past_key_values=cache).logits for part in tokens[:, 1:9].split(3, dim=1)]
+    assert len(calls) == 5 * model.config.num_hidden_layers
+    cache.keep_rows(2)
+    found = [torch.cat(found, 1)[:2], model(tokens[:2, 9:], past_key_values=cache).logits]
+    wrong = torch.cat(found, 1) - expected[:2, prefix:]
+    allowed = 1e-5 if dtype == torch.float32 else 0.05
+    assert wrong.square().mean().sqrt() < allowed * expected.std()
+
+
+def test_without_numba_the_layers_do_all_of_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    calls, pipe = counted_steps(monkeypatch), build_pipeline()
+    pipe.optimize()
+    assert pipe(1, output_type="ids").images.shape == (1, 4, 4)
+    assert not calls
+
+
 def test_bad_requests_are_refused_before_anything_changes(tmp_path):
     pipe = build_pipeline()
-    with pytest.raises(ValueError, match=r"weights='int4' must be one of"):
-        pipe.optimize("int4")
+    with pytest.raises(ValueError, match=r"weights='int2' must be one of"):
+        pipe.optimize("int2")
     with pytest.raises(ValueError, match=r"'int8' is for torch\.bfloat16 on a CPU; this model is"):
         pipe.optimize("int8")
     pipe.save_pretrained(tmp_path)  # nothing has happened yet

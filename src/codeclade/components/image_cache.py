@@ -36,11 +36,16 @@ class FilledLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             rows, heads, _, width = key_states.shape
             self.buffers = key_states.new_empty(2, rows, heads, self.room, width)
-        first, self.filled = self.filled, self.filled + key_states.shape[2]
+        first = self.extend(key_states.shape[2])
         self.buffers[0, :, :, first : self.filled] = key_states
         self.buffers[1, :, :, first : self.filled] = value_states
         self.keys, self.values = self.buffers[:, :, :, : self.filled].unbind(0)
         return self.keys, self.values
+
+    def extend(self, count: int) -> int:
+        """Count positions that the caller fills in `buffers` (2, R, H, room, h); the first one."""
+        first, self.filled = self.filled, self.filled + count
+        return first
 
     def get_seq_length(self) -> int:
         return self.filled
@@ -72,6 +77,7 @@ class ImageCache(Cache):
             config.positions_per_cell,
         )
         self.hidden = None if attention_mask is None else attention_mask[:, None, None] == 0
+        self.added: Tensor | None = None
 
     def prepared(self, count: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
         """Mask, cosines and sines for the next `count` positions, after the prefix.
@@ -90,6 +96,14 @@ class ImageCache(Cache):
             mask = self.cos.new_zeros((), dtype=dtype) if mask is None else mask
             mask = mask.masked_fill(hidden, -torch.inf)
         return mask, self.cos[past:seen], self.sin[past:seen]
+
+    def bias(self, rows: int) -> Tensor:
+        """What is added to the scores of every position (R, P+T): -inf where hidden, else 0."""
+        if self.added is None or len(self.added) != rows:
+            self.added = torch.zeros(rows, len(self.cos), device=self.cos.device)
+            if self.hidden is not None:
+                self.added.masked_fill_(self.hidden.flatten(1), -torch.inf)
+        return self.added
 
     def keep_positions(self, count: int) -> None:
         """Forget all but the first `count` positions."""

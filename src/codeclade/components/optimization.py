@@ -2,76 +2,188 @@
 
 "packed": oneDNN's own layout of the same numbers (float32 or bfloat16). "int8": every output row
 rounded to 8 bits with a scale of its own (weight-only, activations stay bfloat16), which halves the
-memory once more. Published files keep their keys: weights change after loading and are never saved.
+memory once more. "int4": every 32 inputs of a row rounded to 4 bits with a scale and an offset of
+their own, but for the head, which is int8. Published files keep their keys: weights change after
+loading and are never saved.
 
-Shapes: M rows of input, N outputs, K inputs.
+What a decoding step does between the products is compiled too, see _small_steps.py.
+
+Shapes: M rows of input, N outputs, K inputs, R rows of the batch, n positions, D width.
 """
 
+import importlib.util
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import FeedForward
+from .blocks import Block, FeedForward, Output
+from .image_cache import FilledLayer, ImageCache
 
-FORMS = ("packed", "int8")
-FEW_ROWS = 8  # up to here the int8 kernel, which takes rows one by one, is the faster one
+FORMS = ("packed", "int8", "int4")
+FEW_ROWS = 32  # up to here the kernels of rounded weights, which take rows one by one, are faster
+GROUP = 32  # inputs that share a scale and an offset in 4 bits
+FEW_POSITIONS = 32  # up to here a step is dozens of short calls, which are worth compiling
 
 
 class PackedProduct:
-    """x W^T + b of a linear layer, W in oneDNN's layout."""
+    """x W^T + b of a linear layer, W (N, K) in oneDNN's layout."""
 
-    def __init__(self, linear: nn.Linear):
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        self.bias = None if linear.bias is None else linear.bias.detach()
-        self.dtype = linear.weight.dtype
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.bias = bias
+        self.dtype = weight.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.after(x, "none")
-
-    def after(self, x: Tensor, activation: str) -> Tensor:
-        """The product (..., N) of x (..., K), with an activation that oneDNN knows on top."""
+        """The product (..., N) of x (..., K)."""
         check_input(x, self.dtype)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
-
-    def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """The product (..., N) of x (..., K) times `factor` (..., N)."""
-        fused = torch.ops.mkldnn._linear_pointwise.binary
-        return fused(x, factor, self.weight, self.bias, "mul")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class PackedFeedForward:
-    """`FeedForward` of packed layers, with SiLU and product inside of the matrix products."""
+class RoundedProduct:
+    """x W^T + b of a linear layer, W (N, K) rounded to a few bits."""
 
-    def __init__(self, layer: FeedForward):
-        self.gate, self.up = PackedProduct(layer.gate), PackedProduct(layer.up)
-        self.down = PackedProduct(layer.down)
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.bias = bias
+        self.dtype = weight.dtype
+        self.round(weight.float())
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.up.times(x, self.gate.after(x, "swish")))
+    def round(self, weight: Tensor) -> None:
+        """Keep W, given in float32."""
+        raise NotImplementedError
 
+    def few(self, rows: Tensor) -> Tensor:
+        """The product (M, N) of a few rows (M, K), in the kernel that takes them one by one."""
+        raise NotImplementedError
 
-class Int8Product:
-    """x W^T + b of a linear layer, W (N, K) as 8-bit integers with a scale for every row (N,)."""
-
-    def __init__(self, linear: nn.Linear):
-        weight = linear.weight.detach().float()
-        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
-        self.weight = (weight / scale).round().to(torch.int8)
-        self.scale = scale.squeeze(1).to(linear.weight.dtype)
-        self.bias = None if linear.bias is None else linear.bias.detach()
-        self.dtype = linear.weight.dtype
+    def weight_again(self) -> Tensor:
+        """W (N, K) as it is after rounding."""
+        raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The product (..., N) of x (..., K)."""
         check_input(x, self.dtype)
         rows = x.flatten(0, -2)  # (M, K)
-        # The kernel reads inputs by 16.
+        # The kernels read inputs by 16.
         if len(rows) > FEW_ROWS or rows.shape[1] % 16:
-            return F.linear(x, self.weight.to(x.dtype) * self.scale.unsqueeze(1), self.bias)
-        product = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
+            return F.linear(x, self.weight_again(), self.bias)
+        product = self.few(rows.contiguous())
         product = product if self.bias is None else product + self.bias
         return product.unflatten(0, x.shape[:-1])
+
+
+class Int8Product(RoundedProduct):
+    """8-bit integers with a scale for every row of W."""
+
+    def round(self, weight: Tensor) -> None:
+        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
+        self.weight = (weight / scale).round().to(torch.int8)
+        self.scale = scale.squeeze(1).to(self.dtype)
+
+    def few(self, rows: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
+
+    def weight_again(self) -> Tensor:
+        return self.weight.to(self.dtype) * self.scale.unsqueeze(1)
+
+
+class Int4Product(RoundedProduct):
+    """4-bit integers with a scale and an offset for every `GROUP` of a row of W."""
+
+    def round(self, weight: Tensor) -> None:
+        groups = weight.unflatten(1, (-1, GROUP))  # (N, K / GROUP, GROUP)
+        low, high = groups.aminmax(dim=-1)
+        scale = ((high - low) / 15).clamp_min(1e-12).to(self.dtype)
+        # The kernel multiplies integers less 8 by the scale, then adds the offset.
+        offset = (low + 8 * scale.float()).to(self.dtype)
+        self.scales = torch.stack([scale.T, offset.T], -1).contiguous()  # (K / GROUP, N, 2)
+        scale, offset = scale.float().unsqueeze(-1), offset.float().unsqueeze(-1)
+        levels = ((groups - offset) / scale + 8).round().clamp(0, 15).flatten(1).int()
+        self.shape = weight.shape
+        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+
+    def few(self, rows: Tensor) -> Tensor:
+        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+        return multiply(rows, self.weight, GROUP, self.scales)
+
+    def weight_again(self) -> Tensor:
+        # The layout is the kernel's own, and so is the way back: products with unit vectors.
+        unit = torch.eye(self.shape[1], dtype=self.dtype)
+        return self.few(unit).T
+
+
+def make_product(linear: nn.Linear, weights: str, *more: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The product of a linear layer, or the outputs of several side by side, in one of `FORMS`."""
+    layers = (linear, *more)
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    if weights == "packed":
+        return PackedProduct(weight, bias)
+    # The head decides every token and is a small part of the weights; 4 bits want whole groups.
+    fits = weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
+    four = weights == "int4" and fits and not isinstance(linear, Output)
+    return (Int4Product if four else Int8Product)(weight, bias)
+
+
+class JoinedFeedForward:
+    """`FeedForward` with one product for gate and up."""
+
+    def __init__(self, layer: FeedForward, weights: str):
+        self.both = make_product(layer.gate, weights, layer.up)
+        self.down = make_product(layer.down, weights)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.both(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class StepBlock:
+    """`Block` of optimized layers; a step of an `ImageCache` goes through compiled code."""
+
+    def __init__(self, block: Block, feed_forward: JoinedFeedForward):
+        self.block, self.feed_forward = block, feed_forward
+
+    def __call__(
+        self, x: Tensor, mask: Any, cos: Tensor, sin: Tensor, cache: Any, *asked: bool
+    ) -> Any:
+        taught = torch.is_grad_enabled() and x.requires_grad
+        few = not any(asked) and not taught and 0 < x.shape[1] <= FEW_POSITIONS
+        # The prefix goes the long way: it is seen as its own mask says.
+        if few and isinstance(cache, ImageCache) and self.layer(cache).filled:
+            return self.step(x.contiguous(), cos, sin, cache)
+        return Block.forward(self.block, x, mask, cos, sin, cache, *asked)
+
+    def layer(self, cache: ImageCache) -> FilledLayer:
+        """This block's part of the cache."""
+        return cast(FilledLayer, cache.layers[self.block.attention.layer_idx])
+
+    def step(self, x: Tensor, cos: Tensor, sin: Tensor, cache: ImageCache) -> Tensor:
+        """Output (R, n, D) of the next n positions x (R, n, D), which enter the cache."""
+        block, (rows, new, width) = self.block, x.shape
+        compiled, attention = compiled_steps(x.dtype), block.attention
+        heads, size = attention.config.num_attention_heads, (rows * new, width)
+        first, second = block.attention_norm, block.feed_forward_norm
+        normed, total = torch.empty_like(x), torch.empty_like(x)
+        # Attention.
+        given = x.data_ptr(), first.weight.data_ptr(), normed.data_ptr()
+        compiled["normalize"](*given, *size, first.eps)
+        mixed = attention.qkv(normed)
+        layer = self.layer(cache)
+        past, bias = layer.extend(new), cache.bias(rows)
+        places = [part.data_ptr() for part in (cos, sin, *layer.buffers, bias, normed)]
+        lengths = rows, new, heads, width // heads, past, layer.room
+        compiled["attend"](mixed.data_ptr(), *places, *lengths)
+        # Feed-forward; products before this point have read `normed`, so it serves again.
+        mixed = attention.out(normed)
+        given = x, mixed, second.weight, total, normed
+        compiled["add_and_normalize"](*(one.data_ptr() for one in given), *size, second.eps)
+        mixed = self.feed_forward.both(normed)
+        gated = x.new_empty(rows, new, mixed.shape[-1] // 2)
+        compiled["gate"](mixed.data_ptr(), gated.data_ptr(), rows * new, gated.shape[-1])
+        return total.add_(self.feed_forward.down(gated))
 
 
 def check_input(x: Tensor, dtype: torch.dtype) -> None:
@@ -94,12 +206,30 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
             dtype that the form or this CPU has no products of.
     """
     check_form(model, weights)
-    make = PackedProduct if weights == "packed" else Int8Product
     for part in list(model.modules()):
-        if isinstance(part, FeedForward) and weights == "packed":
-            exchange(part, PackedFeedForward(part), (part.gate, part.up, part.down))
+        if isinstance(part, FeedForward) and is_plain(part.gate, part.up, part.down):
+            joined = JoinedFeedForward(part, weights)
+            exchange(part, joined, (part.gate, part.up, part.down))
         elif isinstance(part, nn.Linear) and not is_optimized(part):
-            exchange(part, make(part), (part,))
+            exchange(part, make_product(part, weights), (part,))
+    # Blocks whose layers are ours; wrapped ones go on by their own code.
+    # A file that came with weights from the Hub may be where numba is not.
+    blocks = [part for part in model.modules() if isinstance(part, Block)]
+    if not blocks or importlib.util.find_spec("numba") is None:
+        return
+    for block in blocks:
+        joined, attention = block.feed_forward.forward, block.attention
+        if isinstance(joined, JoinedFeedForward) and is_plain(attention.qkv, attention.out):
+            block.forward = cast(Any, StepBlock(block, joined))
+    # What is not compiled yet is now, rather than while the first image waits.
+    compiled_steps(blocks[0].attention_norm.weight.dtype)
+
+
+def compiled_steps(dtype: torch.dtype) -> dict[str, Callable]:
+    """The functions of _small_steps.py; numba is imported here, not with the package."""
+    from ._small_steps import compiled_for
+
+    return compiled_for(dtype)
 
 
 def check_form(model: nn.Module, weights: str) -> None:
@@ -110,7 +240,7 @@ def check_form(model: nn.Module, weights: str) -> None:
         raise ValueError("this model is optimized already; load it anew for another form.")
     # Where the weights are and in which precision decides which form they can have.
     kinds = {(part.weight.device.type, part.weight.dtype) for part in linear_layers(model)}
-    allowed = {torch.bfloat16} if weights == "int8" else {torch.bfloat16, torch.float32}
+    allowed = {torch.bfloat16, torch.float32} if weights == "packed" else {torch.bfloat16}
     for device, dtype in kinds:
         if device != "cpu" or dtype not in allowed:
             names = " or ".join(sorted(map(str, allowed)))
@@ -135,6 +265,11 @@ def has_bfloat16_products() -> bool:
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
     return [part for part in model.modules() if isinstance(part, nn.Linear)]
+
+
+def is_plain(*layers: nn.Module) -> bool:
+    """Whether layers are linear ones and not wrapped, as adapters wrap them."""
+    return all(isinstance(layer, nn.Linear) for layer in layers)
 
 
 def is_optimized(part: nn.Module) -> bool:

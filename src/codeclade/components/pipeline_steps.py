@@ -121,9 +121,9 @@ class PipelineSteps(PipelineFiles):
         alone: an optimized pipeline cannot be saved or moved.
 
         Args:
-            weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16), or "int8",
-                rounded to 8 bits with a scale for every output (bfloat16 pipelines); see
-                optimization.py.
+            weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16); of
+                bfloat16 pipelines also "int8", rounded to 8 bits with a scale for every output, or
+                "int4", to 4 bits with a scale for every 32 inputs; see optimization.py.
 
         Raises:
             ValueError: an unknown form, or one that this generator cannot have where it is.

@@ -28,6 +28,7 @@ from ..data.component_configs import component_configs
 from ..data.families import read_family
 
 WAYS = ("eager", *FORMS, "compiled", "parallel")
+ROUNDED = {"int8", "int4"}  # forms that change the numbers, not their layout alone
 
 
 @dataclass
@@ -146,7 +147,7 @@ def measure(
     repeats: int = 3,
     report: Callable[[Speed], None] = lambda row: None,
 ) -> tuple[float, list[Speed], list[Quality]]:
-    """Floor in milliseconds, a row for every way and batch, and the quality of int8 weights.
+    """Floor in milliseconds, a row for every way and batch, and the quality of rounded weights.
 
     Args:
         steps: tokens that are timed.
@@ -161,7 +162,7 @@ def measure(
     steps = min(steps, plain.config.num_tokens - 1)
     # Rounded weights are judged by logits on the ids that the plain model drew.
     ids, expected = None, None
-    if "int8" in ways:
+    if ROUNDED & set(ways):
         ids, expected = sampled_logits(plain, scale)
         quality.append(judge("eager", plain, ids, expected))
     for way in ways:
@@ -171,7 +172,7 @@ def measure(
             optimize(model, way)
         if way == "compiled":
             model.compile()
-        if way == "int8":
+        if way in ROUNDED:
             quality.append(judge(way, model, ids, expected))
         for batch in batches if way != "parallel" else [1]:
             if way == "parallel":
