@@ -120,9 +120,12 @@ class StateDictAdapter(ABC):
         missing = [key for key in wanted if key not in there]
         unexpected = [key for key in known if key not in wanted]
         if missing or unexpected:
-            parts = [f"missing {listed(missing)}"] if missing else []
-            parts += [f"unexpected {listed(unexpected)}"] if unexpected else []
-            raise ValueError(f"this is no {self.what} checkpoint: {'; '.join(parts)}.")
+            # With a long path before it, all of it still is one short sentence.
+            most = 1 if missing and unexpected else 3
+            parts = [f"missing {listed(missing, most)}"] if missing else []
+            parts += [f"unexpected {listed(unexpected, most)}"] if unexpected else []
+            words = shortened("; ".join(parts), 130)
+            raise ValueError(f"this is no {self.what} checkpoint: {words}.")
 
 
 def rename(state_dict: StateDict, names: dict[str, str]) -> StateDict:
