@@ -20,7 +20,7 @@ demo: setup
 	.venv/bin/codeclade generate --out demo.png
 
 test: setup
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

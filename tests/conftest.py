@@ -22,6 +22,17 @@ from builders import build_map, build_pipeline, build_transformer, build_vq, by_
 
 torch.set_num_threads(1)
 
+# Files that take longest begin first, those that wait beside those that compute, so that several
+# processes end together.
+LONGEST = ("test_browser", "test_clustering", "test_queue", "test_processes", "test_push",
+           "test_evaluate", "test_app", "test_app_input", "test_scikit_learn")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", b"127.0.0.1", b"localhost", None, "")
 
 

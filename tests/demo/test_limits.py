@@ -17,11 +17,12 @@ from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from builders import build_pipeline
+from codeclade.demo import build, listeners
 from codeclade.demo import canvas as canvas_module
-from codeclade.demo import listeners
 from codeclade.demo.backend import Backend
 from codeclade.demo.tabs.edit import Edit
-from demo.server import bundled_app, served
+from demo.server import served
 
 CLAIMS = (
     {},
@@ -33,8 +34,13 @@ CLAIMS = (
 
 
 @pytest.fixture(scope="module")
-def address():
-    with served(bundled_app()) as address:
+def app():
+    return build(Backend(build_pipeline("cluster")))
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    with served(app) as address:
         yield address
 
 
@@ -73,11 +79,11 @@ def called(address: str, endpoint: str, data: list) -> str:
 def image_calls(file, other=None) -> list[tuple]:
     """A call of every endpoint that takes an image, with `other` where it takes a second."""
     return [
-        ("/redraw", [file, "lion", 1, 5]),
-        ("/region", [file, 100, 0, 0]),
-        ("/reconstruct", [file, 100, 5]),
-        ("/edit", [{"background": file, "layers": [], "composite": None}, "lion", 0.5, 3, 5]),
-        ("/edit", [{"background": other or file, "layers": [file]}, "lion", 0.5, 3, 5]),
+        ("/redraw", [file, "tabby", 1, 5]),
+        ("/region", [file, 10, 0, 0]),
+        ("/reconstruct", [file, 10, 5]),
+        ("/edit", [{"background": file, "layers": [], "composite": None}, "tabby", 0.5, 3, 5]),
+        ("/edit", [{"background": other or file, "layers": [file]}, "tabby", 0.5, 3, 5]),
     ]
 
 
@@ -136,8 +142,8 @@ def status(url: str, body: bytes, **headers: str) -> int:
 
 
 @pytest.fixture
-def canvas():
-    (canvas,) = (one for one in bundled_app().blocks.values() if type(one).__name__ == "Canvas")
+def canvas(app):
+    (canvas,) = (one for one in app.blocks.values() if type(one).__name__ == "Canvas")
     canvas.pending.clear()
     yield canvas
     canvas.pending.clear()
@@ -224,7 +230,7 @@ def test_edit_stops_when_nobody_waits(edit, picture):
     assert len(calls) <= 7, "a row of four tokens, and what was on its way"
 
 
-def test_large_requests_are_refused(address, canvas):
+def test_large_requests_are_refused(app, address, canvas):
     kind = {"Content-Type": "application/json"}
     body = json.dumps({"data": ["x" * 1_000_000, 1, 3, "constant", 1, 0, 1, 7]}).encode()
     for path in ("call/generate", "queue/join", "call/v2/generate"):
@@ -234,4 +240,4 @@ def test_large_requests_are_refused(address, canvas):
     large = "x" * 25_000_000  # and the rest of the request
     assert draw(address, canvas, id=large) == 413 and not canvas.pending
     assert draw(address, canvas, content="x" * 1_500_000) in (200, 400)
-    assert bundled_app().state_session_capacity == 64 and bundled_app().delete_cache == (600, 3600)
+    assert app.state_session_capacity == 64 and app.delete_cache == (600, 3600)

@@ -57,6 +57,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow  # test_parts.py loads by id by default, and the next test in a fresh process
 def test_everything_loads_by_id_in_a_fresh_process(hub, saved, tiny_pipeline, tmp_path):
     pipe = CodecladePipeline.from_pretrained(saved)
     first = push(saved, "tester/tiny")
