@@ -16,7 +16,8 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,6 +76,11 @@ class PlainLoop:
         return 1000 * statistics.median(spans)
 
 
+def plain_loop(model: CodecladeTransformer, batch: int, scale: float, steps: int) -> float:
+    """Median milliseconds of a step of a new `PlainLoop`."""
+    return PlainLoop(model, batch, scale).time(steps)
+
+
 def time_reference(folder: Path, batch: int, tokens: int, dtype: torch.dtype, scale: float):
     """Milliseconds a token of LlamaGen's own GPT-B and generate.py, from a checkout."""
     sys.path.insert(0, str(folder))
@@ -130,40 +136,32 @@ def main() -> None:
     steps = 16 if arguments.quick else arguments.steps
     print(speed.machine("cpu"), flush=True)
 
-    # The peers first, then ours, all in one process on the same machine.
-    rows = []
-    model = speed.load_transformer(arguments.source, dtype, "cpu")
-    tokens = model.config.num_tokens
+    # All in one process on the same machine, taking turns.
+    plain = speed.load_transformer(arguments.source, dtype, "cpu")
+    floor, tokens = speed.reading_floor(plain), plain.config.num_tokens
+    steps, scale = min(steps, tokens - 1), arguments.scale
+    models = {way: speed.model_for(way, arguments.source, plain) for way in arguments.ways}
+    quality, rows = speed.judged(models, plain, scale), []
     for batch in batches:
-        found = {
-            "plain loop": min(
-                PlainLoop(model, batch, arguments.scale).time(min(steps, tokens - 1))
-                for _ in range(repeats)
-            )
+        timed: dict[str, Callable[[], float]] = {
+            "plain loop": partial(plain_loop, plain, batch, scale, steps)
         }
         if arguments.reference:
-            given = arguments.reference, batch, tokens, dtype, arguments.scale
-            found["LlamaGen's own loop"] = time_reference(*given)
-        for way, spent in found.items():
-            images = 1000 * batch / (spent * tokens)
-            rows.append(speed.Speed(way, batch, arguments.dtype, spent, images))
-            print(rows[-1], flush=True)
-    floor, ours, quality = speed.measure(
-        arguments.source,
-        arguments.ways,
-        batches,
-        steps,
-        dtype,
-        "cpu",
-        arguments.scale,
-        repeats,
-        lambda row: print(row, flush=True),
-    )
-    rows = sorted([*rows, *ours], key=lambda row: row.batch)
+            given = arguments.reference, batch, tokens, dtype, scale
+            timed["LlamaGen's own loop"] = partial(time_reference, *given)
+        for way, model in models.items():
+            if way != "parallel" or batch == 1:
+                timed[way] = partial(speed.time_way, way, model, batch, steps, scale)
+        spans: dict[str, list[float]] = {name: [] for name in timed}
+        for name, time_one in [*timed.items()] * repeats:
+            spans[name].append(time_one())
+        for name, found in spans.items():
+            rows.append(speed.as_row(name, batch, found, plain))
+            ratios = [a / b for a, b in zip(spans["plain loop"], found, strict=True)]
+            print(rows[-1], f"faster than the plain loop: {statistics.median(ratios):.2f}x")
     print(speed.table(floor, rows, quality))
     if arguments.json:
-        record = speed.as_record(arguments.source, "cpu", floor, ours, quality)
-        record["speeds"] = [asdict(row) for row in rows]
+        record = speed.as_record(arguments.source, "cpu", floor, rows, quality)
         Path(arguments.json).write_text(json.dumps(record, indent=2) + "\n")
     if arguments.plot:
         plot(arguments.plot, floor, rows)

@@ -156,35 +156,58 @@ def measure(
         report: called with every row once it is known.
     """
     # The floor is what no way can beat: reading every weight once a token.
-    rows, quality = [], []
     plain = load_transformer(source, dtype, device)
     floor = reading_floor(plain)
     steps = min(steps, plain.config.num_tokens - 1)
-    # Rounded weights are judged by logits on the ids that the plain model drew.
-    ids, expected = None, None
-    if ROUNDED & set(ways):
-        ids, expected = sampled_logits(plain, scale)
-        quality.append(judge("eager", plain, ids, expected))
-    for way in ways:
-        # Weights change for good, so every way has its own copy.
-        model = plain if way == "eager" else load_transformer(source, dtype, device)
-        if way in FORMS:
-            optimize(model, way)
-        if way == "compiled":
-            model.compile()
-        if way in ROUNDED:
-            quality.append(judge(way, model, ids, expected))
-        for batch in batches if way != "parallel" else [1]:
-            if way == "parallel":
-                spans = [time_parallel(model, scale) for _ in range(repeats)]
-            else:
-                spans = [time_steps(model, batch, steps, scale) for _ in range(repeats)]
-            # The least of several medians: what else the machine does can only add time.
-            least, tokens = min(spans), plain.config.num_tokens
-            images = 1000 * batch / (least * tokens)
-            rows.append(Speed(way, batch, str(dtype).removeprefix("torch."), least, images))
+    models = {way: model_for(way, source, plain) for way in ways}
+    quality = judged(models, plain, scale)
+    # The ways take turns: what else the machine does then slows them all.
+    rows = []
+    for batch in batches:
+        timed = {way: model for way, model in models.items() if way != "parallel" or batch == 1}
+        spans: dict[str, list[float]] = {way: [] for way in timed}
+        for way, model in [*timed.items()] * repeats:
+            spans[way].append(time_way(way, model, batch, steps, scale))
+        for way, found in spans.items():
+            rows.append(as_row(way, batch, found, plain))
             report(rows[-1])
     return floor, rows, quality
+
+
+def model_for(way: str, source: str, plain: CodecladeTransformer) -> CodecladeTransformer:
+    """The generator in the form that a way needs; weights change for good, so it is a copy."""
+    if way == "eager":
+        return plain
+    model = load_transformer(source, plain.dtype, str(plain.device))
+    if way in FORMS:
+        optimize(model, way)
+    if way == "compiled":
+        model.compile()
+    return model
+
+
+def judged(models: dict[str, CodecladeTransformer], plain, scale: float) -> list[Quality]:
+    """Rounded weights by logits on the ids that the plain model drew; nothing without any."""
+    rounded = [way for way in models if way in ROUNDED]
+    if not rounded:
+        return []
+    ids, expected = sampled_logits(plain, scale)
+    both = {"eager": plain, **{way: models[way] for way in rounded}}
+    return [judge(way, model, ids, expected) for way, model in both.items()]
+
+
+def time_way(way: str, model: CodecladeTransformer, batch: int, steps: int, scale: float) -> float:
+    """Milliseconds a step, or a token where several are decoded in a pass."""
+    if way == "parallel":
+        return time_parallel(model, scale)
+    return time_steps(model, batch, steps, scale)
+
+
+def as_row(way: str, batch: int, spans: list[float], model: CodecladeTransformer) -> Speed:
+    """The least of several medians: what else the machine does can only add time."""
+    least = min(spans)
+    images = 1000 * batch / (least * model.config.num_tokens)
+    return Speed(way, batch, str(model.dtype).removeprefix("torch."), least, images)
 
 
 @torch.no_grad()
