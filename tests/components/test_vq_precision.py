@@ -8,6 +8,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 
 from builders import build_scheme, build_vq
 from codeclade import CodecladePipeline, VQModel
+from codeclade.components import vq_model
 from codeclade.components.loading import check_component
 
 KEPT = ("encoder.", "quant_conv.", "quantize.")
@@ -200,3 +201,20 @@ def test_parts_of_different_dtypes_are_named(given, tmp_path, caplog):
         loaded = CodecladePipeline.from_pretrained(tmp_path, **given)
     named = "transformer bfloat16" in caplog.text and "vq_model float32" in caplog.text
     assert named == (loaded.vq_model.dtype != loaded.transformer.dtype) == (not given)
+
+
+@torch.no_grad()
+def test_large_batches_are_decoded_in_slices_that_fit_memory(monkeypatch):
+    vq, sizes = build_vq(), []
+    ids = torch.arange(5 * 16).view(5, 4, 4) % vq.codebook_size
+    whole = vq.decode(ids)
+    vq.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    numbers = 4 * 16 * vq.downsample**2 * max(vq.config["block_out_channels"][:2])  # of one image
+    monkeypatch.setattr(vq_model, "DECODING_MEMORY", 2 * 4 * numbers)
+    torch.testing.assert_close(vq.decode(ids), whole, rtol=0, atol=1e-5)
+    monkeypatch.setattr(vq_model, "DECODING_MEMORY", 1)
+    vq.decode(ids[:2])
+    assert sizes == [2, 2, 1, 1, 1]
+    with torch.enable_grad():
+        vq.decode(ids)
+    assert sizes[5:] == [5]

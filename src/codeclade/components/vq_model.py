@@ -118,6 +118,7 @@ def as_output(images: Tensor, return_dict: bool | None) -> Tensor | DecoderOutpu
     return DecoderOutput(sample=images) if return_dict else (images,)
 
 
+DECODING_MEMORY = 2**31  # bytes of activations: a larger batch is decoded in slices
 IN_FLOAT32 = ("encoder", "quant_conv", "quantize")  # parts of a VQModel that ids depend on
 TO_IMAGES = ("post_quant_conv", "decoder")  # the others, in float32 with `force_upcast` alone
 CONFIG_SOURCE = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "proxies")
@@ -275,11 +276,26 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         """Encode and decode whole batches again."""
         self.slice_size = None
 
-    def _in_slices(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """`function` of a batch, or of its slices one after the other."""
-        if self.slice_size is None or len(batch) <= self.slice_size:
+    def _in_slices(
+        self, function: Callable[[Tensor], Tensor], batch: Tensor, most: int | None = None
+    ) -> Tensor:
+        """`function` of a batch, or of its slices one after the other, of `most` at most."""
+        size = self.slice_size or most
+        if size is None or len(batch) <= size:
             return function(batch)
-        return torch.cat([function(one) for one in batch.split(self.slice_size)])
+        return torch.cat([function(one) for one in batch.split(size)])
+
+    def _images_at_once(self, codes: Tensor) -> int | None:
+        """How many images of codes (B, d, G, G) are decoded in about `DECODING_MEMORY`; None: all.
+
+        Training needs all activations anyway, and a compiled graph shapes that stay.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        # Four tensors of the widest layer at full size live at once.
+        pixels = codes.shape[-2] * codes.shape[-1] * self.downsample**2
+        numbers = 4 * pixels * max(self.config["block_out_channels"][:2])
+        return max(1, DECODING_MEMORY // (numbers * codes.element_size()))
 
     @overload
     def encode(self, pixels: Tensor, return_dict: Literal[True] = True) -> VQEncoderOutput: ...
@@ -360,7 +376,7 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
             return self.decoder(self.post_quant_conv(some).to(self.dtype))
 
         with self._arithmetic(codes.device):
-            return self._in_slices(pictures, codes)
+            return self._in_slices(pictures, codes, self._images_at_once(codes))
 
     def forward(self, pixels: Tensor, return_dict: bool | None = None) -> Any:
         """Reconstruction (B, 3, H, W) of pixels (B, 3, H, W); `return_dict` as for `decode`."""
