@@ -127,8 +127,8 @@ def table(found: dict[str, dict]) -> list[str]:
             spread = f" ± {np.std(ends, ddof=1):.3f}" if len(ends) > 1 and key == "ids" else ""
             cells.append("" if np.isnan(value) else f"{value:.3f}{spread}")
         reached = [s for s in one["steps"] if s is not None]
-        texts = ["not reached", ""]
-        if reached and len(reached) == len(one["steps"]):
+        texts = ["100%", "100%"] if method == "flat" else ["not reached", ""]
+        if method != "flat" and reached and len(reached) == len(one["steps"]):
             share = np.mean(reached) / flat["steps"]
             spread = f"; {min(reached):.0f} to {max(reached):.0f}" if len(reached) > 1 else ""
             texts = [f"{np.mean(reached):.0f} ({share:.0%}{spread})"]
