@@ -213,9 +213,9 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
         elif isinstance(part, nn.Linear) and not is_optimized(part):
             exchange(part, make_product(part, weights), (part,))
     # Blocks whose layers are ours; wrapped ones go on by their own code.
-    # A file that came with weights from the Hub may be where numba is not.
+    # A file that came with weights from the Hub may be where this package is not.
     blocks = [part for part in model.modules() if isinstance(part, Block)]
-    if not blocks or importlib.util.find_spec("numba") is None:
+    if not blocks or importlib.util.find_spec("codeclade") is None:
         return
     for block in blocks:
         joined, attention = block.feed_forward.forward, block.attention
@@ -226,10 +226,11 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
 
 
 def compiled_steps(dtype: torch.dtype) -> dict[str, Callable]:
-    """The functions of _small_steps.py; numba is imported here, not with the package."""
-    from ._small_steps import compiled_for
+    """The functions of _small_steps.py; numba is imported here, not with the package.
 
-    return compiled_for(dtype)
+    By name, because a file that came with weights from the Hub has no neighbors.
+    """
+    return importlib.import_module("codeclade.components._small_steps").compiled_for(dtype)
 
 
 def check_form(model: nn.Module, weights: str) -> None:
