@@ -16,8 +16,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
+from numba import cfunc, njit, types
 from numba.extending import overload
+from numba.np.numpy_support import carray
 
 VECTORS = {"reassoc", "contract", "nsz"}  # what lets sums run in vector lanes
 
