@@ -54,14 +54,6 @@ class RoundedProduct:
         """Keep W, given in float32."""
         raise NotImplementedError
 
-    def few(self, rows: Tensor) -> Tensor:
-        """The product (M, N) of a few rows (M, K), in the kernel that takes them one by one."""
-        raise NotImplementedError
-
-    def weight_again(self) -> Tensor:
-        """W (N, K) as it is after rounding."""
-        raise NotImplementedError
-
     def __call__(self, x: Tensor) -> Tensor:
         """The product (..., N) of x (..., K)."""
         check_input(x, self.dtype)
@@ -72,6 +64,14 @@ class RoundedProduct:
         product = self.few(rows.contiguous())
         product = product if self.bias is None else product + self.bias
         return product.unflatten(0, x.shape[:-1])
+
+    def few(self, rows: Tensor) -> Tensor:
+        """The product (M, N) of a few rows (M, K), in the kernel that takes them one by one."""
+        raise NotImplementedError
+
+    def weight_again(self) -> Tensor:
+        """W (N, K) as it is after rounding."""
+        raise NotImplementedError
 
 
 class Int8Product(RoundedProduct):
