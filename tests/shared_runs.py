@@ -57,6 +57,7 @@ def launched(script: Path, folder: Path, *arguments: object) -> list[dict]:
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }  # fmt: skip
     command = [sys.executable, str(script), *map(str, arguments)]
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "stderr").open("w") as lines:
         processes = [
             subprocess.Popen(
