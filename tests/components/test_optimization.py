@@ -8,7 +8,13 @@ import torch
 from builders import SCHEMES, build_pipeline, build_scheme, build_transformer
 from codeclade import CodecladePipeline
 from codeclade.components.image_cache import ImageCache
-from codeclade.components.optimization import FORMS, StepBlock, has_bfloat16_products, optimize
+from codeclade.components.optimization import (
+    FEW_ROWS,
+    FORMS,
+    StepBlock,
+    has_bfloat16_products,
+    optimize,
+)
 
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16_products(), reason="this processor has no products of bfloat16"
@@ -61,33 +67,25 @@ def test_an_optimized_pipeline_makes_images(weights):
     assert pipe([1, 2], output_type="pt").images.shape == (2, 3, 16, 16)
 
 
-def test_int8_rounds_to_the_nearest_of_255_steps():
-    layer = torch.nn.Linear(40, 30, bias=True).to(torch.bfloat16)
-    x = torch.randn(20, 40, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    weight, bias = layer.weight.detach().float(), layer.bias.detach().float()
-    optimize(layer, "int8")
-    for rows in (x[:1], x[:3], x):  # the kernel of few rows, and the product of many
-        with torch.no_grad():
-            found = layer(rows).float()
-        step = weight.abs().amax(1) / 127
-        exact = rows.float() @ weight.T + bias
-        bound = rows.float().abs().sum(1, keepdim=True) * step / 2 + 0.02 * exact.abs() + 0.02
-        assert ((found - exact).abs() < bound).all()
-
-
-def test_int4_rounds_to_the_nearest_of_16_steps():
+@pytest.mark.parametrize("weights, levels, group", [("int8", 255, 64), ("int4", 16, 32)])
+def test_rounded_weights_are_the_nearest_of_their_steps(weights, levels, group):
+    """Half a step of error in every weight (0.6 with a rounded scale) bounds that of a product."""
     layer = torch.nn.Linear(64, 32, bias=True).to(torch.bfloat16)
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     weight, bias = layer.weight.detach().float(), layer.bias.detach().float()
-    optimize(layer, "int4")
+    groups = weight.unflatten(1, (-1, group))  # that share a scale
+    least = -groups.abs().amax(-1) if weights == "int8" else groups.amin(-1)
+    most = groups.abs().amax(-1) if weights == "int8" else groups.amax(-1)
+    step = (most - least) / (levels - 1)  # (N, groups)
+    half = 0.5 if weights == "int8" else 0.6
+    optimize(layer, weights)
+    assert len(x) > FEW_ROWS
     for rows in (x[:1], x[:3], x):  # the kernel of few rows, and the product of many
         with torch.no_grad():
             found = layer(rows).float()
-        groups = weight.unflatten(1, (2, 32))
-        step = (groups.amax(-1) - groups.amin(-1)) / 15  # (32, 2)
         exact = rows.float() @ weight.T + bias
-        sizes = rows.float().abs().unflatten(1, (2, 32)).sum(-1)  # (M, 2)
-        bound = 0.6 * sizes @ step.T + 0.02 * exact.abs() + 0.02
+        sizes = rows.float().abs().unflatten(1, (-1, group)).sum(-1)  # (M, groups)
+        bound = half * sizes @ step.T + 0.02 * exact.abs() + 0.02
         assert ((found - exact).abs() < bound).all()
 
 

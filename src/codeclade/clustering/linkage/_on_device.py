@@ -24,14 +24,12 @@ BLOCK = 2**26  # numbers in what is made of the matrix at once: 512 MiB
 ROOM = 12  # bytes for each entry of the matrix: 8, a quarter more to make it smaller, and blocks
 
 
-def open_device(name: str | None) -> torch.device | None:
-    """The device of that name where it is another than the processor, else None.
+def open_device(name: str) -> torch.device:
+    """The device of that name.
 
     Raises:
         ValueError: there is no such device here, or it has no float64.
     """
-    if name is None or name == "cpu":
-        return None
     try:
         device = torch.device(name)
         torch.zeros(1, dtype=torch.float64, device=device)
