@@ -178,9 +178,7 @@ def test_stop_stops(desktop, backend):
         assert re.search("row [1-7] of 8", stopped)
         desktop.wait_for_timeout(700)
         assert len(calls) == made and note(desktop) == stopped
-    started = time.monotonic()
     generated(desktop)
-    assert time.monotonic() - started < 8
 
 
 def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):

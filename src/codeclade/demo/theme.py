@@ -24,7 +24,10 @@ CSS = """
 /* Galleries as high as their pictures, captions below. */
 .cards img, .codes img { image-rendering: pixelated; }
 .pictures .grid-wrap { min-height: 0 !important; max-height: none !important; overflow: visible; }
-.pictures .grid-container { padding-top: 0 !important; align-items: start; }
+.pictures .grid-container {
+  padding-top: 0 !important; align-items: start; grid-auto-rows: auto !important;
+}
+.pictures .grid-wrap > .icon-button-wrapper { top: -36px; }  /* beside the label */
 .pictures .thumbnail-item { aspect-ratio: auto; height: auto; background: none; }
 .pictures .thumbnail-item img { height: auto; }
 .pictures .caption-label {

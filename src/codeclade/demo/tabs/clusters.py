@@ -250,7 +250,7 @@ class Clusters:
                     format="png",
                     interactive=False,
                     height=384,
-                    buttons=["download", "fullscreen"],
+                    buttons=[],  # they would lie on tokens
                 )
         note = gr.Markdown(label="Summary", elem_classes="note")
         codes = pictures("Its cluster", 12, "codes", allow_preview=False, elem_id="region-codes")

@@ -75,7 +75,11 @@ def seed_row(value: int = 7) -> gr.Number:
 
 
 def pictures(label: str, columns: int, kind: str = "few", **settings) -> gr.Gallery:
-    """A gallery that downloads PNG; `kind` is a class of the style sheet."""
+    """A gallery that downloads PNG; `kind` is a class of the style sheet.
+
+    Cards and codes, to be clicked on, have no buttons.
+    """
+    buttons = ["download", "download_all", "fullscreen"] if kind in ("few", "many") else []
     return gr.Gallery(
         label=label,
         columns=columns,
@@ -83,7 +87,7 @@ def pictures(label: str, columns: int, kind: str = "few", **settings) -> gr.Gall
         object_fit="contain",
         height="auto",
         interactive=False,
-        buttons=["download", "download_all", "fullscreen"],
+        buttons=buttons,
         elem_classes=["pictures", kind],
         **settings,
     )

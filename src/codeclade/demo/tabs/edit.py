@@ -36,10 +36,12 @@ EXPLANATION = (
 
 
 def example_drawing() -> tuple[Image.Image, Image.Image]:
-    """The example photo, and paint on the middle of it."""
+    """The example photo, and paint on the cup."""
     photo = Image.open(PHOTO).resize((CANVAS, CANVAS))
     layer = Image.new("RGBA", photo.size)
-    ImageDraw.Draw(layer).ellipse([CANVAS // 4, CANVAS // 4, CANVAS // 2, CANVAS // 2], fill=PAINT)
+    eighth = CANVAS // 8
+    cup = [2 * eighth, eighth, 6 * eighth - 1, 4 * eighth - 1]  # whole cells of a grid of 8
+    ImageDraw.Draw(layer).ellipse(cup, fill=PAINT)
     return photo, layer
 
 
