@@ -31,7 +31,8 @@ FLAGS = {
     "--size --out",
     "evaluate": "--data --split --features --images --classes --seed --guidance-scale "
     "--guidance-schedule --temperature --top-k --top-p --size --batch-size --out --npz "
-    "--samples-only --likelihood --fetch-lpips --search --search-images --write-defaults --device "
+    "--parquet --samples-only --likelihood --fetch-lpips --search --search-images "
+    "--write-defaults --device "
     "--plain-resize --draws --judge --prompts --clip --text-encoder --quick",
     "compare": "--allow",
     "convert": "",

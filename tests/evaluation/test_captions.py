@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -31,7 +32,9 @@ def records(folder) -> dict[str, dict]:
 def test_a_clip_score_needs_no_photographs(given, tmp_path, capsys):
     npz = tmp_path / "images.npz"
     command = [*given, "--images", "2", "--clip", str(tmp_path / "clip")]
-    assert main([*command, "--npz", str(npz)]) == 0
+    parquet = tmp_path / "images.parquet"
+    assert main([*command, "--npz", str(npz), "--parquet", str(parquet)]) == 0
+    assert pq.read_table(parquet)["prompt"].to_pylist() == [x for x in PROMPTS for _ in range(2)]
     record = records(tmp_path / "captioned")["CLIP score"]
     # By hand: every prompt twice, each image with its own seed, then CLIP.
     texts = [text for text in PROMPTS for _ in range(2)]

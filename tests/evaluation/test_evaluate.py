@@ -172,7 +172,7 @@ def test_scales_and_schedules_are_read_from_text():
 
 
 def test_numbers_that_came_with_the_package_stay(saved):
-    given = {"out": None, "npz": None, "quick": False}
+    given = {"out": None, "npz": None, "parquet": None, "quick": False}
     assert _places(Namespace(source=bundled(), **given))[0] == Path("evaluation.json")
     assert _places(Namespace(source=str(saved), **given))[0] == saved / "evaluation.json"
 

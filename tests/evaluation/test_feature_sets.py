@@ -9,8 +9,10 @@ from codeclade.evaluation.feature_sets import (
     FeatureSet,
     check_network,
     jackknife_error,
+    neighbor_errors,
     scores,
     set_distances,
+    share_error,
 )
 from codeclade.metrics.distances import frechet_distance, kernel_distance
 from codeclade.metrics.networks import NetworkOutput
@@ -57,7 +59,10 @@ def test_distances_are_those_of_all_features_at_once():
     spatial = frechet_distance(network(a).spatial, network(b).spatial)
     assert found["spatial FD-Linear"].value == pytest.approx(spatial, rel=1e-6)
     assert found["KID-Linear"].value == pytest.approx(kernel_distance(x, y), rel=1e-9)
-    assert found["KID-Linear"].standard_error > 0 and found["FD-Linear"].standard_error > 0
+    assert all(one.standard_error > 0 for one in found.values())
+    quicker = set_distances(filled(a), filled(b), errors=False)
+    assert [one.value for one in quicker] == [one.value for one in found.values()]
+    assert {one.standard_error for one in quicker} == {None}
     for name, value in precision_recall(y, x).items():
         assert found[f"{name.capitalize()}-Linear"].value == value
     same = {one.name: one.value for one in set_distances(filled(a), filled(a, batch=13))}
@@ -77,6 +82,29 @@ def test_a_standard_error_is_the_spread_over_many_sets(distance):
     found = torch.tensor(errors).square().mean().sqrt().item()
     assert 0.8 * spread < found < 1.6 * spread  # rather too large, as jackknives are
     assert jackknife_error(distance, a[:19], b) is None
+
+
+def test_errors_of_neighbors_are_the_spread_over_many_sets(monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    values, errors, parts = [], [], []
+    for _ in range(40):
+        a = torch.randn(120, 8, generator=draws)
+        b = 0.8 * torch.randn(120, 8, generator=draws) + 0.2
+        values.append(list(precision_recall(a, b).values()))
+        errors.append(list(neighbor_errors(a, b).values()))
+        with monkeypatch.context() as few:
+            few.setattr(feature_sets, "ERROR_ROWS", 60)
+            parts.append(list(neighbor_errors(a, b).values()))
+    spread = torch.tensor(values).std(0)
+    for said in (errors, parts):  # rather too large, as jackknives are
+        found = torch.tensor(said).square().mean(0).sqrt()
+        assert ((0.9 * spread < found) & (found < 2 * spread)).all(), (spread, found)
+
+
+def test_a_share_is_never_certain():
+    assert share_error(0.5, 400) == pytest.approx(0.025)
+    assert [share_error(x, 16) for x in (0.0, 1.0)] == pytest.approx([0.0573] * 2, abs=1e-4)
+    assert share_error(0.676, 1024) == pytest.approx(0.0146, abs=1e-4)
 
 
 def test_two_halves_are_the_whole():

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from codeclade.cli import main
+from codeclade.data.images import load_images
 from codeclade.evaluation import sampling
 from codeclade.evaluation.sampling import SampleParts, Sampling
+from evaluation.conftest import CLASSES
 
 
 def made(pipe, folder, batch_size=32, processes=1, **changes) -> torch.Tensor:
@@ -97,6 +99,21 @@ def test_the_npz_file_is_what_adm_reads(tiny_pipeline, tmp_path, monkeypatch):
     assert rows.shape == (15, 16, 16, 3) and rows.dtype == np.uint8
     images = torch.cat([images for images, _ in parts.batches()])
     assert np.array_equal(rows, images.permute(0, 2, 3, 1).numpy())
+
+
+def test_the_parquet_file_is_data(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "PART", 4)
+    (tmp_path / "samples").mkdir()
+    files = {"--npz": tmp_path / "images.npz", "--parquet": tmp_path / "samples" / "test.parquet"}
+    command = ["evaluate", str(saved), "--images", "3", "--samples-only", "--device", "cpu"]
+    assert main([*command, *(str(word) for pair in files.items() for word in pair)]) == 0
+    with np.load(files["--npz"]) as file:
+        rows = file["arr_0"]
+    images = load_images(str(tmp_path / "samples"), "test", 16, whole=True)
+    names = [images.class_names[i] for i in images.labels]
+    assert names == [name for name in CLASSES for _ in range(3)]
+    found = [np.asarray(images.photograph(i)) for i in range(15)]
+    assert np.array_equal(np.stack(found), rows)
 
 
 @pytest.mark.slow  # three processes that import everything

@@ -66,7 +66,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not tokenizer:
         check_captions(arguments, takes_captions(arguments.source))
     # Places are checked, and what is lost is said, before the work.
-    out, npz = _places(arguments)
+    out, images = _places(arguments)
     kept = out.is_file() and not (arguments.samples_only or arguments.quick)
     if kept:
         say(f"this replaces the numbers in {out}; --out FILE keeps them", sys.stderr)
@@ -80,7 +80,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     elif arguments.likelihood:
         measured = _likelihood(arguments, out)
     else:
-        measured = _pipeline(arguments, out, npz)
+        measured = _pipeline(arguments, out, images)
     if measured is not None:  # not of samples alone, nor on processes that only helped to sample
         save(measured, out)
 
@@ -115,11 +115,12 @@ def is_tokenizer(source: str) -> bool:
         return False
 
 
-def _places(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
-    """Where numbers and images go.
+def _places(arguments: argparse.Namespace) -> tuple[Path, dict[str, Path]]:
+    """Where numbers and images go, these by kind of file.
 
     Raises:
         ValueError: a folder that is not there, or a first look in place of an evaluation.
+        ImportError: what writes a Parquet file is not here.
     """
     from .. import bundled
     from ..data.records import EvaluationRecord
@@ -131,11 +132,14 @@ def _places(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
     out = Path(arguments.out or folder / ("evaluation-quick.json" if arguments.quick else whole))
     if arguments.quick and out.name == whole:
         raise ValueError(f"--out {out} is of whole evaluations; give a first look another name.")
-    npz = Path(arguments.npz) if arguments.npz else None
-    for path in filter(None, (out, npz)):
+    given = {"npz": arguments.npz, "parquet": arguments.parquet}
+    images = {kind: Path(file) for kind, file in given.items() if file}
+    if "parquet" in images:
+        import datasets  # noqa: F401  # where it is missing, that is said before the work
+    for path in (out, *images.values()):
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {path.parent} for {path.name}; give --out FILE.")
-    return out, npz
+    return out, images
 
 
 def _lpips():
@@ -148,10 +152,12 @@ def _lpips():
     return load_lpips("vgg")
 
 
-def _say_plan(out: Path, quick: bool, *lines) -> None:
+def _say_plan(out: Path | None, quick: bool, *lines) -> None:
     """Print what will be done: photographs, the lines of a plan, and where the numbers go."""
+    told = [str(line) for line in lines if line]
     about = " (a first look, no evaluation)" if quick else ""
-    print("\n".join([*(str(line) for line in lines if line), f"  write        {out}{about}"]))
+    told += [f"  write        {out}{about}"] if out else []
+    print("\n".join(told))
 
 
 def _tokenizer(arguments: argparse.Namespace, out: Path):
@@ -190,7 +196,7 @@ def _likelihood(arguments: argparse.Namespace, out: Path):
     return measure_likelihood(pipe, codes, name, batch_size=arguments.batch_size)
 
 
-def _pipeline(arguments: argparse.Namespace, out: Path, npz: Path | None):
+def _pipeline(arguments: argparse.Namespace, out: Path, files: dict[str, Path]):
     """Sample on all processes; measure on the first one, so that no number depends on how many."""
     import torch
     from accelerate import PartialState
@@ -225,7 +231,8 @@ def _pipeline(arguments: argparse.Namespace, out: Path, npz: Path | None):
         lines = [photographs, *_plan(pipe, sampling, photographs, network, lpips, clip, quick)]
         points = len(search_points(arguments.search)) if arguments.search else 0
         lines += [f"  search       {points:,} points, before these images"] if points else []
-        _say_plan(npz if arguments.samples_only else out, quick, *lines)
+        lines += [f"  write        {path}" for path in files.values()]
+        _say_plan(None if arguments.samples_only else out, quick, *lines)
     judge = None  # on all processes, as each keeps its own images
     if sampling.draws > 1:
         name = arguments.judge or arguments.features
@@ -235,14 +242,16 @@ def _pipeline(arguments: argparse.Namespace, out: Path, npz: Path | None):
         found = (photographs, network, judge)
         sampling = _search(arguments, pipe, sampling, folder, state, found)
     # Every process samples its share into files; the first one goes on alone with all of them.
-    parts = SampleParts(npz.parent if npz else folder, pipe, sampling, judge)
+    beside = next((path.parent for path in files.values()), folder)
+    parts = SampleParts(beside, pipe, sampling, judge)
     parts.make(arguments.batch_size, state.process_index, state.num_processes)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    if npz:
-        parts.write_npz(npz)
-        print(f"saved {npz} ({len(parts):,} images)")
+    writers = {"npz": parts.write_npz, "parquet": parts.write_parquet}
+    for kind, path in files.items():
+        writers[kind](path)
+        print(f"saved {path} ({len(parts):,} images)")
     measured = None
     if not arguments.samples_only:
         lpips = lpips and lpips.to(pipe.device)

@@ -8,8 +8,10 @@ from .captions import FLAGS
 from .sampling_flags import parse_scale, parse_schedule, sampling_arguments, sampling_settings
 
 ONLY_SAMPLING = ("images", "classes", "guidance_scale", "guidance_schedule", "temperature",
-                 "top_k", "top_p", "npz", "search", "draws", "judge", *FLAGS)  # fmt: skip
-NOT_QUICK = ("images", "draws", "npz", "samples_only", "likelihood", "search", "fetch_lpips")
+                 "top_k", "top_p", "npz", "parquet", "search", "draws", "judge",
+                 *FLAGS)  # fmt: skip
+NOT_QUICK = ("images", "draws", "npz", "parquet", "samples_only", "likelihood", "search",
+             "fetch_lpips")  # fmt: skip
 
 
 def add_flags(parser: VerbParser) -> None:
@@ -59,7 +61,14 @@ def add_flags(parser: VerbParser) -> None:
     )
     output.add_argument("--npz", metavar="FILE", help="also keep the images for ADM's evaluator")
     output.add_argument(
-        "--samples-only", action="store_true", help="write --npz and measure nothing"
+        "--parquet",
+        metavar="FILE",
+        help="also keep the images with their classes or prompts, as load_dataset reads them",
+    )
+    output.add_argument(
+        "--samples-only",
+        action="store_true",
+        help="write --npz or --parquet and measure nothing",
     )
     output.add_argument("--batch-size", type=int, default=32, metavar="B", help="default 32")
     output.add_argument("--device", help="default: cuda where available, else cpu")
@@ -144,8 +153,8 @@ def check_flags(arguments: argparse.Namespace, tokenizer: bool) -> None:
     # Flags that need another one to mean anything.
     if arguments.plain_resize and not arguments.size:
         raise ValueError("--plain-resize needs --size S.")
-    if arguments.samples_only and not arguments.npz:
-        raise ValueError("--samples-only needs --npz FILE to write to.")
+    if arguments.samples_only and not (arguments.npz or arguments.parquet):
+        raise ValueError("--samples-only needs --npz FILE or --parquet FILE to write to.")
     if not (arguments.likelihood or arguments.samples_only):
         if not (arguments.data or arguments.clip):
             raise ValueError("--data is needed: photographs to measure against.")

@@ -32,6 +32,9 @@ from .resize import sized_batches
 SAMPLE = 16  # photographs that name an entry
 CHUNK = 4096  # images whose sums are taken at once
 HALVES = ("even", "odd")
+# Names in an entry, and of the attributes of a FeatureSet that hold rows and their sums.
+KINDS = {"features": ("rows", "statistics"), "spatial": ("spatial_rows", "spatial")}
+LAYOUT = 2  # of entries; those of another one are not found
 
 
 class PhotographSets:
@@ -93,7 +96,7 @@ class PhotographSets:
         labels = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
         device = next(self.network.parameters()).device.type
         versions = [__version__, torch.__version__, device]
-        done = [images.image_size, self.size, self.classes, labels, *versions]
+        done = [images.image_size, self.size, self.classes, labels, LAYOUT, *versions]
         data = f"{len(images)} {sample.hexdigest()}"
         return cache_key(data, json.dumps(done), self.network.fingerprint)
 
@@ -118,20 +121,20 @@ class PhotographSets:
         half.count, half.correct = count, correct
         if not count:
             return half
-        # Sums that were stored, because not all features were.
-        half.rows = list(tensors[f"{name}.features"])
-        for kind in ("statistics", "spatial"):
+        for kind, (rows, statistics) in KINDS.items():
+            features = tensors.get(f"{name}.{kind}")
+            if features is None:
+                continue
+            found = FeatureStatistics(features.shape[1], self.network.fingerprint)
+            # Sums that were stored, because not all features were; else exact in any order.
             if f"{name}.{kind}.sums" in tensors:
-                sums = tensors[f"{name}.{kind}.sums"]
-                found = FeatureStatistics(sums.shape[1], self.network.fingerprint)
-                found.sums, found.count = sums, count
+                found.sums, found.count = tensors[f"{name}.{kind}.sums"], count
                 found.moments = tensors[f"{name}.{kind}.moments"]
-                setattr(half, kind, found)
-        if half.statistics is None:  # all features were kept: their sums are exact in any order
-            features = tensors[f"{name}.features"]
-            half.statistics = FeatureStatistics(features.shape[1], self.network.fingerprint)
-            for some in features.split(CHUNK):
-                half.statistics.update(some)
+            else:
+                for some in features.split(CHUNK):
+                    found.update(some)
+            setattr(half, rows, list(features))
+            setattr(half, statistics, found)
         return half
 
     def _write(self) -> None:
@@ -140,13 +143,13 @@ class PhotographSets:
         for name, half in zip(HALVES, self.halves, strict=True):
             if not half.count:
                 continue
-            tensors[f"{name}.features"] = half.features
-            # Sums take 65 MB for 1,280 features, so only those that `_half` cannot make again.
-            kinds = {"spatial": half.spatial}
-            if half.count > len(half.rows):
-                kinds["statistics"] = half.statistics
-            for kind, found in kinds.items():
-                if found is not None:
+            for kind, (rows, statistics) in KINDS.items():
+                kept, found = getattr(half, rows), getattr(half, statistics)
+                if found is None:
+                    continue
+                tensors[f"{name}.{kind}"] = torch.stack(kept)
+                # Sums take 65 MB for 1,280 features, so only those that `_half` cannot make again.
+                if half.count > len(kept):
                     tensors[f"{name}.{kind}.sums"] = found.sums
                     tensors[f"{name}.{kind}.moments"] = found.moments
         # A digest of what is stored: a damaged file is noticed and made again.

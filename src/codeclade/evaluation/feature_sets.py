@@ -3,7 +3,7 @@
 A set is built batch by batch in bounded memory: exact sums for the Fréchet distance, however many
 images there are, and the features themselves of at most 50,000 images for what needs neighbors.
 
-Shapes: B images, n images kept, D features, C classes of the network.
+Shapes: B images, n images kept, D features, S spatial features, C classes of the network.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,10 @@ NETWORKS = {
 # Networks whose weights the user names.
 GIVEN = {"inception": Inception.from_file, "dinov2": Dinov2}
 ALLOWED = f"{', '.join(NETWORKS)}, dinov2=MODEL or inception=FILE"
-KEPT = 50_000  # images whose features are kept: 410 MB of Inception's
+KEPT = 50_000  # images whose features are kept: 410 MB of Inception's, and as much for sFID
 SUBSETS, SUBSET = 100, 1000  # of KID as published, where there are images enough
-GROUPS = 10  # of images, left out in turn for standard errors of distances
+GROUPS = 10  # of images, left out in turn for standard errors
+ERROR_ROWS = 10_000  # images of a set at most from which errors of precision and the like are taken
 SCORE_SPLITS = 10  # parts of the Inception Score
 
 
@@ -79,6 +80,7 @@ class FeatureSet:
         self.statistics: FeatureStatistics | None = None
         self.spatial: FeatureStatistics | None = None
         self.rows: list[Tensor] = []  # n x (D,)
+        self.spatial_rows: list[Tensor] = []  # n x those of sFID
         self.logits: list[Tensor] = []  # n x (C,)
         self.draws = torch.Generator().manual_seed(0)
 
@@ -96,7 +98,9 @@ class FeatureSet:
         self.statistics.update(features)
         if self.spatial is not None:
             self.spatial.update(output.spatial)
-        logits = None if output.logits is None else output.logits.float().cpu()
+        logits, spatial = (
+            None if x is None else x.float().cpu() for x in (output.logits, output.spatial)
+        )
         # The largest logit among the classes asked for, not among all thousand.
         if self.classes is not None:
             chosen = logits[:, self.classes].argmax(1)
@@ -111,13 +115,19 @@ class FeatureSet:
                 if place >= KEPT:
                     continue
             self.rows[place : place + 1] = [row.clone()]  # not a view, which would hold its batch
-            if logits is not None:
-                self.logits[place : place + 1] = [logits[index].clone()]
+            for kept, found in ((self.logits, logits), (self.spatial_rows, spatial)):
+                if found is not None:
+                    kept[place : place + 1] = [found[index].clone()]
 
     @property
     def features(self) -> Tensor:
         """Features (n, D) that were kept."""
         return torch.stack(self.rows)
+
+    @property
+    def spatial_features(self) -> Tensor:
+        """Spatial features (n, S) that were kept."""
+        return torch.stack(self.spatial_rows)
 
     @property
     def accuracy(self) -> float:
@@ -137,8 +147,8 @@ class FeatureSet:
                     total.merge(theirs)
                 setattr(both, name, total)
         # In turn, so that both sets have their share where not all rows are kept.
-        both.rows = _in_turn(self.rows, other.rows)[:KEPT]
-        both.logits = _in_turn(self.logits, other.logits)[:KEPT]
+        for name in ("rows", "logits", "spatial_rows"):
+            setattr(both, name, _in_turn(getattr(self, name), getattr(other, name))[:KEPT])
         return both
 
 
@@ -167,12 +177,13 @@ class Distance:
 
 
 def set_distances(
-    samples: FeatureSet, reference: FeatureSet, quick: bool = False
+    samples: FeatureSet, reference: FeatureSet, quick: bool = False, errors: bool = True
 ) -> list[Distance]:
     """Everything that compares two sets, of at least two images each.
 
     Args:
         quick: KID alone, whose mean does not depend on the number of images.
+        errors: whether standard errors are wanted too, which take most of the time.
 
     Fréchet distance (of Inception also sFID), KID, precision, recall, density and coverage; the
     last four only where both sets have more images than neighbors are asked for.
@@ -182,28 +193,24 @@ def set_distances(
     kept = f"{len(samples.rows):,} of {samples.count:,} and {len(reference.rows):,} of "
     kept += f"{reference.count:,} images"
     # KID is unbiased, so a first look at few images has it too.
-    kid = _kernel_distance(samples.features, reference.features)
+    kid = _kernel_distance(samples.features, reference.features, errors)
     kid_name = "KID" if published else f"KID-{network.name}"
     if quick:
         return [Distance(kid_name, *kid)]
-    gap = gaussian_distance(samples.statistics.gaussian(), reference.statistics.gaussian())
-    error = jackknife_error(frechet_distance, samples.features, reference.features)
-    found = [Distance(network.distance_name, gap, error, "Fréchet distance, biased by the counts")]
+    found = [_frechet(network.distance_name, samples, reference, errors)]
     # Of Inception also where things are in the image: sFID.
     if samples.spatial is not None:
         name = "sFID" if published else f"spatial {network.distance_name}"
-        gap = gaussian_distance(samples.spatial.gaussian(), reference.spatial.gaussian())
-        found.append(Distance(name, gap, None, "Fréchet distance, biased by the counts"))
+        found.append(_frechet(name, samples, reference, errors, spatial=True))
     found.append(Distance(kid_name, *kid))
     # Shares of images that lie near the other set, which need neighbors.
     if min(len(samples.rows), len(reference.rows)) > NEIGHBORS:
-        values = precision_recall(reference.features, samples.features)
-        sizes = {"recall": len(reference.rows), "coverage": len(reference.rows)}
-        for name, value in values.items():
-            count = sizes.get(name, len(samples.rows))
-            error = None if name == "density" else share_error(value, count)
-            words = f"k = {NEIGHBORS}, {kept}"
-            found.append(Distance(f"{name.capitalize()}-{network.name}", value, error, words))
+        pair = reference.features, samples.features
+        spreads = neighbor_errors(*pair) if errors else {}
+        words = f"k = {NEIGHBORS}, {kept}"
+        for name, value in precision_recall(*pair).items():
+            whole = f"{name.capitalize()}-{network.name}"
+            found.append(Distance(whole, value, spreads.get(name), words))
     return found
 
 
@@ -220,27 +227,65 @@ def scores(samples: FeatureSet) -> list[Distance]:
 
 
 def share_error(share: float, count: int) -> float:
-    """Standard error of a share of `count` independent images."""
+    """Standard error of a share of `count` independent images; as if there were one image more of
+    each kind, so that a share of 0 or 1 is not said to be certain."""
+    share = (share * count + 1) / (count + 2)
     return (share * (1 - share) / count) ** 0.5
 
 
 def jackknife_error(
     distance: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor
 ) -> float | None:
-    """Standard error of a distance of features (n, D) and (m, D): each tenth of both is left out in
-    turn. None where there are too few images."""
+    """As `jackknife_errors`, of one number; None where there are too few images."""
+    return jackknife_errors(lambda *pair: {"": distance(*pair)}, a, b).get("")
+
+
+def jackknife_errors(
+    measure: Callable[[Tensor, Tensor], dict[str, float]], a: Tensor, b: Tensor
+) -> dict[str, float]:
+    """Standard errors of what is measured on features (n, D) and (m, D), by name: each tenth of
+    both is left out in turn. Empty where there are too few images."""
     if min(len(a), len(b)) < 2 * GROUPS:
-        return None
+        return {}
     kept = [[x[torch.arange(len(x)) % GROUPS != group] for x in (a, b)] for group in range(GROUPS)]
-    without = torch.tensor([distance(*pair) for pair in kept], dtype=torch.float64)
-    return float((GROUPS - 1) ** 0.5 * without.std(correction=0))
+    without = [measure(*pair) for pair in kept]
+    values = {name: torch.tensor([x[name] for x in without]).double() for name in without[0]}
+    return {name: float((GROUPS - 1) ** 0.5 * x.std(correction=0)) for name, x in values.items()}
 
 
-def _kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float | None, str]:
+def neighbor_errors(reference: Tensor, samples: Tensor) -> dict[str, float]:
+    """Standard errors of precision, recall, density and coverage of features (n, D) and (m, D).
+
+    They fall with the root of the counts, so of many images those of a part, evenly spread, are
+    taken and made smaller; ten passes over all pairs would take hours.
+    """
+    sets = reference, samples
+    counts = [min(len(x), ERROR_ROWS) for x in sets]
+    some = [x[torch.arange(n) * len(x) // n] for x, n in zip(sets, counts, strict=True)]
+    share = max(n / len(x) for x, n in zip(sets, counts, strict=True))
+    found = jackknife_errors(precision_recall, *some)
+    return {name: share**0.5 * error for name, error in found.items()}
+
+
+def _frechet(
+    name: str, samples: FeatureSet, reference: FeatureSet, errors: bool, spatial: bool = False
+) -> Distance:
+    """The Fréchet distance of all images, with the standard error of those that were kept."""
+    sets = samples, reference
+    sums = [x.spatial if spatial else x.statistics for x in sets]
+    value = gaussian_distance(*(x.gaussian() for x in sums))
+    error = None
+    if errors:
+        rows = [x.spatial_features if spatial else x.features for x in sets]
+        error = jackknife_error(frechet_distance, *rows)
+    return Distance(name, value, error, "Fréchet distance, biased by the counts")
+
+
+def _kernel_distance(a: Tensor, b: Tensor, errors: bool) -> tuple[float, float | None, str]:
     """KID, its standard error and how it was estimated."""
     if min(len(a), len(b)) >= 2 * SUBSET:
         value, spread = kernel_distance_subsets(a, b, SUBSETS, SUBSET)
         error = spread * (SUBSET / min(len(a), len(b))) ** 0.5
         return value, error, f"mean over {SUBSETS} subsets of {SUBSET} images"
-    error = jackknife_error(kernel_distance, a, b)
+    error = jackknife_error(kernel_distance, a, b) if errors else None
     return kernel_distance(a, b), error, "unbiased, all pairs of images"

@@ -335,7 +335,7 @@ def _add_distances(
         return
     network, reference = samples.network, halves[0].joined(halves[1])
     quick = bool(protocol.quick)
-    floors = {one.name: one.value for one in set_distances(halves[1], halves[0], quick)}
+    floors = {one.name: one.value for one in set_distances(*halves[::-1], quick, errors=False)}
     for one in set_distances(samples, reference, quick):
         if prefix and "Fréchet" not in one.estimator:
             continue

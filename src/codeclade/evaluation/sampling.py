@@ -4,12 +4,13 @@ Every image has seeds of its own, functions of its number, so that the set does 
 many processes made it or in which batches. Images are written in parts of 64, each whole or not at
 all; a run that was stopped goes on with the parts that are missing. `write_npz` joins parts to the
 file that ADM's evaluator reads (guided-diffusion, evaluations/evaluator.py): `arr_0`, (N, S, S, 3)
-uint8.
+uint8. `write_parquet` joins them to one that `load_dataset` reads.
 
 Shapes: N images of S pixels a side.
 """
 
 import hashlib
+import io
 import json
 import shutil
 import zipfile
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -240,9 +242,40 @@ class SampleParts:
             for images, _ in self.batches():
                 member.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
+    def write_parquet(self, path: Path) -> None:
+        """Join all parts to rows of `image` (PNG, so exact) and `label`, or `prompt` of a pipeline
+        of captions; memory for one part alone, which is a row group."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from datasets import ClassLabel, Features, Value
+        from datasets import Image as ImageFeature
+
+        # The schema says what the columns are, names of the classes included.
+        prompts = self.sampling.prompts
+        if prompts:
+            name, kind = "prompt", Value("string")
+        elif self.pipe.config.id2label:
+            name, kind = "label", ClassLabel(names=class_names_of(self.pipe))
+        else:
+            name, kind = "label", Value("int64")
+        schema = Features({"image": ImageFeature(), name: kind}).arrow_schema
+        with new_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+            for images, labels in self.batches():
+                rows = [{"bytes": _png(image), "path": None} for image in images]
+                numbers = labels.tolist()
+                values = [prompts.texts[i] for i in numbers] if prompts else numbers
+                writer.write_table(pa.table({"image": rows, name: values}, schema=schema))
+
     def delete(self) -> None:
         """Remove the parts."""
         shutil.rmtree(self.folder)
+
+
+def _png(image: Tensor) -> bytes:
+    """An image (3, S, S) uint8 as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return file.getvalue()
 
 
 def pipeline_fingerprint(pipe: Pipeline) -> str:
