@@ -158,6 +158,7 @@ GRAPHS = {"blocks": 1, "token": 3, "cluster_token": 4}
     [
         ("token", "blocks"),
         ("token", "whole"),
+        pytest.param("semantic_detail", "blocks", marks=pytest.mark.slow),
         pytest.param("cluster_token", "whole", marks=pytest.mark.slow),
     ],
 )

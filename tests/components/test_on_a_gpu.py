@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from builders import REFINERS, SCHEMES, build_parts, build_refiner, build_scheme
@@ -82,6 +83,8 @@ def test_half_precision_keeps_ids_and_stays_finite(scheme, dtype):
 def test_losses_in_half_precision_are_those_of_float32(scheme, dtype):
     model = build_parts(scheme)["transformer"]
     pairs = (2,) if scheme == "semantic_detail" else ()
+    if pairs:  # as after the first steps of a training; heads.py says why zero is too large
+        nn.init.normal_(model.head.combine[0].bias, generator=seeded())
     tokens = torch.randint(12, (2, 16, *pairs), generator=seeded())
     expected = model(tokens[:, :-1], torch.tensor([1, 2]), labels=tokens).loss
     # Tokens and labels may come from the CPU, whatever the model lies on.
@@ -89,8 +92,6 @@ def test_losses_in_half_precision_are_those_of_float32(scheme, dtype):
     loss = model(tokens[:, :-1], torch.tensor([1, 2]), labels=tokens).loss
     assert loss.device.type == DEVICE.type and loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=0.03)
-    if dtype == torch.float16:
-        return  # whose gradients need a scale, as training gives them
     loss.backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
@@ -118,7 +119,9 @@ def test_slices_decode_to_the_same_images():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_compiled_calls_neither_recompile_nor_record_again(scheme, way):
     """With CUDA graphs, where calls after the second replay what is there."""
-    # The prefix, a token, and the head of every stage; or one for all blocks.
+    # The prefix, a token, and the head of every stage, twice where it knows its place; or one for
+    # all blocks.
+    most = 6 if scheme == "semantic_detail" else 4
     pipe = build_scheme(scheme).to(DEVICE)
 
     def ids(seed: int) -> torch.Tensor:
@@ -138,6 +141,6 @@ def test_compiled_calls_neither_recompile_nor_record_again(scheme, way):
     graphs = dict(counters["stats"])
     with torch._dynamo.config.patch(error_on_recompile=True):
         found += [ids(2), ids(3)]
-    assert dict(counters["stats"])["unique_graphs"] == graphs["unique_graphs"] <= 4
+    assert dict(counters["stats"])["unique_graphs"] == graphs["unique_graphs"] <= most
     assert not counters["graph_break"] and not counters["inductor"]["cudagraph_skips"]
     assert all(map(alike, found, expected))

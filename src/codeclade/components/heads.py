@@ -204,6 +204,10 @@ def neighbor_table(grid_size: int, window: int, device: torch.device) -> Tensor:
         return neighbors(torch.arange(grid_size**2, device=device), grid_size, window)
 
 
+class HeadBlock(Block):
+    """A block of a head, run on one to three tokens: `compile_repeated_blocks` leaves it out."""
+
+
 class SemanticDetailHead(nn.Module):
     """IAR2's head: blocks over [local context g, hidden state h, semantic code E1(k)], causal.
 
@@ -218,6 +222,9 @@ class SemanticDetailHead(nn.Module):
         super().__init__()
         self.config, width = config, config.hidden_size
         # Hidden states of the neighbors that are known: rows above, and those before in the row.
+        # The first cell has none, so its context is zero until the biases have moved, and the norm
+        # of every block multiplies its gradient by up to 1 / sqrt(eps): large at the start of a
+        # training (clipped; one step is enough), infinite in float16 where weights are large too.
         count = 2 * config.head_window * (config.head_window + 1)
         self.compress = nn.Sequential(
             nn.Linear(width, width // 4),
@@ -230,7 +237,7 @@ class SemanticDetailHead(nn.Module):
             nn.Linear(2 * width, width, bias=False),
         )
         # Blocks of its own, then an output for the semantic and one for the detail code.
-        blocks = (Block(config, i, plain=True) for i in range(config.head_layers))
+        blocks = (HeadBlock(config, i, plain=True) for i in range(config.head_layers))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(width, config.rms_norm_eps)
         for name, size in (("semantic", config.coarse_vocab_size), ("detail", config.vocab_size)):

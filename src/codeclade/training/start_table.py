@@ -50,12 +50,13 @@ def start_table(
     if images is not None:
         counted = f"{images:,} images"
         batches = f"{steps * batch_size / max(1, images):,.1f} epochs of {batches}"
+    left = batches if first < steps else "nothing left to train; more steps= go on from here"
     tokens_line = [("tokens", f"{tokens:,} an image, {images * tokens:,}")] if tokens else []
     rows = [
         ("data", f"{source}: {counted}, {classes:,} classes; {held_out:,} for validation"),
         *tokens_line,
         ("device", f"{processes} x {device}, precision {precision}"),
-        ("steps", f"{first:,} of {steps:,} done, {batches}"),
+        ("steps", f"{first:,} of {steps:,} done, {left}"),
         ("batch", f"{processes} x {passes} passes x {batch_size // (processes * passes)} images"),
         *((f"  {name}", described) for name, described in parts(model)),
         ("memory", memory_line(model, averaged, shards, activations)),
