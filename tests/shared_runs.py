@@ -264,7 +264,7 @@ LIVELY_RUNS = {
         context_noise_clusters=8,
     ),
     "pairs": lively(
-        scheme="semantic_detail", embedding_prior="tree", alignment_weight=0.1,
+        scheme="semantic_detail", embedding_prior="context", alignment_weight=0.1,
         tree_loss_weight=0.1, context_noise="uniform",
     ),
     "low_rank_pairs": lambda folder: low_rank(

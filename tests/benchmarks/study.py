@@ -34,7 +34,8 @@ CURVE_IMAGES = 10  # validation images a class that are measured
 RATES = ("1e-3", "2e-3", "4e-3")
 SEEDS = 3
 MAIN = (
-    "flat", "prior-both", "prior-tree", "masc-half", "prior-codebook", "prior-random-tree",
+    "flat", "prior-context", "prior-both", "prior-tree", "masc-half", "prior-codebook",
+    "prior-random-tree",
 )  # fmt: skip
 
 
@@ -76,6 +77,7 @@ METHODS = {
     "prior-tree": Method(None, ("embedding_prior=tree",)),
     "prior-codebook": Method(None, ("embedding_prior=codebook",)),
     "prior-both": Method(None, ("embedding_prior=both",)),
+    "prior-context": Method(None, ("embedding_prior=context",)),
     "prior-both-tree-loss": Method(None, ("embedding_prior=both", "tree_loss_weight=1.0")),
     "prior-both-noise": Method(None, ("embedding_prior=both", "context_noise=cluster")),
     "prior-both-masc-half": Method("masc-half", ("embedding_prior=both",)),

@@ -205,7 +205,7 @@ def generator(folder: Path) -> dict:
         write_codes(folder / "codes", vq_model)
     accelerator.wait_for_everyone()
     recipe = replace(
-        RECIPE, dropout=0.0, class_dropout=0.0, embedding_prior="both", tree_loss_weight=0.3,
+        RECIPE, dropout=0.0, class_dropout=0.0, embedding_prior="context", tree_loss_weight=0.3,
         steps=6, batch_size=8, gradient_accumulation_steps=2, sample_every=3, use_best=True,
     )  # fmt: skip
     train_generator(recipe, folder / "codes", vq_model, None, folder / "run")

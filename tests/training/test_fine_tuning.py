@@ -126,7 +126,7 @@ def test_a_source_that_does_not_fit_is_refused(tmp_path, changes, words):
         load_source(folder, fresh(**changes).config)
 
 
-@pytest.mark.parametrize("prior", ["none", "both"])
+@pytest.mark.parametrize("prior", ["none", "context"])
 def test_a_fine_tuning_run_starts_at_the_sources_loss(tmp_path, capsys, prior):
     """Also with an embedding prior, which then starts as the function that the source is."""
     pipe = build_scheme("token")
@@ -195,7 +195,7 @@ def test_the_best_weights_end_a_generators_run(tmp_path):
     assert pipe.transformer.token_embedding.weight.isfinite().all()
 
 
-@pytest.mark.parametrize("prior", ["tree", "codebook", "both"])
+@pytest.mark.parametrize("prior", ["tree", "codebook", "both", "context"])
 def test_a_run_with_a_prior_goes_on_from_its_checkpoint(tmp_path, prior):
     _, whole = run(tmp_path, "run", embedding_prior=prior)
     losses, again = run(tmp_path, "run", embedding_prior=prior)

@@ -13,7 +13,12 @@ from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer
 from codeclade.checkpoints.llamagen import LlamaGenGenerator
 from codeclade.training.context_noise import noise_rate
 from codeclade.training.drop_path import add_drop_path
-from codeclade.training.embedding_priors import add_embedding_priors, folded, token_vectors
+from codeclade.training.embedding_priors import (
+    add_embedding_priors,
+    code_vectors,
+    folded,
+    token_vectors,
+)
 from codeclade.training.generator import train_generator
 from codeclade.training.objective import GeneratorObjective, TokenNoise
 from codeclade.training.sparse_head import SparseClusterToken
@@ -24,6 +29,7 @@ LOSSES = {
     "tree prior": {"embedding_prior": "tree"},
     "codebook prior": {"embedding_prior": "codebook"},
     "both priors": {"embedding_prior": "both"},
+    "contexts": {"embedding_prior": "context"},
     "random tree": {"embedding_prior": "random_tree"},
     "random codebook": {"embedding_prior": "random_codebook"},
     "tree loss": {"tree_loss_weight": 0.5},
@@ -100,7 +106,10 @@ def test_thirty_two_images_are_learned_by_heart(narrow, scheme, name, settings):
     if scheme == "cluster_token":
         model.use_clusters(cluster_map.mapping)
     kept = dict(settings)
-    add_embedding_priors(model, kept.pop("embedding_prior", "none"), pipe.vq_model, cluster_map)
+    prior, given = kept.pop("embedding_prior", "none"), (pipe.vq_model, cluster_map)
+    vectors = code_vectors(*given)
+    contexts = {what: torch.randn(len(vectors[what]), 6) for what in model.scheme.tables}
+    add_embedding_priors(model, prior, *given, contexts=contexts)
     add_drop_path(model, kept.pop("drop_path", 0.0))
     vectors = token_vectors(scheme, pipe.vq_model, cluster_map)
     kind, clusters = kept.pop("context_noise", "none"), kept.pop("context_noise_clusters", 8)

@@ -15,6 +15,7 @@ from codeclade.training.context_noise import ContextNoise, noise_rate
 from codeclade.training.embedding_priors import (
     PRIORS,
     add_embedding_priors,
+    code_vectors,
     folded,
     tree_cuts,
     unit_vectors,
@@ -29,6 +30,11 @@ def parts(scheme: str):
     return pipe.transformer, pipe.vq_model, pipe.cluster_map
 
 
+def random_contexts(model, vq_model, cluster_map) -> dict[str, torch.Tensor]:
+    vectors = code_vectors(vq_model, cluster_map)
+    return {what: torch.randn(len(vectors[what]), 6) for what in model.scheme.tables}
+
+
 def tokens_for(scheme: str, seed: int = 0) -> torch.Tensor:
     shape = (3, 16, 2) if scheme == "semantic_detail" else (3, 16)
     return torch.from_numpy(np.random.default_rng(seed).integers(12, size=shape))
@@ -39,7 +45,8 @@ def tokens_for(scheme: str, seed: int = 0) -> torch.Tensor:
 def test_a_folded_model_is_the_same_function_in_ordinary_tables(scheme, kind):
     model, vq_model, cluster_map = parts(scheme)
     plain = set(model.state_dict())
-    add_embedding_priors(model, kind, vq_model, cluster_map)
+    contexts = random_contexts(model, vq_model, cluster_map)
+    add_embedding_priors(model, kind, vq_model, cluster_map, contexts=contexts)
     for module in model.modules():  # as after some training: every summand counts
         if parametrize.is_parametrized(module, "weight"):
             for parameter in module.parametrizations.weight.parameters():

@@ -5,6 +5,8 @@ Ours. A table over N codes (the input embedding E, or the output layer W) is tra
     tree      E_i = E'_i + sum_l E^(l)[c_l(i)]        c_l: cluster of i in the l-th cut of the tree
     codebook  E_i = E'_i + A z_i                      z_i: vector of code i, of length sqrt(d)
     both      E_i = E'_i + sum_l E^(l)[c_l(i)] + A z_i
+    context   as both, and z_i is longer by what stands beside code i in training images, see
+              context_vectors.py
 
 so that a rare code learns from the common ones around it. A finished model is `folded`: the sums
 become ordinary tables, and nothing of the prior is left in the checkpoint: a plain LlamaGen model
@@ -17,6 +19,8 @@ Shapes: N codes (or clusters), d code width, D model width, L cuts.
 """
 
 import functools
+from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,9 +32,11 @@ from ..components.cluster_map import ClusterMap
 from ..components.schemes import scheme_class
 from ..components.transformer import CodecladeTransformer
 from ..components.vq_model import VQModel
+from ..data.codes import Codes
+from .context_vectors import CONTEXTS, TOKENS_A_CODE, context_vectors
 from .losses import tree_loss_weights
 
-PRIORS = ("none", "tree", "codebook", "both", "random_tree", "random_codebook")
+PRIORS = ("none", "tree", "codebook", "both", "context", "random_tree", "random_codebook")
 CUTS = (2, 8, 32, 128)  # codes a cluster, on average, in the cuts of the tree
 
 
@@ -40,14 +46,16 @@ class EmbeddingPrior(nn.Module):
     Args:
         cuts: (L, N) cluster of every code in every cut; L may be 0.
         vectors: (N, d), or (N, 0) for none.
+        kept: the vectors are part of checkpoints, for they cannot be made again to the last bit
+            everywhere.
         width: D.
         std: of the coarser tables at the start, 0 for an output layer; the map starts at zero.
     """
 
-    def __init__(self, cuts: Tensor, vectors: Tensor, width: int, std: float):
+    def __init__(self, cuts: Tensor, vectors: Tensor, width: int, std: float, kept: bool = False):
         super().__init__()
         self.register_buffer("cuts", cuts, persistent=False)
-        self.register_buffer("vectors", vectors, persistent=False)
+        self.register_buffer("vectors", vectors, persistent=kept)
         sizes = [int(row.max()) + 1 for row in cuts]
         self.tables = nn.ParameterList(torch.randn(size, width) * std for size in sizes)
         # None, not an empty matrix: checkpoints take all empty tensors for one.
@@ -70,6 +78,7 @@ def add_embedding_priors(
     cluster_map: ClusterMap | None,
     seed: int = 0,
     fresh: bool = True,
+    contexts: dict[str, Tensor] | None = None,
 ) -> None:
     """Make every table of a model over codes or clusters a sum, in place.
 
@@ -78,16 +87,19 @@ def add_embedding_priors(
         cluster_map: of the schemes that have clusters.
         seed: of the random controls.
         fresh: weights were just drawn; False: the sum starts as the function that the model is.
+        contexts: what `code_contexts` gives, which "context" needs.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or "context" without contexts.
     """
     if kind not in PRIORS:
         raise ValueError(f"embedding_prior is {kind!r}; it must be one of {', '.join(PRIORS)}.")
     if kind == "none":
         return
+    if kind == "context" and contexts is None:
+        raise ValueError("embedding_prior is 'context', which needs the codes of training images.")
     std = model.config.initializer_range
-    for rows, names in _tables(model, vq_model, cluster_map):
+    for what, rows, names in _tables(model, vq_model, cluster_map):
         # What the entries of these tables have in common, from the exact tree of their vectors.
         cuts, vectors = tree_cuts(rows), unit_vectors(rows)
         random = torch.Generator().manual_seed(seed)
@@ -95,6 +107,8 @@ def add_embedding_priors(
             cuts = cuts[:, torch.randperm(len(rows), generator=random)]
         if kind == "random_codebook":
             vectors = unit_vectors(torch.randn(rows.shape, generator=random).numpy())
+        if kind == "context" and contexts is not None:
+            vectors = torch.cat([vectors, contexts[what]], 1)
         if kind.endswith("tree"):
             vectors = vectors[:, :0]
         elif kind.endswith("codebook"):
@@ -108,7 +122,8 @@ def add_embedding_priors(
             share = (1 + len(cuts)) ** -0.5 if fresh else 1.0
             with torch.no_grad():
                 module.weight.mul_(share)
-            prior = EmbeddingPrior(cuts, vectors, width, std * share if fresh and is_input else 0)
+            first = std * share if fresh and is_input else 0
+            prior = EmbeddingPrior(cuts, vectors, width, first, kept=kind == "context")
             parametrize.register_parametrization(module, "weight", prior.to(module.weight.device))
 
 
@@ -178,6 +193,35 @@ def code_vectors(vq_model: VQModel, cluster_map: ClusterMap | None) -> dict[str,
     return vectors
 
 
+def code_contexts(
+    scheme: str, codes: Codes, vq_model: VQModel, cluster_map: ClusterMap | None
+) -> dict[str, Tensor]:
+    """Context vectors (n, D) of what rows of the tables of a scheme stand for.
+
+    Args:
+        codes: of training images; of many, a share is read that is spread evenly.
+    """
+    found, grid = {}, codes.header["grid_size"]
+    for what in scheme_class(scheme).tables:
+        rows = code_vectors(vq_model, cluster_map)[what]
+        share = max(1, len(codes) * grid**2 // (TOKENS_A_CODE * len(rows)))
+
+        def grids(what: str = what, share: int = share) -> Iterator[Tensor]:
+            for ids, _ in codes.first_views(1000, 0, share):
+                if ids.dim() == 3:  # pairs of codes
+                    ids = ids[..., int(what == "details")]
+                if what == "clusters":
+                    ids = cast(ClusterMap, cluster_map).mapping.cpu()[ids]
+                yield ids.unflatten(1, (grid, grid))
+
+        # Neighbors count by their clusters: single ones are rare.
+        contexts = torch.arange(len(rows))
+        if len(rows) > CONTEXTS:
+            contexts = tree_cuts(rows, [CONTEXTS])[0]
+        found[what] = context_vectors(grids(), contexts)
+    return found
+
+
 def token_vectors(
     scheme: str, vq_model: VQModel, cluster_map: ClusterMap | None
 ) -> list[np.ndarray]:
@@ -190,10 +234,10 @@ def token_vectors(
 
 def _tables(
     model: CodecladeTransformer, vq_model: VQModel, cluster_map: ClusterMap | None
-) -> list[tuple[np.ndarray, tuple[str, ...]]]:
-    """Vectors of every vocabulary of the model, and the modules whose rows stand for them."""
+) -> list[tuple[str, np.ndarray, tuple[str, ...]]]:
+    """Every vocabulary of the model, its vectors, and the modules whose rows stand for them."""
     vectors = code_vectors(vq_model, cluster_map)
-    return [(vectors[what], names) for what, names in model.scheme.tables.items()]
+    return [(what, vectors[what], names) for what, names in model.scheme.tables.items()]
 
 
 def cluster_centers(codes: np.ndarray, cluster_map: ClusterMap) -> np.ndarray:

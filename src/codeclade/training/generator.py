@@ -32,7 +32,7 @@ from ..data.records import TrainingRecord
 from ..data.sheets import contact_sheet
 from .context_noise import noise_rate
 from .drop_path import add_drop_path
-from .embedding_priors import add_embedding_priors, folded, token_vectors
+from .embedding_priors import add_embedding_priors, code_contexts, folded, token_vectors
 from .generator_recipe import GeneratorRecipe, generator_config, read_codes
 from .growing import Growth
 from .initialization import initialize, load_source
@@ -128,6 +128,10 @@ class GeneratorTraining:
         self.noise = None
         if recipe.context_noise != "none":
             self.noise = TokenNoise(recipe.context_noise, vectors, recipe.context_noise_clusters)
+        # What stands beside what in the images; a first and a second model share it.
+        self.contexts = None
+        if recipe.embedding_prior == "context":
+            self.contexts = code_contexts(self.config.scheme, self.train, vq_model, cluster_map)
         self.growth = Growth(recipe.grow, self.config, vectors[0]) if recipe.grow else None
         self.source = None  # what `init_from` names, in a run that starts from it
 
@@ -157,7 +161,8 @@ class GeneratorTraining:
             alpha, dropout = recipe.lora_alpha, recipe.lora_dropout
             add_low_rank(model, recipe.lora_rank, alpha, dropout, recipe.lora_whole)
         prior, fresh = recipe.embedding_prior, self.source is None
-        add_embedding_priors(model, prior, vq_model, cluster_map, recipe.seed, fresh)
+        given = vq_model, cluster_map, recipe.seed, fresh, self.contexts
+        add_embedding_priors(model, prior, *given)
         if self.growth is not None:
             self.growth.add_to(model, fresh)
         add_drop_path(model, recipe.drop_path)
