@@ -126,7 +126,8 @@ def read_repository(folder: str | Path) -> Repository:
     elif any((folder / where / "codes.json").is_file() for where in ("", "train", "validation")):
         repository = _read_codes(folder)
     else:
-        inside = next((p.parent for p in folder.glob("*/model_index.json")), None)
+        names = ("model_index.json", "config.json")
+        inside = next((p.parent for name in names for p in folder.glob(f"*/{name}")), None)
         hint = f"; did you mean {inside}?" if inside else "."
         raise ValueError(
             f"{folder} is no pipeline, component or code shards (no model_index.json, config.json "
