@@ -77,6 +77,7 @@ METHODS = {
     "prior-tree": Method(None, ("embedding_prior=tree",)),
     "prior-codebook": Method(None, ("embedding_prior=codebook",)),
     "prior-both": Method(None, ("embedding_prior=both",)),
+    "prior-random-context": Method(None, ("embedding_prior=random_context",)),
     "prior-context": Method(None, ("embedding_prior=context",)),
     "prior-both-tree-loss": Method(None, ("embedding_prior=both", "tree_loss_weight=1.0")),
     "prior-both-noise": Method(None, ("embedding_prior=both", "context_noise=cluster")),

@@ -100,6 +100,20 @@ def test_a_prior_of_contexts_reads_the_training_codes(tmp_path):
     assert any(name.endswith("vectors") for name in model.state_dict())
 
 
+def test_the_control_shuffles_contexts_alone(tmp_path):
+    pipe = build_scheme("token")
+    codes = write_codes(tmp_path, pipe.vq_model)
+    kept = {}
+    for prior in ("context", "random_context"):
+        recipe = replace(RECIPE, embedding_prior=prior)
+        model = GeneratorTraining(recipe, codes, pipe.vq_model, None).objective().model
+        kept[prior] = model.head.parametrizations.weight[0].vectors
+    true, random, width = *kept.values(), pipe.vq_model.codebook.shape[1]
+    assert torch.equal(true[:, :width], random[:, :width])
+    assert not torch.equal(true, random)
+    assert torch.equal(true[:, width:].sum(1).sort().values, random[:, width:].sum(1).sort().values)
+
+
 def test_contexts_are_needed():
     pipe = build_scheme("token")
     model = CodecladeTransformer(pipe.transformer.config)

@@ -32,6 +32,7 @@ LOSSES = {
     "contexts": {"embedding_prior": "context"},
     "random tree": {"embedding_prior": "random_tree"},
     "random codebook": {"embedding_prior": "random_codebook"},
+    "random contexts": {"embedding_prior": "random_context"},
     "tree loss": {"tree_loss_weight": 0.5},
     "alignment": {"alignment_weight": 0.1},
     "uniform noise": {"context_noise": "uniform"},

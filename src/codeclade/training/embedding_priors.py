@@ -13,7 +13,8 @@ become ordinary tables, and nothing of the prior is left in the checkpoint: a pl
 with an exact likelihood over ids, at no cost when images are sampled.
 
 Controls tell what the tree and the vectors add to the mere sum: "random_tree" has the same cluster
-sizes with codes shuffled, "random_codebook" random vectors of the same width.
+sizes with codes shuffled, "random_codebook" random vectors of the same width; "random_context" is
+"context" with what stands beside a code shuffled among the codes.
 
 Shapes: N codes (or clusters), d code width, D model width, L cuts.
 """
@@ -36,7 +37,8 @@ from ..data.codes import Codes
 from .context_vectors import CONTEXTS, TOKENS_A_CODE, context_vectors
 from .losses import tree_loss_weights
 
-PRIORS = ("none", "tree", "codebook", "both", "context", "random_tree", "random_codebook")
+PRIORS = ("none", "tree", "codebook", "both", "context")
+PRIORS = (*PRIORS, "random_tree", "random_codebook", "random_context")
 CUTS = (2, 8, 32, 128)  # codes a cluster, on average, in the cuts of the tree
 
 
@@ -90,14 +92,15 @@ def add_embedding_priors(
         contexts: what `code_contexts` gives, which "context" needs.
 
     Raises:
-        ValueError: an unknown kind, or "context" without contexts.
+        ValueError: an unknown kind, or "context" or its control without contexts.
     """
     if kind not in PRIORS:
         raise ValueError(f"embedding_prior is {kind!r}; it must be one of {', '.join(PRIORS)}.")
     if kind == "none":
         return
-    if kind == "context" and contexts is None:
-        raise ValueError("embedding_prior is 'context', which needs the codes of training images.")
+    with_contexts = kind.endswith("context")
+    if with_contexts and contexts is None:
+        raise ValueError(f"embedding_prior is {kind!r}, which needs the codes of training images.")
     std = model.config.initializer_range
     for what, rows, names in _tables(model, vq_model, cluster_map):
         # What the entries of these tables have in common, from the exact tree of their vectors.
@@ -107,8 +110,11 @@ def add_embedding_priors(
             cuts = cuts[:, torch.randperm(len(rows), generator=random)]
         if kind == "random_codebook":
             vectors = unit_vectors(torch.randn(rows.shape, generator=random).numpy())
-        if kind == "context" and contexts is not None:
-            vectors = torch.cat([vectors, contexts[what]], 1)
+        if with_contexts and contexts is not None:
+            order = torch.arange(len(rows))
+            if kind == "random_context":
+                order = torch.randperm(len(rows), generator=random)
+            vectors = torch.cat([vectors, contexts[what][order]], 1)
         if kind.endswith("tree"):
             vectors = vectors[:, :0]
         elif kind.endswith("codebook"):
@@ -123,7 +129,7 @@ def add_embedding_priors(
             with torch.no_grad():
                 module.weight.mul_(share)
             first = std * share if fresh and is_input else 0
-            prior = EmbeddingPrior(cuts, vectors, width, first, kept=kind == "context")
+            prior = EmbeddingPrior(cuts, vectors, width, first, kept=with_contexts)
             parametrize.register_parametrization(module, "weight", prior.to(module.weight.device))
 
 

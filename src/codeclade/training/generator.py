@@ -130,7 +130,7 @@ class GeneratorTraining:
             self.noise = TokenNoise(recipe.context_noise, vectors, recipe.context_noise_clusters)
         # What stands beside what in the images; a first and a second model share it.
         self.contexts = None
-        if recipe.embedding_prior == "context":
+        if recipe.embedding_prior.endswith("context"):
             self.contexts = code_contexts(self.config.scheme, self.train, vq_model, cluster_map)
         self.growth = Growth(recipe.grow, self.config, vectors[0]) if recipe.grow else None
         self.source = None  # what `init_from` names, in a run that starts from it

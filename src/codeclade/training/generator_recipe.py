@@ -28,7 +28,7 @@ class GeneratorRecipe(RunRecipe):
 
     scheme: str = ""  # empty: with a map "cluster", with pairs "semantic_detail", else "token"
     condition: str = "class"  # class, or text: features that encode-text made of captions
-    embedding_prior: str = "none"  # none, tree, codebook, both, context, random_tree/_codebook
+    embedding_prior: str = "none"  # none, tree, codebook, both, context, or a random_ control
     cluster_loss_weight: float = 0.0  # IAR: weight of the cluster loss; scheme "token" with a map
     tree_loss_weight: float = 0.0  # of the cross-entropies in cuts of the codes' merge tree
     alignment_weight: float = 0.0  # reAR: of cosines between hidden states and code vectors
