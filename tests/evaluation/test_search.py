@@ -11,7 +11,7 @@ from codeclade.cli import main
 from codeclade.cli.evaluate_flags import search_points
 from codeclade.evaluation.reference import open_photographs
 from codeclade.evaluation.sampling import Sampling
-from codeclade.evaluation.search import Trial, number_values, plot, search
+from codeclade.evaluation.search import Trial, nearest, number_values, plot, search
 from evaluation.colors import Colors
 
 CLASSES = ("goldfish", "tabby", "golden retriever", "lion", "alp")  # of the photographs
@@ -51,6 +51,13 @@ def test_a_plot_has_a_line_for_every_other_setting():
     assert axes.lines[-1].get_xydata().tolist() == [[1.0, 1.0]]
 
 
+def test_points_that_cannot_be_told_apart_are_named():
+    trials = [Trial({"top_k": 0}, 10.0, 0.3), Trial({"top_k": 1}, 10.8, 0.4)]
+    trials += [Trial({"top_k": 2}, 11.3, 0.4), Trial({"top_k": 3}, 10.1)]
+    best, alike = nearest(trials)
+    assert best is trials[0] and alike == [trials[1]]  # 0.8 < 2 * 0.5; the last has no error
+
+
 def test_every_point_is_compared_with_the_photographs(tiny_pipeline, photos, tmp_path):
     pipe = tiny_pipeline("cluster", id2label=dict(enumerate(CLASSES)))
     points = search_points(["temperature=0,1", "guidance_scale=1,3"])
@@ -58,7 +65,9 @@ def test_every_point_is_compared_with_the_photographs(tiny_pipeline, photos, tmp
     trials = search(pipe, Sampling(count=1, seed=5), *given)
     assert [trial.settings for trial in trials] == points
     assert len({trial.distance for trial in trials}) == 4 and all(t.distance > 0 for t in trials)
+    assert all(trial.error is None for trial in trials), "5 images are too few for errors"
     assert trials == search(pipe, Sampling(count=1, seed=5), *given)
+    assert all(t.error > 0 for t in search(pipe, Sampling(count=4, seed=5), *given))
     assert not list(tmp_path.glob(".samples-*")), "samples are judged and deleted"
 
 

@@ -285,7 +285,7 @@ def _search(arguments: argparse.Namespace, pipe, sampling, folder: Path, state, 
     """The sampling with the settings found, and with the next seed, to confirm them."""
     from dataclasses import replace
 
-    from ..evaluation.search import save_trials, search
+    from ..evaluation.search import nearest, save_trials, search
 
     network = found[1]
     few = 1 if sampling.prompts else 4
@@ -293,13 +293,19 @@ def _search(arguments: argparse.Namespace, pipe, sampling, folder: Path, state, 
     points = search_points(arguments.search)
     trials = search(pipe, base, points, folder, arguments.batch_size, state, *found)
     # The nearest of many is nearer by luck too, so other seeds confirm it.
-    best = min(trials, key=lambda trial: trial.distance)
+    best, alike = nearest(trials)
     if state.is_main_process:
         path = folder / "search.json"
         save_trials(trials, network.distance_name, path)
         for trial in trials:
             mark = "  nearest" if trial is best else ""
-            print(f"{trial.settings}: {network.distance_name} {trial.distance:.5g}{mark}")
+            error = "" if trial.error is None else f" ± {trial.error:.2g}"
+            print(f"{trial.settings}: {network.distance_name} {trial.distance:.5g}{error}{mark}")
+        if alike:
+            print(
+                f"{len(alike)} of the other {len(trials) - 1} points are within two standard "
+                "errors of the nearest one: more images (--search-images) would tell them apart."
+            )
         print(f"saved {path} and {path.with_suffix('.png')}; now confirming with other seeds")
     return replace(sampling, seed=sampling.seed + 1, **best.settings)
 

@@ -197,11 +197,10 @@ def set_distances(
     kid_name = "KID" if published else f"KID-{network.name}"
     if quick:
         return [Distance(kid_name, *kid)]
-    found = [_frechet(network.distance_name, samples, reference, errors)]
+    found = [frechet(samples, reference, errors)]
     # Of Inception also where things are in the image: sFID.
     if samples.spatial is not None:
-        name = "sFID" if published else f"spatial {network.distance_name}"
-        found.append(_frechet(name, samples, reference, errors, spatial=True))
+        found.append(frechet(samples, reference, errors, spatial=True))
     found.append(Distance(kid_name, *kid))
     # Shares of images that lie near the other set, which need neighbors.
     if min(len(samples.rows), len(reference.rows)) > NEIGHBORS:
@@ -267,10 +266,17 @@ def neighbor_errors(reference: Tensor, samples: Tensor) -> dict[str, float]:
     return {name: share**0.5 * error for name, error in found.items()}
 
 
-def _frechet(
-    name: str, samples: FeatureSet, reference: FeatureSet, errors: bool, spatial: bool = False
+def frechet(
+    samples: FeatureSet, reference: FeatureSet, errors: bool = True, spatial: bool = False
 ) -> Distance:
-    """The Fréchet distance of all images, with the standard error of those that were kept."""
+    """The Fréchet distance of all images, with the standard error of those that were kept.
+
+    Args:
+        spatial: of where things are in the image (sFID), not of what is in it.
+    """
+    name = samples.network.distance_name
+    if spatial:
+        name = "sFID" if name == "FID" else f"spatial {name}"
     sets = samples, reference
     sums = [x.spatial if spatial else x.statistics for x in sets]
     value = gaussian_distance(*(x.gaussian() for x in sums))

@@ -6,6 +6,7 @@ same. The nearest point of many is partly luck: confirm it on the full count wit
 """
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from ..components.weight_files import read_json
 from ..data.atomic import new_file, write_json
 from ..data.pixels import to_pixels
 from ..metrics.networks import FeatureNetwork
-from ..metrics.statistics import gaussian_distance
 from .feature_cache import PhotographSets
-from .feature_sets import FeatureSet
+from .feature_sets import FeatureSet, frechet
 from .reference import Photographs
 from .rejection import Judge
 from .resize import sized_batches
@@ -37,6 +37,7 @@ class Trial:
 
     settings: dict[str, Any]
     distance: float
+    error: float | None = None  # its standard error; None where there are too few images
 
 
 def number_values(name: str, text: str) -> list[float]:
@@ -123,8 +124,7 @@ def search(
     size = base.size or image_side(pipe)
     reference = None
     if state.is_main_process:
-        found = photograph_set(network, photographs, size, batch_size)
-        reference = found.statistics.gaussian()
+        reference = photograph_set(network, photographs, size, batch_size)
 
     # Every process samples its share; only the first one keeps features and judges.
     trials = []
@@ -133,12 +133,12 @@ def search(
         parts = SampleParts(folder, pipe, plan, judge)
         parts.make(batch_size, state.process_index, state.num_processes)
         state.wait_for_everyone()
-        if state.is_main_process:
-            samples = FeatureSet(network)
+        if reference is not None:
+            samples = FeatureSet(reference.network)
             for images, labels in parts.batches():
                 samples.add(to_pixels(images), labels)
-            gap = gaussian_distance(samples.statistics.gaussian(), reference)
-            trials.append(Trial(settings, gap))
+            gap = frechet(samples, reference)
+            trials.append(Trial(settings, gap.value, gap.standard_error))
             parts.delete()
     # All processes go on with the same winner.
     sent = [trials]
@@ -147,13 +147,33 @@ def search(
     return sent[0]
 
 
+def nearest(trials: list[Trial]) -> tuple[Trial, list[Trial]]:
+    """The nearest trial, and others that these images cannot tell from it.
+
+    Two trials have the photographs and the seeds in common, so that their difference is known at
+    least as well as two independent ones would let it be: within two such errors they are alike.
+    """
+    best = min(trials, key=lambda trial: trial.distance)
+    alike = [
+        trial
+        for trial in trials
+        if trial is not best
+        and None not in (trial.error, best.error)
+        and trial.distance - best.distance < 2 * math.hypot(trial.error or 0, best.error or 0)
+    ]
+    return best, alike
+
+
 def save_trials(trials: list[Trial], distance: str, path: Path) -> None:
     """Write `path` (JSON) and a picture of the same name beside it.
 
     Args:
         distance: name of the distance.
     """
-    rows = [{**trial.settings, distance: trial.distance} for trial in trials]
+    rows = [
+        {**trial.settings, distance: trial.distance, "standard_error": trial.error}
+        for trial in trials
+    ]
     write_json(path, rows)
     figure = plot(trials, distance)
     with new_file(path.with_suffix(".png")) as partial:
@@ -175,15 +195,18 @@ def plot(trials: list[Trial], distance: str):
     for label, part in lines.items():
         values = [trial.settings[names[0]] for trial in part]
         values = values if names[0] in NUMBERS else [str(value) for value in values]
-        axes.plot(values, [trial.distance for trial in part], "o-", label=label or None)
+        errors = [trial.error or 0.0 for trial in part]
+        heights = [trial.distance for trial in part]
+        (line,) = axes.plot(values, heights, "o-", label=label or None)
+        axes.errorbar(values, heights, errors, fmt="none", capsize=3, color=line.get_color())
 
     # The winner, and what the axes are.
-    best = min(trials, key=lambda trial: trial.distance)
+    best, _ = nearest(trials)
     place = best.settings[names[0]]
     place = place if names[0] in NUMBERS else str(place)
     axes.plot([place], [best.distance], "o", ms=14, mfc="none", mec="black", label="nearest")
     axes.set_xlabel(names[0].replace("_", " "))
-    axes.set_ylabel(f"{distance} (lower is nearer)")
+    axes.set_ylabel(f"{distance} and standard error (lower is nearer)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
