@@ -80,3 +80,10 @@ def test_a_folder_with_a_table_is_left_to_load_dataset(tmp_path):
 def test_a_folder_that_is_not_there_is_named(name):
     with pytest.raises(ValueError, match=f"there is no folder {name} of images, and it is no Hub"):
         open_source(name)
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub_says_both(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    words = "there is no folder nowhere; as a Hub dataset: [^.]*nowhere"
+    with pytest.raises(ValueError, match=words):
+        open_source("nowhere")

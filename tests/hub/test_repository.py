@@ -187,7 +187,7 @@ def test_what_evaluate_writes(saved):
     assert set(repository.files) == kept | sent
     assert repository.left_out == ["evaluation-images.npz"]
     points = json.loads(content(repository, "search.json"))
-    assert points[1] == {"guidance_scale": 2.0, "top_k": 0, "FD-x": 7.0}
+    assert points[1] == {"guidance_scale": 2.0, "top_k": 0, "FD-x": 7.0, "standard_error": None}
     card = content(repository, "README.md").decode()
     assert "](search.png)" in card and "[search.json](search.json)" in card
     # A curve without its points is any picture, and is not sent.

@@ -21,14 +21,21 @@ def open_source(source: str, columns: Columns = Columns()):  # noqa: B008 (froze
     """The splits of an image folder, a folder of parquet files or a Hub dataset, columns renamed.
 
     Raises:
-        ValueError: a column that is not there, or a folder that is not.
+        ValueError: a column that is not there, or a folder or Hub dataset that is not.
     """
     from datasets import load_dataset
 
     # Names with a "/" at an end or two in the middle are no data sets of the Hub.
     if not Path(source).exists() and (source.count("/") > 1 or source.strip("/") != source):
         raise ValueError(f"there is no folder {source} of images, and it is no Hub dataset.")
-    return renamed(source, class_folders(Path(source)) or load_dataset(source), columns)
+    try:
+        parts = class_folders(Path(source)) or load_dataset(source)
+    except (ConnectionError, FileNotFoundError) as error:
+        if Path(source).exists():
+            raise
+        first = str(error).partition("\n")[0][:200]
+        raise ValueError(f"there is no folder {source}; as a Hub dataset: {first}") from error
+    return renamed(source, parts, columns)
 
 
 def class_folders(folder: Path):
