@@ -37,8 +37,8 @@ from ..data.codes import Codes
 from .context_vectors import CONTEXTS, TOKENS_A_CODE, context_vectors
 from .losses import tree_loss_weights
 
-PRIORS = ("none", "tree", "codebook", "both", "context")
-PRIORS = (*PRIORS, "random_tree", "random_codebook", "random_context")
+CONTROLS = ("random_tree", "random_codebook", "random_context")
+PRIORS = ("none", "tree", "codebook", "both", "context", *CONTROLS)
 CUTS = (2, 8, 32, 128)  # codes a cluster, on average, in the cuts of the tree
 
 
@@ -207,25 +207,30 @@ def code_contexts(
     Args:
         codes: of training images; of many, a share is read that is spread evenly.
     """
-    found, grid = {}, codes.header["grid_size"]
+    found, vectors = {}, code_vectors(vq_model, cluster_map)
     for what in scheme_class(scheme).tables:
-        rows = code_vectors(vq_model, cluster_map)[what]
-        share = max(1, len(codes) * grid**2 // (TOKENS_A_CODE * len(rows)))
-
-        def grids(what: str = what, share: int = share) -> Iterator[Tensor]:
-            for ids, _ in codes.first_views(1000, 0, share):
-                if ids.dim() == 3:  # pairs of codes
-                    ids = ids[..., int(what == "details")]
-                if what == "clusters":
-                    ids = cast(ClusterMap, cluster_map).mapping.cpu()[ids]
-                yield ids.unflatten(1, (grid, grid))
-
+        rows = vectors[what]
         # Neighbors count by their clusters: single ones are rare.
         contexts = torch.arange(len(rows))
         if len(rows) > CONTEXTS:
             contexts = tree_cuts(rows, [CONTEXTS])[0]
-        found[what] = context_vectors(grids(), contexts)
+        tokens = TOKENS_A_CODE * len(rows)
+        found[what] = context_vectors(_token_grids(codes, what, cluster_map, tokens), contexts)
     return found
+
+
+def _token_grids(
+    codes: Codes, what: str, cluster_map: ClusterMap | None, tokens: int
+) -> Iterator[Tensor]:
+    """Batches of grids (B, G, G) of "ids", "clusters" or "details": about `tokens` of them all."""
+    grid = codes.header["grid_size"]
+    share = max(1, len(codes) * grid**2 // tokens)
+    for ids, _ in codes.first_views(1000, 0, share):
+        if ids.dim() == 3:  # pairs of codes
+            ids = ids[..., int(what == "details")]
+        if what == "clusters":
+            ids = cast(ClusterMap, cluster_map).mapping.cpu()[ids]
+        yield ids.unflatten(1, (grid, grid))
 
 
 def token_vectors(
