@@ -1,6 +1,7 @@
 """The command line: verbs, frozen flags, examples, one-sentence errors and exit codes."""
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 
 from codeclade import VQModel, bundled
 from codeclade.cli import build_parser, main
-from codeclade.cli.arguments import check_device, load_part
+from codeclade.cli.arguments import check_device, import_for_good, load_part
 
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
@@ -73,6 +74,19 @@ def fails(capsys, *arguments: str) -> str:
     sentences = [line for line in lines if line.startswith(f"codeclade {arguments[0]}: ")]
     assert len(sentences) == 1, lines
     return sentences[0]
+
+
+def test_an_import_for_good_is_never_collected(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    gc.unfreeze()
+    try:
+        import_for_good("this")
+        assert gc.isenabled() and gc.get_freeze_count() > 100_000
+        gc.unfreeze()
+        import_for_good("this")  # it is there, and what came since may still be collected
+        assert gc.isenabled() and gc.get_freeze_count() == 0
+    finally:
+        gc.unfreeze()
 
 
 def test_generate_writes_an_image_from_any_folder(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """What the verbs of the command line share."""
 
 import argparse
+import gc
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +167,25 @@ def check_positive(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"--{name.replace('_', '-')} {count} must be 1 or more.")
+
+
+def import_for_good(name: str) -> None:
+    """Import a module that stays until the end, with what it imports.
+
+    Garbage collection would look at its million objects again and again, while it is imported and
+    at the end of the process, and find nothing: without that the first image is there a second
+    sooner.
+    """
+    if name in sys.modules:
+        return
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        importlib.import_module(name)
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def load_part(kind, source: str | None, part: str):

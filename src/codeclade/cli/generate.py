@@ -8,6 +8,7 @@ from .arguments import (
     check_device,
     check_positive,
     check_source,
+    import_for_good,
     unknown,
 )
 from .captions import load_text_pipeline, saved_features, takes_captions
@@ -79,8 +80,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out {out} must end in .png, .jpg or .webp.")
     check_positive(images=arguments.images, scale=arguments.scale)
-    captions, settings = _check_conditions(arguments), sampling_settings(arguments)
+    captions = _check_conditions(arguments)
+    import_for_good("codeclade.components")
     import torch
+
+    settings = sampling_settings(arguments)
 
     if captions:
         pipeline, names, condition = _captions(arguments)

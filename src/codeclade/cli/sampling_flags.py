@@ -64,10 +64,10 @@ def parse_schedule(text: str | None) -> str | dict | None:
     Raises:
         ValueError: a parameter that is no number, or a schedule that there is none of.
     """
-    from ..components.guidance import Schedule
-
     if text is None:
         return None
+    from ..components.guidance import Schedule
+
     name, colon, rest = text.partition(":")
     found: dict = {"name": name}
     for pair in rest.split(",") if colon else []:
