@@ -9,8 +9,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from builders import build_scheme, build_transformer
 from codeclade import CodecladeConfig, CodecladeTransformer
-from codeclade.components import generation
-from codeclade.components.blocks import few_on_cpu
+from codeclade.components import blocks, generation
+from codeclade.components.blocks import plain_is_faster
 from codeclade.components.generation import SamplingSettings, draw_uniforms, sample_tokens
 from codeclade.components.generation import make_cache as cache_for
 from codeclade.components.guidance import Schedule
@@ -141,12 +141,41 @@ def test_half_precision_sees_the_same_positions_as_float32(kind, text):
 def test_plain_attention_is_for_few_queries_in_half_precision():
     several, mask = torch.zeros(1, 2, 4, 8, dtype=torch.bfloat16), torch.zeros(4, 4)
     one = several[:, :, :1]
-    assert few_on_cpu(one, None)
-    assert few_on_cpu(several, mask)
-    assert not few_on_cpu(several, None)  # causal, which only the fused kernel knows
-    assert not few_on_cpu(several.repeat(1, 1, 5, 1), mask)
-    assert not few_on_cpu(one.float(), None)
-    assert not few_on_cpu(one.to("meta"), None)
+    assert plain_is_faster(one, None)
+    assert plain_is_faster(several, mask)
+    assert not plain_is_faster(several, None)
+    assert not plain_is_faster(several.repeat(1, 1, 5, 1), mask)
+    assert not plain_is_faster(one.float(), None)
+    assert not plain_is_faster(one.to("meta"), None)
+    assert plain_is_faster(several.requires_grad_(), None)
+    assert not plain_is_faster(several.expand(1, 2, 4, 8).repeat(1, 1, 100, 1), None)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_plain_attention_of_training_is_as_exact_as_the_fused_kernel(text, monkeypatch):
+    """Gradients in bf16 against those in float32, causal and with hidden places of a caption."""
+    changes = {"text_dim": 6, "prefix_length": 4, "num_classes": 0} if text else {}
+    features = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(3, 19, dtype=torch.int64)
+    mask[1, :2] = 0
+    given = {"text_embeds": features, "attention_mask": mask} if text else GIVEN
+    calls = []
+
+    def gradients(bf16: bool, longest: int) -> torch.Tensor:
+        monkeypatch.setattr(blocks, "LONGEST_PLAIN", longest)
+        model = build_transformer(**changes)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model(tokens()[:, :-1], labels=tokens(), **given).loss.backward()
+        return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+
+    plain = blocks.eager_attention
+    spy = lambda *a, **k: calls.append(1) or plain(*a, **k)  # noqa: E731
+    monkeypatch.setattr(blocks, "eager_attention", spy)
+    exact, fused = gradients(False, 320), gradients(True, 0)
+    assert not calls
+    found = gradients(True, 320)
+    assert calls
+    assert (found - exact).norm() < 1.1 * (fused - exact).norm() < 0.05 * exact.norm()
 
 
 # The prefix, a token, and the head of every stage; to a block both of the first are one position.

@@ -104,29 +104,35 @@ def causal_mask(
     )
 
 
-def few_on_cpu(query: Tensor, mask: Tensor | None) -> bool:
-    """Whether plain attention is faster: half precision on a CPU, where the fused kernel packs all
-    keys and values anew for every call, which pays for many queries (B, H, L, h) only.
+LONGEST_PLAIN = 320  # queries; plain attention keeps their scores for the gradient, (B, H, L, L)
 
-    Several queries without a mask are causal, which plain attention is not by itself.
-    """
-    few = query.shape[2] == 1 or (mask is not None and query.shape[2] <= 16)
-    return few and query.device.type == "cpu" and query.dtype != torch.float32
+
+def plain_is_faster(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether plain attention beats the fused kernel, which on a CPU in half precision packs all
+    keys and values (B, H, S, h) anew for every call and has a slow gradient."""
+    length = query.shape[2]
+    few = length == 1 or (mask is not None and length <= 16)
+    trained = query.requires_grad and length <= LONGEST_PLAIN
+    return (few or trained) and query.device.type == "cpu" and query.dtype != torch.float32
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Plain attention of (B, H, L, h) tensors; also returns the probabilities (B, H, L, S).
 
-    The mask is added to the scores, or says where they count if it is one of truth values.
+    The mask is added to the scores, or says where they count if it is one of truth values; without
+    one the module says whether several queries are causal, as for fused kernels.
     """
-    scores = query @ key.transpose(-1, -2) * scaling  # (B, H, L, S)
-    if attention_mask is not None:
+    scores = query * scaling @ key.transpose(-1, -2)  # (B, H, L, S)
+    if attention_mask is None and module.is_causal and query.shape[2] > 1:
+        scores = scores + scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
+    elif attention_mask is not None:
         mask = attention_mask[..., : key.shape[-2]]
         if mask.dtype == torch.bool:  # finite, so that a row that sees nothing has no NaN
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         else:
             scores = scores + mask
-    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).type_as(query), dropout)
+    # The kernel computes in float32 and rounds once.
+    weights = F.dropout(scores.softmax(-1).type_as(query), dropout)
     return (weights @ value).transpose(1, 2), weights  # (B, L, H, h)
 
 
@@ -166,7 +172,7 @@ class Attention(nn.Module):
             key, value = cache.update(key, value, self.layer_idx)
         # A config has no implementation until a model is made with it; then it always has one.
         implementation = cast(str, self.config._attn_implementation)
-        if self.plain or (implementation == "sdpa" and few_on_cpu(query, mask)):
+        if self.plain or (implementation == "sdpa" and plain_is_faster(query, mask)):
             implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = self.config.head_dim**-0.5
