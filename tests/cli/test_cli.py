@@ -16,6 +16,7 @@ from PIL import Image
 from codeclade import VQModel, bundled
 from codeclade.cli import build_parser, main
 from codeclade.cli.arguments import check_device, import_for_good, load_part
+from codeclade.data.sheets import shown_classes
 
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
@@ -129,6 +130,19 @@ def test_several_images_make_a_sheet(tmp_path):
     sheet = Image.open(out)
     assert sheet.width > 3 * 128
     assert sheet.height > 2 * 128
+
+
+def test_a_sheet_shows_all_of_a_few_classes_and_says_what_it_leaves_out(
+    tiny_pipeline, tmp_path, capsys
+):
+    few, out = tiny_pipeline("token"), tmp_path / "sheet.png"
+    assert shown_classes(12) == list(range(12)) and len(shown_classes(1000)) == 8
+    few.save_pretrained(tmp_path / "few")
+    assert main(["generate", "--images", "1", "--out", str(out)]) == 0
+    assert "8 of 16 classes; --list has all" in capsys.readouterr().out
+    command = ["generate", "--images", "1", "--pipeline", str(tmp_path / "few"), "--out", str(out)]
+    assert main(command) == 0
+    assert "classes" not in capsys.readouterr().out
 
 
 def test_bad_input_is_one_sentence(capsys, tmp_path, monkeypatch):

@@ -392,3 +392,14 @@ def test_on_a_phone_the_images_are_above_the_fold(browser, address):
         assert len(boxes) == 4
         assert all(box["y"] + box["height"] <= SIZES["phone"][1] for box in boxes)
         assert page.locator(".overflow-menu > button:visible").count() == 0
+        for tab in ("Redraw", "Edit", "Reconstruct"):  # so are what they start from, and the button
+            open_tab(page, tab)
+            box = button(page, tab).bounding_box()
+            assert box["y"] + box["height"] <= SIZES["phone"][1], tab
+        # A picture of the results is in view once the button was pressed.
+        open_tab(page, "Redraw")
+        button(page, "Redraw").click()
+        wait_for_note(page, "tokens changed")
+        page.wait_for_timeout(1500)  # smooth scrolling
+        box = page.locator(".pictures:visible img").nth(2).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= SIZES["phone"][1]

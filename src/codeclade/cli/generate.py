@@ -33,7 +33,7 @@ def add_generate(verbs) -> None:
         "labels",
         nargs="*",
         metavar="CLASS",
-        help="class names or ids; none: a sheet of eight classes",
+        help="class names or ids; none: a sheet of eight, or of all up to 12",
     )
     parser.add_argument(
         "--prompt",
@@ -86,6 +86,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     settings = sampling_settings(arguments)
 
+    left_out = 0
     if captions:
         pipeline, names, condition = _captions(arguments)
         count = arguments.images or 1
@@ -96,6 +97,8 @@ def _generate(arguments: argparse.Namespace) -> None:
         label_ids = pipeline.get_label_ids(labels or some_classes(pipeline))
         names, condition = _names(pipeline, label_ids), {"class_labels": label_ids}
         count = arguments.images or (1 if labels else 8)
+        known = pipeline.transformer.config.num_classes
+        left_out = 0 if labels else known - len(label_ids)
     refining = {
         "temperature": arguments.refiner_temperature,
         "top_k": arguments.refiner_top_k,
@@ -115,7 +118,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     if len(images) > 1:
         picture = _sheet(names, images, arguments.scale)
     picture.save(out)
-    print(f"saved {out} ({picture.width}x{picture.height})")
+    more = f", {len(names)} of {len(names) + left_out} classes; --list has all" if left_out else ""
+    print(f"saved {out} ({picture.width}x{picture.height}){more}")
 
 
 def _check_conditions(arguments: argparse.Namespace) -> bool:
@@ -203,9 +207,10 @@ def load_pipeline(source: str | None, device: str | None):
 
 
 def some_classes(pipeline) -> list[int]:
-    """Eight classes, evenly spread."""
-    known = pipeline.transformer.config.num_classes
-    return list(range(0, known, max(1, known // 8)))[:8]
+    """All classes of a pipeline of a few, else eight."""
+    from ..data.sheets import shown_classes
+
+    return shown_classes(pipeline.transformer.config.num_classes)
 
 
 def class_sheet(pipeline, label_ids: list[int], images: list, scale: int):

@@ -94,7 +94,7 @@ def _check_space(arguments: argparse.Namespace, repository) -> None:
 
 
 def _sample_sheet(folder: str) -> bytes:
-    """PNG file of four images of each of eight classes, default settings, seed 0."""
+    """PNG file of four images of each of some classes, default settings, seed 0."""
     import io
 
     import torch

@@ -10,6 +10,7 @@ from torch import Tensor
 from .pixels import to_image, to_uint8
 
 BACKGROUND, INK = "white", "black"
+ALL, SOME = 12, 8  # classes that fit on a sheet, and how many are shown of more
 
 
 def image_grid(rows: Sequence[Tensor]) -> Image.Image:
@@ -22,6 +23,11 @@ def image_grid(rows: Sequence[Tensor]) -> Image.Image:
     lines = [torch.cat(list(line.cpu()), dim=2) for line in lines]
     width = max(line.shape[2] for line in lines)
     return to_image(torch.cat([F.pad(line, (0, width - line.shape[2])) for line in lines], dim=1))
+
+
+def shown_classes(known: int) -> list[int]:
+    """Which of `known` classes a sheet shows: all of a few, else eight, evenly spread."""
+    return list(range(known)) if known <= ALL else list(range(0, known, known // SOME))[:SOME]
 
 
 def contact_sheet(

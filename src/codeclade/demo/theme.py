@@ -44,21 +44,25 @@ CSS = """
 .block > .wrap > .error { display: none !important; }
 .block > .wrap:has(> .error) { display: none !important; }
 
-/* Generate: class and button, images, other settings; on a phone in this order. */
-.generate {
+/* What is given and the button, pictures, other settings; on a phone in this order. */
+.work {
   display: grid !important; grid-template: "main results" auto "more results" 1fr / 2fr 3fr;
   align-items: start;
 }
-.generate > .main { grid-area: main; }
-.generate > .results { grid-area: results; }
-.generate > .more { grid-area: more; }
+.work.drawn { grid-template: "main more" auto "main results" 1fr / 1fr 1fr; }
+.work > .main { grid-area: main; }
+.work > .results { grid-area: results; }
+.work > .more { grid-area: more; }
 .run { flex-wrap: nowrap !important; }
+.run button { min-height: 42px; }
 @media (max-width: 640px) {
   .block.intro, .tabs { margin-inline: -20px; width: auto; }
   .intro p { font-size: 0.85rem; line-height: 1.35; margin: 0.3em 0; }
   .tab-container button { padding: 0 6px !important; font-size: 0.85rem; }
-  .generate { grid-template: "main" auto "results" auto "more" auto / 1fr; }
-  .drawing { height: 384px !important; }
+  .about p { font-size: 0.85rem; line-height: 1.35; }
+  .work, .work.drawn { grid-template: "main" auto "results" auto "more" auto / 1fr; }
+  .drawing { height: 320px !important; }
+  .photo { height: 230px !important; }
   .few .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
   .few .grid-container:has(> :nth-child(3):last-child) {
     grid-template-columns: repeat(3, 1fr) !important;

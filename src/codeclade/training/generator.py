@@ -29,7 +29,7 @@ from ..data.atomic import write_json
 from ..data.captioned import CaptionedCodes
 from ..data.codes import Codes, codes_folder
 from ..data.records import TrainingRecord
-from ..data.sheets import contact_sheet
+from ..data.sheets import contact_sheet, shown_classes
 from .context_noise import noise_rate
 from .drop_path import add_drop_path
 from .embedding_priors import add_embedding_priors, code_contexts, folded, token_vectors
@@ -46,7 +46,7 @@ from .sparse_head import SparseClusterToken
 from .start_table import DataSummary, activation_bytes
 from .throughput import ImageCost, decoder_flops
 
-SHEET_CLASSES, SHEET_IMAGES = 8, 4  # rows and columns of a sample sheet
+SHEET_CAPTIONS, SHEET_IMAGES = 8, 4  # rows and columns of a sample sheet
 
 
 def train_generator(
@@ -292,11 +292,11 @@ def save_samples(
 
 
 def sheet_conditions(held_out: Codes, names: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of a sheet: the first classes, or the first validation captions; name and arguments."""
+    """Rows of a sheet: classes, or the first validation captions; name and arguments."""
     if not isinstance(held_out, CaptionedCodes):
-        return [(name, {"class_labels": i}) for i, name in enumerate(names[:SHEET_CLASSES])]
+        return [(names[i], {"class_labels": i}) for i in shown_classes(len(names))]
     rows = []
-    for index, text in enumerate(held_out.captions(0)[:SHEET_CLASSES]):
+    for index, text in enumerate(held_out.captions(0)[:SHEET_CAPTIONS]):
         features, mask = (one.unsqueeze(0) for one in held_out.caption(index))
         rows.append((text, {"prompt_embeds": features, "prompt_attention_mask": mask}))
     return rows

@@ -22,6 +22,7 @@ from .controls import (
     last_made,
     pictures,
     shown_first,
+    take_button,
 )
 
 EXPLANATION = (
@@ -237,7 +238,8 @@ class Clusters:
         backend, middle = self.backend, self.backend.grid // 2
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = image_input(backend, session)
+                image = image_input()
+                take_button(backend, session, image)
                 with gr.Row(elem_classes="low-row"):
                     last = backend.grid - 1
                     place = {"value": middle, "precision": 0, "min_width": 80}

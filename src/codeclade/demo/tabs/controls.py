@@ -93,20 +93,17 @@ def pictures(label: str, columns: int, kind: str = "few", **settings) -> gr.Gall
     )
 
 
-def image_input(
-    backend: Backend, session: gr.State, menu: gr.Dropdown | None = None, **settings
-) -> gr.Image:
-    """A picture to upload, or taken from what was generated last; at first the example photo."""
-    image = gr.Image(
+def image_input(**settings) -> gr.Image:
+    """A picture to upload; at first the example photo."""
+    return gr.Image(
         PHOTO,
         sources=["upload", "clipboard"],
         type="filepath",
         format="png",
         height=320,
+        elem_classes="photo",
         **{"label": "Your image", **settings},
     )
-    take_button(backend, session, image, menu)
-    return image
 
 
 def take_button(
@@ -129,7 +126,7 @@ def take_button(
         return (image, backend.choice(session.made["label"])) if menu is not None else image
 
     outputs = [target] + ([menu] if menu is not None else [])
-    button = gr.Button("Take a generated image", size="sm")
+    button = gr.Button("Take a generated image", size="sm", min_width=120)
     button.click(endpoint(take, gpu=False), session, outputs, api_visibility="private", **MODEL)
 
 

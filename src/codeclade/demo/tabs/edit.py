@@ -51,22 +51,24 @@ class Edit:
     def __init__(self, backend: Backend, session: gr.State, tab: gr.Tab):
         self.backend = backend
         self._sampled = endpoint(self._sample)
-        gr.Markdown(EXPLANATION)
-        # The drawing on the left, settings on the right, pictures below.
-        with gr.Row():
-            with gr.Column(scale=3, min_width=300):
+        gr.Markdown(EXPLANATION, elem_classes="about")
+        with gr.Row(elem_classes=["work", "drawn"]):
+            with gr.Column(elem_classes="main", min_width=280):
                 self.image = self._canvas()
                 self.menu = class_menu(
                     backend,
                     value=backend.choice(backend.photo_label),
                     info="What the painted part becomes; at first the class of the picture",
-                    render=False,
                 )
-                take_button(backend, session, self.image, self.menu)
-            with gr.Column(scale=3, min_width=300):
-                inputs = self._controls()
-        gallery = pictures("Before and after", 3)
-        note = gr.Markdown(label="Summary", elem_classes="note")
+                with gr.Row(elem_classes="run"):
+                    self.start = gr.Button("Edit", variant="primary", scale=2, min_width=80)
+                    self.stop = gr.Button("Stop", scale=1, min_width=60)
+                    take_button(backend, session, self.image, self.menu)
+            with gr.Column(elem_classes="results", min_width=280):
+                gallery = pictures("Before and after", 3)
+                note = gr.Markdown(label="Summary", elem_classes="note")
+            with gr.Column(elem_classes="more", min_width=280):
+                inputs = [self.menu, *self._controls()]
         # The endpoint, and what the tab shows before it is used.
         shown_first(tab, self._example, [], [gallery, note])
         running = self.start.click(
@@ -200,13 +202,12 @@ class Edit:
             layers=False,
             brush=gr.Brush(default_size=48, colors=[PAINT], color_mode="fixed"),
             eraser=gr.Eraser(default_size=48),
-            height=480,
+            height=450,
             elem_classes="drawing",
         )
 
     def _controls(self) -> list:
-        """Right side; the inputs of the endpoint after the canvas."""
-        self.menu.render()
+        """Other settings; the inputs of the endpoint after the class."""
         strength = gr.Slider(
             0, 1, value=1, step=0.05, label="Strength", info="Share of painted tokens that change"
         )
@@ -214,7 +215,4 @@ class Edit:
             0, 10, value=self.backend.default_guidance, step=0.25, label="Guidance scale"
         )
         seed = seed_row(8)  # the seed of Generate would give a class its own tokens again
-        with gr.Row():
-            self.start = gr.Button("Edit", variant="primary", scale=2, min_width=120)
-            self.stop = gr.Button("Stop", scale=1, min_width=80)
-        return [self.menu, strength, scale, seed]
+        return [strength, scale, seed]

@@ -25,7 +25,7 @@ class Generate:
     def __init__(self, backend: Backend, session: gr.State):
         self.backend = backend
         self.layout = SimpleNamespace(session=session)
-        with gr.Row(elem_classes="generate"):
+        with gr.Row(elem_classes="work"):
             # A phone shows these one below the other, a wide page the second beside both others.
             with gr.Column(elem_classes="main", min_width=280):
                 name = self._class()

@@ -11,7 +11,15 @@ from ..backend import Backend
 from ..bounds import MAX_SEED, number, uploaded
 from ..listeners import endpoint
 from ..pictures import square
-from .controls import MODEL, cluster_slider, image_input, pictures, seed_row, shown_first
+from .controls import (
+    MODEL,
+    cluster_slider,
+    image_input,
+    pictures,
+    seed_row,
+    shown_first,
+    take_button,
+)
 
 EXPLANATION = (
     "The picture as its tokens show it, then with every code replaced by a random member of its "
@@ -24,19 +32,21 @@ class Reconstruct:
 
     def __init__(self, backend: Backend, session: gr.State, tab: gr.Tab):
         self.backend = backend
-        gr.Markdown(EXPLANATION)
+        gr.Markdown(EXPLANATION, elem_classes="about")
         if backend.map is None:
             gr.Markdown("This pipeline has no cluster map, so nothing is replaced.")
-        # Inputs on the left, pictures on the right.
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                image = image_input(backend, session)
-                clusters = cluster_slider(backend, info="Fewer clusters are coarser")
-                seed = seed_row()
-                start = gr.Button("Reconstruct", variant="primary")
-            with gr.Column(scale=3, min_width=300):
+        with gr.Row(elem_classes="work"):
+            with gr.Column(elem_classes="main", min_width=280):
+                image = image_input()
+                with gr.Row(elem_classes="run"):
+                    start = gr.Button("Reconstruct", variant="primary")
+                    take_button(backend, session, image)
+            with gr.Column(elem_classes="results", min_width=280):
                 gallery = pictures("Original, tokens, replaced", 3)
                 note = gr.Markdown(label="Summary", elem_classes="note")
+            with gr.Column(elem_classes="more", min_width=280):
+                clusters = cluster_slider(backend, info="Fewer clusters are coarser")
+                seed = seed_row()
         # One endpoint for the button, the first look and the slider.
         data = gr.JSON(label="Data", visible=False)
         inputs, outputs = [image, clusters, seed], [gallery, note, data]

@@ -16,6 +16,7 @@ from .controls import (
     pictures,
     seed_row,
     shown_first,
+    take_button,
 )
 
 EXPLANATION = (
@@ -32,11 +33,10 @@ class Redraw:
         self.backend = backend
         self.two_stages = backend.pipe.transformer.scheme.two_stages
         self.able = self.two_stages or backend.pipe.cluster_map is not None
-        gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS)
-        # Inputs on the left, pictures on the right; the class is made before the button that sets
-        # it and shown after.
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
+        gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS, elem_classes="about")
+        # The class is made before the button that sets it and shown after.
+        with gr.Row(elem_classes="work"):
+            with gr.Column(elem_classes="main", min_width=280):
                 name = class_menu(
                     backend,
                     value=backend.choice(backend.photo_label),
@@ -44,14 +44,17 @@ class Redraw:
                     info="Guides the second stage",
                     render=False,
                 )
-                self.image = image_input(backend, session, name)
+                self.image = image_input()
+                with gr.Row(elem_classes="run"):
+                    start = gr.Button("Redraw", variant="primary", interactive=self.able)
+                    take_button(backend, session, self.image, name)
+            with gr.Column(elem_classes="results", min_width=280):
+                gallery = pictures("Original and variants", 3)
+                note = gr.Markdown(label="Summary", elem_classes="note")
+            with gr.Column(elem_classes="more", min_width=280):
                 name.render()
                 count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Variants")
                 seed = seed_row()
-                start = gr.Button("Redraw", variant="primary", interactive=self.able)
-            with gr.Column(scale=3, min_width=300):
-                gallery = pictures("Original and variants", 3)
-                note = gr.Markdown(label="Summary", elem_classes="note")
         # The endpoint, and what the tab shows before it is used.
         self.menu = name
         inputs, outputs = [self.image, name, count, seed, session], [gallery, note]
