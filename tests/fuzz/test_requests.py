@@ -68,7 +68,7 @@ def mutated(random: random.Random) -> tuple[str, str, bytes, dict]:
         body = dict(zip(NAMES[name], data, strict=True))
     for _ in range(random.randint(1, 3)):
         kind = random.randrange(9)
-        if kind <= 2:
+        if kind <= 2 and data:
             data[random.randrange(len(data))] = random.choice(VALUES)
         elif kind == 3:
             data[:] = random.choices([*data, *VALUES], k=random.randrange(12))

@@ -1,0 +1,144 @@
+"""Memory of encoding and of a generator's data at the settings of the shipped ImageNet recipe.
+
+    python tests/benchmarks/memory.py encode --images 6
+    python tests/benchmarks/memory.py generator --scale 64
+
+`encode` makes codes of photographs of noise with a tokenizer of VQ-16's shape (random weights) and
+the settings of hub_configs/llamagen.yaml: the most memory depends on `batch_size`, not on how many
+images there are. `generator` writes shards of one image in `--scale` of ImageNet (10 views, 576 ids
+each, drawn at random), opens them as `train-generator` does, counts the ids and reads batches of
+256, and says what the process holds then: memory of its own, and pages of the mapped shards, which
+the system takes back when it needs them.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from codeclade import VQModel
+from codeclade.components.cluster_map import codebook_sketch
+from codeclade.data.recipes import load_recipe
+from codeclade.evaluation import speed
+from codeclade.training.encode import EncodeRecipe, encode
+from codeclade.training.generator import GeneratorRecipe, GeneratorTraining, baselines
+from codeclade.training.run import Run
+
+IMAGENET, VIEWS, TOKENS = 1_281_167, 10, 576
+
+
+def vq_16() -> VQModel:
+    """A tokenizer of VQ-16's shape with random weights."""
+    torch.manual_seed(0)
+    return VQModel(
+        block_out_channels=(128, 128, 256, 256, 512), layers_per_block=2, latent_channels=256,
+        codebook_size=16384, codebook_dim=8, sample_size=256,
+    ).eval()  # fmt: skip
+
+
+def holds() -> dict[str, float]:
+    """GB that this process holds: of its own, and of mapped files."""
+    rows = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(size.split()[0]) for name, size in (row.split(":") for row in rows)}
+    return {"own": sizes["Anonymous"] / 1e6, "mapped": (sizes["Rss"] - sizes["Anonymous"]) / 1e6}
+
+
+def most() -> float:
+    """Most GB that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def encode_noise(images: int, folder: Path) -> None:
+    """Encode photographs of noise, 500 x 375 pixels as those of ImageNet are on average."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        place = folder / "photos" / split / "noise"
+        place.mkdir(parents=True)
+        for number in range(images):
+            pixels = draw.integers(256, size=(375, 500, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.jpg")
+    recipe = load_recipe(EncodeRecipe, "encode", "llamagen", [f"data={folder / 'photos'}"])
+    vq_model = vq_16()
+    print(f"before: {most():.2f} GB")
+    encode(recipe, vq_model, folder / "codes")
+    print(
+        f"{images} images in {recipe.views} views of {recipe.image_size} pixels, "
+        f"{recipe.batch_size} views at once: {most():.2f} GB at most"
+    )
+
+
+def write_shards(folder: Path, vq_model: VQModel, images: int) -> None:
+    """Shards of 10,000 images as `encode` writes them, ids drawn at random."""
+    draw = torch.Generator().manual_seed(0)
+    for split, count in (("train", images), ("validation", 250)):
+        (folder / split).mkdir(parents=True)
+        names = []
+        for start in range(0, count, 10_000):
+            part = min(10_000, count - start)
+            ids = torch.randint(16384, (part, VIEWS, TOKENS), generator=draw).to(torch.uint16)
+            labels = torch.randint(1000, (part,), generator=draw).int()
+            names.append(f"codes-{len(names):05d}.safetensors")
+            save_file({"ids": ids, "labels": labels}, folder / split / names[-1])
+        header = {
+            "split": split, "views": VIEWS, "grid_size": 24, "recipe": {}, "images": count,
+            "codebook_size": 16384, "detail_codebook_size": None,
+            "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
+            "class_names": [str(i) for i in range(1000)], "shards": names,
+        }  # fmt: skip
+        (folder / split / "codes.json").write_text(json.dumps(header))
+
+
+def read_batches(scale: int, folder: Path) -> None:
+    """What a process holds that reads shards of ImageNet's number of images over `scale`."""
+    images = IMAGENET // scale
+    small = "hidden_size=64 num_hidden_layers=1 num_attention_heads=1 intermediate_size=64"
+    settings = [*small.split(), "tracker=none"]
+    recipe = load_recipe(GeneratorRecipe, "generator", "llamagen", settings)
+    vq_model = vq_16()
+    write_shards(folder / "codes", vq_model, images)
+    before = holds()
+    training = GeneratorTraining(recipe, folder / "codes", vq_model, None)
+    run = Run(recipe, folder / "run")
+    objective = training.objective()
+    run.start(objective, torch.optim.AdamW(objective.parameters()))
+    baselines(training.train, None)
+    for number, _ in enumerate(run.steps(training.train)):
+        if number == 2 * images // recipe.batch_size:  # two epochs
+            break
+    after = holds()
+    shards = images * VIEWS * TOKENS * 2 / 1e9
+    print(
+        f"{images:,} images, shards of {shards:.2f} GB: {before['own']:.2f} GB with torch and a "
+        f"tokenizer, {after['own'] - before['own']:.2f} more while training reads, "
+        f"{after['mapped']:.2f} mapped; all of ImageNet: labels of {IMAGENET * 8 / 1e9:.2f} GB, "
+        f"shards of {shards * scale:.1f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("encode")
+    verb.add_argument("--images", type=int, default=6)
+    verb = verbs.add_parser("generator")
+    verb.add_argument("--scale", type=int, default=64)
+    arguments = parser.parse_args()
+    print(speed.machine("cpu"), vars(arguments), file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.verb == "encode":
+            encode_noise(arguments.images, Path(folder))
+        else:
+            read_batches(arguments.scale, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
