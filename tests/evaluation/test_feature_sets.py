@@ -118,6 +118,19 @@ def test_two_halves_are_the_whole():
     assert len(both.logits) == 21
 
 
+@pytest.mark.parametrize("many", [60, 300])
+def test_halves_that_are_joined_keep_images_of_every_class(many, monkeypatch):
+    monkeypatch.setattr(feature_sets, "KEPT", 40)
+    # Sorted by class, as image folders are: an image's place is its brightness.
+    pixels = torch.linspace(0, 1, many).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    both = filled(pixels[::2]).joined(filled(pixels[1::2]))
+    assert both.count == many and len(both.rows) == len(both.logits) == 40
+    white = Linear()(torch.ones(1, 3, 8, 8)).features[0].detach()
+    found = torch.stack([row @ white / (white @ white) for row in both.rows])
+    for part in range(4):
+        assert 4 <= ((found >= part / 4) & (found < (part + 1) / 4)).sum() <= 17
+
+
 def test_accuracy_is_among_the_classes_given():
     pixels = images(30)
     found = filled(pixels, classes=[3, 1])

@@ -135,7 +135,7 @@ class FeatureSet:
         return self.correct / self.count
 
     def joined(self, other: "FeatureSet") -> "FeatureSet":
-        """Both sets as one, images in turn; equal to adding all to one set, up to KEPT images."""
+        """Both sets as one, images in turn; of more than KEPT a random part of both is kept."""
         both = FeatureSet(self.network, self.classes)
         both.count, both.correct = self.count + other.count, self.correct + other.correct
         for name in ("statistics", "spatial"):
@@ -146,9 +146,22 @@ class FeatureSet:
                 if theirs is not None:
                     total.merge(theirs)
                 setattr(both, name, total)
-        # In turn, so that both sets have their share where not all rows are kept.
+        # Of too many rows each set keeps its share, from all over it: sets are often sorted by
+        # class, so its first rows would be those of some classes.
+        sets = self, other
+        places = [range(len(x.rows)) for x in sets]
+        if sum(map(len, places)) > KEPT:
+            share = min(round(KEPT * self.count / both.count), len(self.rows))
+            share = max(share, KEPT - len(other.rows))
+            draws = torch.Generator().manual_seed(0)
+            places = [
+                torch.randperm(len(x.rows), generator=draws)[:some].sort().values.tolist()
+                for x, some in zip(sets, (share, KEPT - share), strict=True)
+            ]
         for name in ("rows", "logits", "spatial_rows"):
-            setattr(both, name, _in_turn(getattr(self, name), getattr(other, name))[:KEPT])
+            kept = [[rows[i] for i in some] if (rows := getattr(x, name)) else []
+                    for x, some in zip(sets, places, strict=True)]  # fmt: skip
+            setattr(both, name, _in_turn(*kept))
         return both
 
 
