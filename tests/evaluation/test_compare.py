@@ -7,7 +7,7 @@ import pytest
 
 from codeclade.cli import main
 from codeclade.data.atomic import write_json
-from codeclade.evaluation.compare import bootstrap, compare_measured, read_measured
+from codeclade.evaluation.compare import bootstrap, compare_measured, read_measured, wilson
 from codeclade.evaluation.protocol import Protocol, differences
 
 
@@ -17,14 +17,18 @@ def protocol(**changes) -> dict:
     return Protocol(**(fields | changes)).to_json()
 
 
-def write(folder, values=None, value=1.0, error=None, metric="PSNR of reconstructions", **changes):
+def write(folder, values=None, value=1.0, error=None, metric="PSNR of reconstructions",
+          deviations=None, unit=None, **changes):  # fmt: skip
     folder.mkdir()
     row = {"metric": metric, "value": value, "dataset": "photos", "protocol": "p"}
+    row |= {} if unit is None else {"unit": unit}
     row |= {"conditions": protocol(**changes)}
     row |= {} if error is None else {"standard_error": error}
     write_json(folder / "evaluation.json", [row])
     if values is not None:
         np.savez(folder / "evaluation-images.npz", **{metric: values})
+    if deviations is not None:
+        np.savez(folder / "evaluation-images.npz", **{f"deviations of {metric}": deviations})
     return str(folder / "evaluation.json")
 
 
@@ -67,6 +71,54 @@ def test_standard_errors_serve_where_no_images_were_kept(tmp_path):
     c = write(tmp_path / "c", value=2.0)
     (row,) = compare_measured(read_measured(a), read_measured(c))
     assert row.difference is None and row.intervals[1] is None
+
+
+def test_what_two_sets_owe_to_the_same_photographs_cancels(tmp_path):
+    shared, own = np.random.default_rng(0).normal(0, [[0.3], [0.01]], size=(2, 10))
+    error = float(np.square(shared).mean() ** 0.5)
+    given = {"metric": "rFD-Lite", "error": error}
+    a = write(tmp_path / "a", value=60.0, deviations=shared, **given)
+    b = write(tmp_path / "b", value=60.1, deviations=shared + own, **given)
+    (row,) = compare_measured(read_measured(a), read_measured(b))
+    assert row.how == "without parts of the images, paired"
+    assert row.difference == pytest.approx(
+        [0.1 + sign * 1.96 * np.square(own).mean() ** 0.5 for sign in (-1, 1)], abs=1e-4
+    )
+    (row,) = compare_measured(read_measured(a), read_measured(a))
+    assert row.difference == (0, 0)
+    # Of other photographs nothing cancels; the same where deviations were not kept.
+    c = write(tmp_path / "c", value=60.1, deviations=shared, data_fingerprint="cd", **given)
+    (row,) = compare_measured(read_measured(a), read_measured(c), ("data_fingerprint",))
+    assert row.how == "standard errors, as if independent"
+    d = write(tmp_path / "d", value=60.1, **given)
+    (other,) = compare_measured(read_measured(a), read_measured(d))
+    assert other.how == row.how and other.difference == pytest.approx(row.difference)
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "value", "error", "limits"),
+    [
+        ("Precision-Lite", None, 0.97, 0.04, (0.8916, 1)),
+        ("Recall-Lite", None, 0.0025, 0.005, (0, 0.0123)),
+        ("Density-Lite", None, 0.1, 0.2, (0, 0.492)),
+        ("Codebook usage", " %", 99.0, 1.0, (97.04, 100)),
+        ("KID-Lite", None, 0.0001, 0.001, (-0.00186, 0.00206)),
+    ],
+)
+def test_no_interval_passes_what_a_value_can_be(metric, unit, value, error, limits, tmp_path):
+    a = write(tmp_path / "a", value=value, error=error, metric=metric, unit=unit)
+    (row,) = compare_measured(read_measured(a), read_measured(a))
+    assert row.intervals[0] == pytest.approx(limits, abs=1e-4)
+
+
+def test_accuracy_has_the_interval_of_a_share(tmp_path):
+    # 10 of 10 images: resampling would say 100 % for certain. R: binom::binom.wilson(10, 10)
+    assert wilson(np.full(10, 100.0)) == pytest.approx((72.247, 100), abs=1e-3)
+    hits = np.repeat([0.0, 100.0], [3, 7])
+    a = write(tmp_path / "a", hits, 70.0, 14.0, metric="Class accuracy-Lite", unit=" %")
+    (row,) = compare_measured(read_measured(a), read_measured(a))
+    assert row.intervals[0] == pytest.approx((39.678, 89.221), abs=1e-3)
+    assert row.difference == (0, 0)
 
 
 def test_other_protocols_are_refused(tmp_path, capsys):

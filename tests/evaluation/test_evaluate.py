@@ -50,6 +50,9 @@ def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path,
     distance = results[f"FD-{lite0}"]
     assert "20 validation photographs" in distance["protocol"] and "not FID" in distance["protocol"]
     assert distance["floor"] > 0 and distance["dataset"] == "photos"
+    floor = f"floor {distance['floor']:.3g}: 10 photographs against the other 10, which being fewer"
+    assert floor in distance["protocol"]
+    assert "reconstructions may lie below it" in results[f"rFD-{lite0}"]["protocol"]
     conditions = distance["conditions"]
     assert conditions["left_out"] == 5 and conditions["reference_images"] == 20
     assert (
@@ -62,14 +65,19 @@ def test_the_command_writes_numbers_that_the_card_shows(saved, photos, tmp_path,
     for name in (f"Inception Score-{lite0}", f"Class accuracy-{lite0}", f"rFD-{lite0}"):
         assert results[name]["conditions"]["network"] == lite0
     assert "network" not in results["PSNR of reconstructions"]["conditions"]
-    accuracy = results[f"Class accuracy-{lite0}"]["protocol"]
-    assert "10 generated images, guidance 2, seed 0" in accuracy and "chance 20.0 %" in accuracy
+    told = results[f"Class accuracy-{lite0}"]["protocol"]
+    assert "10 generated images, guidance 2, seed 0" in told and "chance 20.0 %" in told
     with np.load(samples) as file:
         assert file["arr_0"].shape == (10, 16, 16, 3) and file["arr_0"].dtype == np.uint8
     with np.load(saved / "evaluation-images.npz") as file:
         quality = file["PSNR of reconstructions"]
         assert quality.shape == (20,)
         assert quality.mean() == pytest.approx(results["PSNR of reconstructions"]["value"], 1e-4)
+        hits, accuracy = file[f"Class accuracy-{lite0}"], results[f"Class accuracy-{lite0}"]
+        assert hits.shape == (10,) and hits.mean() == pytest.approx(accuracy["value"])
+        deviations = file[f"deviations of rFD-{lite0}"]
+        error = results[f"rFD-{lite0}"]["standard_error"]
+        assert (deviations**2).mean() ** 0.5 == pytest.approx(error, rel=1e-2)
     printed = capsys.readouterr().out
     assert "photos: 20 photographs (validation), 5 left out" in printed
     assert "LPIPS: not measured" in printed and "--fetch-lpips" in printed
@@ -91,6 +99,7 @@ def test_a_tokenizer_alone_is_measured(photos, tmp_path, capsys, monkeypatch):
     results = records(tmp_path / "vq" / "evaluation.json")
     assert results["PSNR of reconstructions"]["conditions"]["images"] == 25
     assert "LPIPS-vgg of reconstructions" in results and "rFD-EfficientNet-Lite0" in results
+    assert "over 25 photographs of 16 pixels" in results["PSNR of reconstructions"]["protocol"]
     assert 1 < results["Codebook perplexity"]["value"] <= 32
     assert not any(name.startswith(("FD", "KID")) for name in results)
 

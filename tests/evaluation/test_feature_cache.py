@@ -9,7 +9,7 @@ from PIL import Image
 
 from builders import build_vq
 from codeclade.evaluation import feature_cache, feature_sets
-from codeclade.evaluation.feature_cache import PhotographSets, features_folder
+from codeclade.evaluation.feature_cache import PhotographSets, features_folder, in_other_half
 from codeclade.evaluation.feature_sets import FeatureSet, set_distances
 from codeclade.evaluation.measure import measure_tokenizer
 from codeclade.evaluation.reference import open_photographs
@@ -40,7 +40,7 @@ def same(a: list[FeatureSet], b: list[FeatureSet]) -> None:
             x, y = getattr(mine, name), getattr(theirs, name)
             assert torch.equal(x.sums, y.sums) and torch.equal(x.moments, y.moments)
             assert (x.count, x.network) == (y.count, y.network)
-    one, other = set_distances(a[0], a[1]), set_distances(b[0], b[1])
+    one, other = ([(x.name, x.value) for x in set_distances(*halves)] for halves in (a, b))
     assert one == other and len(one) == 7
 
 
@@ -74,6 +74,16 @@ def test_measuring_again_runs_the_network_on_the_new_images_alone(photos):
     assert floors[0] == floors[1] and len(floors[0]) == 2
     found = photograph_set(network, photographs, 16, 8)  # of a search
     assert network.seen == 60 and found.count == 20
+
+
+@pytest.mark.parametrize("period", [2, 3, 5, 10])
+def test_a_half_has_its_share_of_every_class(period):
+    places = torch.arange(400)
+    other = in_other_half(places)
+    assert (other[::2] ^ other[1::2]).all()  # of two neighbors one each, as of sorted classes
+    for kind in range(period):  # and of classes that follow each other in turn
+        share = other[places % period == kind].float().mean()
+        assert 0.42 < share < 0.58
 
 
 def test_other_photographs_are_never_mistaken(photos, monkeypatch):

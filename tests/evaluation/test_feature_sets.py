@@ -8,8 +8,9 @@ from codeclade.evaluation import feature_sets
 from codeclade.evaluation.feature_sets import (
     FeatureSet,
     check_network,
-    jackknife_error,
-    neighbor_errors,
+    groups_of,
+    jackknife,
+    neighbor_deviations,
     scores,
     set_distances,
     share_error,
@@ -63,25 +64,58 @@ def test_distances_are_those_of_all_features_at_once():
     quicker = set_distances(filled(a), filled(b), errors=False)
     assert [one.value for one in quicker] == [one.value for one in found.values()]
     assert {one.standard_error for one in quicker} == {None}
+    fewer = set_distances(filled(a[:19]), filled(b))
+    assert {one.standard_error for one in fewer} == {None}
     for name, value in precision_recall(y, x).items():
         assert found[f"{name.capitalize()}-Linear"].value == value
     same = {one.name: one.value for one in set_distances(filled(a), filled(a, batch=13))}
     assert same["FD-Linear"] == pytest.approx(0, abs=1e-6)
 
 
+def size_of(deviations: list[torch.Tensor]) -> torch.Tensor:
+    """The standard error that many sets' deviations say."""
+    return torch.stack(deviations).square().mean().sqrt()
+
+
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
 def test_a_standard_error_is_the_spread_over_many_sets(distance):
     draws = torch.Generator().manual_seed(0)
-    values, errors = [], []
+    values, found = [], []
     for _ in range(100):
         a = torch.randn(60, 4, generator=draws)
         b = 1.2 * torch.randn(50, 4, generator=draws) + 0.3
         values.append(distance(a, b))
-        errors.append(jackknife_error(distance, a, b))
-    spread = torch.tensor(values).std().item()
-    found = torch.tensor(errors).square().mean().sqrt().item()
-    assert 0.8 * spread < found < 1.6 * spread  # rather too large, as jackknives are
-    assert jackknife_error(distance, a[:19], b) is None
+        found.append(jackknife(lambda *pair: {"": distance(*pair)}, a, b)[""])
+    spread = torch.tensor(values).std()
+    assert 0.8 * spread < size_of(found) < 1.6 * spread  # rather too large, as jackknives are
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_differences_on_the_same_photographs_have_their_own_error(distance):
+    draws = torch.Generator().manual_seed(0)
+    gaps, paired, apart = [], [], []
+    for _ in range(60):
+        photographs, images = torch.randn(2, 60, 4, generator=draws)
+        noise = 0.3 * torch.randn(2, 60, 4, generator=draws)
+        few = images + noise[0] + 0.5, images + noise[1] + 0.6  # of the same seeds
+        found = [jackknife(lambda *pair: {"": distance(*pair)}, x, photographs)[""] for x in few]
+        gaps.append(distance(few[1], photographs) - distance(few[0], photographs))
+        paired.append(found[1] - found[0])
+        apart.append((found[0].square() + found[1].square()).sqrt())
+    spread = torch.tensor(gaps).std()
+    assert 0.8 * spread < size_of(paired) < 1.6 * spread
+    assert size_of(paired) < 0.7 * size_of(apart)
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5, 10, 20])
+def test_groups_are_equal_parts_of_every_class(period):
+    groups, classes = groups_of(1000), torch.arange(1000) % period
+    assert torch.equal(groups.bincount(), torch.full((10,), 100))
+    assert torch.equal(groups[::2], groups[1::2])  # neighbors together
+    for kind in range(period):
+        share = groups[classes == kind].bincount(minlength=10) * period / 1000
+        assert (share - 0.1).abs().max() <= 0.04
+    assert len(groups_of(20).unique()) == 10 and len(groups_of(21)) == 21
 
 
 def test_errors_of_neighbors_are_the_spread_over_many_sets(monkeypatch):
@@ -91,14 +125,25 @@ def test_errors_of_neighbors_are_the_spread_over_many_sets(monkeypatch):
         a = torch.randn(120, 8, generator=draws)
         b = 0.8 * torch.randn(120, 8, generator=draws) + 0.2
         values.append(list(precision_recall(a, b).values()))
-        errors.append(list(neighbor_errors(a, b).values()))
+        errors.append(torch.stack(list(neighbor_deviations(a, b).values())))
         with monkeypatch.context() as few:
             few.setattr(feature_sets, "ERROR_ROWS", 60)
-            parts.append(list(neighbor_errors(a, b).values()))
+            parts.append(torch.stack(list(neighbor_deviations(a, b).values())))
     spread = torch.tensor(values).std(0)
     for said in (errors, parts):  # rather too large, as jackknives are
-        found = torch.tensor(said).square().mean(0).sqrt()
+        found = torch.stack(said).square().mean((0, 2)).sqrt()
         assert ((0.9 * spread < found) & (found < 2 * spread)).all(), (spread, found)
+
+
+def test_many_images_have_the_error_of_all_subsets(monkeypatch):
+    monkeypatch.setattr(feature_sets, "SUBSET", 20)
+    (kid,) = set_distances(filled(images(90)), filled(images(80, 1, 0.1)), quick=True)
+    assert len(kid.deviations) == 100 and kid.estimator == "mean over 100 subsets of 20 images"
+    whole = jackknife(
+        lambda *pair: {"": kernel_distance(*pair)},
+        *(filled(x).features for x in (images(90), images(80, 1, 0.1))),
+    )
+    assert 0.4 < kid.standard_error / size_of([whole[""]]) < 2
 
 
 def test_a_share_is_never_certain():

@@ -329,13 +329,16 @@ def save(measured, out: Path) -> None:
     """Print every number with its protocol; write records, and single images' values beside."""
     import numpy as np
 
+    from ..evaluation.compare import DEVIATIONS
+
     for record in measured.records:
         error = f" ± {record.standard_error:.2g}" if record.standard_error is not None else ""
         print(f"{record.metric}: {record.value:.5g}{error}{record.unit} ({record.protocol})")
     write_json(out, [record.to_json() for record in measured.records])
     beside = out.with_name(f"{out.stem}-images.npz")
-    if measured.per_image:
-        arrays = {name: values.numpy() for name, values in measured.per_image.items()}
+    arrays = {name: values.numpy() for name, values in measured.per_image.items()}
+    arrays |= {DEVIATIONS + name: x.numpy() for name, x in measured.deviations.items()}
+    if arrays:
         with new_file(beside) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-    print(f"saved {out}" + (f" and {beside}" if measured.per_image else ""))
+    print(f"saved {out}" + (f" and {beside}" if arrays else ""))

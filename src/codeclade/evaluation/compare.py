@@ -1,7 +1,8 @@
 """Two measurements side by side, with intervals, where they were measured in the same way.
 
-Where the values of single images were kept and both are of the same images, the interval is that of
-the paired difference, by bootstrap over images; else it follows from the standard errors.
+Where both are of the same images, the interval is that of the paired difference: by bootstrap over
+the values of single images, or, of what is of a whole set, from its values without some of the
+images. Else it follows from the standard errors as if both were independent.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ LEVEL = 0.95
 NORMAL = 1.959964  # its two-sided quantile of the normal distribution
 # Numbers on the very same images, in the same order: their differences may be paired.
 PAIRED = ("data_fingerprint", "prompts_fingerprint", "images")
+DEVIATIONS = "deviations of "  # before a metric's name in the file of single images
+SHARES = ("Precision", "Recall", "Coverage")
 
 
 @dataclass
@@ -34,11 +37,13 @@ class Row:
 
 @dataclass
 class Measured:
-    """A file of records with the values of single images, if they were kept."""
+    """A file of records with the values of single images and the deviations of sets (see
+    `feature_sets.Distance`), if they were kept."""
 
     name: str
     records: dict[str, EvaluationRecord]
     per_image: dict[str, np.ndarray]
+    deviations: dict[str, np.ndarray]
 
 
 def read_measured(path: str | Path) -> Measured:
@@ -57,7 +62,10 @@ def read_measured(path: str | Path) -> Measured:
             per_image = {name: file[name].astype(np.float64) for name in file.files}
         # With infinite values (PSNR of exact images) no mean is known: standard errors serve.
         per_image = {name: x for name, x in per_image.items() if np.isfinite(x).all()}
-    return Measured(str(path), {record.metric: record for record in records}, per_image)
+    known = {record.metric: record for record in records}
+    deviations = {name: per_image.pop(DEVIATIONS + name, None) for name in known}
+    deviations = {name: x for name, x in deviations.items() if x is not None}
+    return Measured(str(path), known, per_image, deviations)
 
 
 def compare_measured(a: Measured, b: Measured, allowed: tuple[str, ...] = ()) -> list[Row]:
@@ -103,30 +111,66 @@ def _check_protocols(a: Measured, b: Measured, name: str, allowed: tuple[str, ..
 
 
 def _row(a: Measured, b: Measured, name: str) -> Row:
+    """One metric: an interval of each value, and one of their difference."""
     first, second = a.records[name], b.records[name]
     values = first.value, second.value
+    same = all(first.conditions.get(x) == second.conditions.get(x) for x in PAIRED)
     images = [x.per_image.get(name) for x in (a, b)]
+    errors = first.standard_error, second.standard_error
     # With values of single images, their spread says how sure a difference is.
     if all(x is not None and len(x) > 1 for x in images):
-        intervals = tuple(bootstrap(x) for x in images)
-        same = all(first.conditions.get(x) == second.conditions.get(x) for x in PAIRED)
+        kinds = zip((first, second), images, strict=True)
+        intervals = tuple(wilson(x) if record.unit == " %" else bootstrap(x) for record, x in kinds)
         if same and len(images[0]) == len(images[1]):
             gap, how = bootstrap(images[1] - images[0]), "bootstrap over images, paired"
         else:
             means = [_bootstrap_means(x, seed) for seed, x in enumerate(images)]
             gap, how = _interval(means[1] - means[0]), "bootstrap over images"
         return Row(name, first.unit or "", values, intervals, gap, how)
-    # Without them, standard errors, if both files have some.
-    errors = first.standard_error, second.standard_error
+    # Without them, standard errors, if both files have some. Of the same photographs a difference
+    # has its own: what both owe to them cancels.
+    low, high = _limits(first)
     intervals = tuple(
-        None if error is None else (value - NORMAL * error, value + NORMAL * error)
+        None
+        if error is None
+        else (max(value - NORMAL * error, low), min(value + NORMAL * error, high))
         for value, error in zip(values, errors, strict=True)
     )
+    deviations = [x.deviations.get(name) for x in (a, b)]
     gap, how = None, "no interval is known"
     if None not in errors:
-        middle, half = values[1] - values[0], NORMAL * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
-        gap, how = (middle - half, middle + half), "standard errors, independent"
+        error, how = (errors[0] ** 2 + errors[1] ** 2) ** 0.5, "standard errors, as if independent"
+        counts = {len(x) for x in deviations if x is not None}
+        if same and len(counts) == 1 and not any(x is None for x in deviations):
+            error = np.square(deviations[1] - deviations[0]).mean() ** 0.5
+            how = "without parts of the images, paired"
+        middle, half = values[1] - values[0], NORMAL * float(error)
+        gap = middle - half, middle + half
     return Row(name, first.unit or "", values, intervals, gap, how)
+
+
+def _limits(record: EvaluationRecord) -> tuple[float, float]:
+    """What the values of a metric cannot pass."""
+    estimator = (record.conditions or {}).get("estimator") or ""
+    if record.unit == " %":
+        return 0.0, 100.0
+    if record.metric.startswith(SHARES):
+        return 0.0, 1.0
+    if record.metric.startswith("Inception Score"):
+        return 1.0, np.inf
+    # KID is unbiased, so of equal sets it is as often below 0 as above.
+    positive = "Fréchet" in estimator or record.metric.startswith("Density")
+    return 0.0 if positive else -np.inf, np.inf
+
+
+def wilson(values: np.ndarray) -> tuple[float, float]:
+    """Interval at `LEVEL` of the share of values (n,) 0 or 100, in percent (Wilson 1927); of few
+    images, or a share near 0 or 100 %, resampling would say too much."""
+    count, share = len(values), values.mean() / 100
+    shrunk = 1 + NORMAL**2 / count
+    middle = (share + NORMAL**2 / (2 * count)) / shrunk
+    half = NORMAL * (share * (1 - share) / count + (NORMAL / (2 * count)) ** 2) ** 0.5 / shrunk
+    return float(100 * max(middle - half, 0)), float(100 * min(middle + half, 1))
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

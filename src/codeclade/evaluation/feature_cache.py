@@ -25,20 +25,24 @@ from ..data.atomic import new_file
 from ..data.pixels import to_pixels
 from ..metrics.networks import FeatureNetwork, state_fingerprint
 from ..metrics.statistics import FeatureStatistics, cache_key
-from .feature_sets import FeatureSet
+from .feature_sets import GOLDEN, FeatureSet
 from .reference import Photographs
 from .resize import sized_batches
 
 SAMPLE = 16  # photographs that name an entry
 CHUNK = 4096  # images whose sums are taken at once
-HALVES = ("even", "odd")
+HALVES = ("one", "other")
 # Names in an entry, and of the attributes of a FeatureSet that hold rows and their sums.
 KINDS = {"features": ("rows", "statistics"), "spatial": ("spatial_rows", "spatial")}
-LAYOUT = 2  # of entries; those of another one are not found
+LAYOUT = 3  # of entries; those of another one are not found
 
 
 class PhotographSets:
-    """Photographs in two halves, in turn, as a network sees them: from the cache, or seen now.
+    """Photographs in two halves, as a network sees them: from the cache, or seen now.
+
+    Of every two neighbors one goes to each half, so that both have as many of every class where the
+    photographs are sorted. Which one follows no period: photographs of two classes in turn would
+    else become a half of each.
 
     Args:
         size: side at which they are compared.
@@ -64,14 +68,14 @@ class PhotographSets:
         for image in images:
             self.digest.update(image.numpy().tobytes())
         if self.stored is None:
-            odd = (torch.arange(len(images)) + self.seen) % 2 == 1
-            for half, chosen in zip(self.halves, (~odd, odd), strict=True):
+            other = in_other_half(torch.arange(len(images)) + self.seen)
+            for half, chosen in zip(self.halves, (~other, other), strict=True):
                 if chosen.any():
                     half.add(to_pixels(images[chosen]), labels[chosen])
         self.seen += len(images)
 
     def finish(self, batch_size: int) -> list[FeatureSet]:
-        """Even and odd photographs, after all were added."""
+        """Both halves, after all photographs were added."""
         if self.stored is not None:
             if self.claim == self.digest.hexdigest():
                 return self.stored
@@ -164,6 +168,13 @@ class PhotographSets:
                 save_file(tensors, partial, {"codeclade": json.dumps(notes)})
         except (OSError, SafetensorError) as error:
             warnings.warn(f"features of the photographs were not kept: {error}", stacklevel=2)
+
+
+def in_other_half(places: Tensor) -> Tensor:
+    """Whether photographs at these places (n,) belong to the second half: neighbors 2i and 2i + 1
+    are in different ones, exchanged where the fraction of i times the golden ratio is below 1/2."""
+    exchanged = (places // 2).double() * GOLDEN % 1 < 0.5
+    return (places % 2 == 1) ^ exchanged
 
 
 def features_folder() -> Path:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..data.hub_ids import is_hub_id
-from ..metrics.distances import frechet_distance, kernel_distance, kernel_distance_subsets
+from ..metrics.distances import frechet_distance, kernel_distance, subset_distances
 from ..metrics.inception import Inception
-from ..metrics.inception_score import inception_score
+from ..metrics.inception_score import split_scores
 from ..metrics.networks import FeatureNetwork
 from ..metrics.precision_recall import NEIGHBORS, precision_recall
 from ..metrics.pretrained import Dinov2, EfficientNetLite, Vgg16
@@ -34,6 +34,7 @@ ALLOWED = f"{', '.join(NETWORKS)}, dinov2=MODEL or inception=FILE"
 KEPT = 50_000  # images whose features are kept: 410 MB of Inception's, and as much for sFID
 SUBSETS, SUBSET = 100, 1000  # of KID as published, where there are images enough
 GROUPS = 10  # of images, left out in turn for standard errors
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it are spread most evenly between whole numbers
 ERROR_ROWS = 10_000  # images of a set at most from which errors of precision and the like are taken
 SCORE_SPLITS = 10  # parts of the Inception Score
 
@@ -82,6 +83,7 @@ class FeatureSet:
         self.rows: list[Tensor] = []  # n x (D,)
         self.spatial_rows: list[Tensor] = []  # n x those of sFID
         self.logits: list[Tensor] = []  # n x (C,)
+        self.hits: list[Tensor] = []  # of every batch, whether labels have the largest logit
         self.draws = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
@@ -104,7 +106,8 @@ class FeatureSet:
         # The largest logit among the classes asked for, not among all thousand.
         if self.classes is not None:
             chosen = logits[:, self.classes].argmax(1)
-            self.correct += int((chosen == labels).sum())
+            self.hits.append(chosen == labels)
+            self.correct += int(self.hits[-1].sum())
 
         # Once KEPT are held, image i takes a place with probability KEPT / i: a uniform sample.
         for index, row in enumerate(features):
@@ -179,14 +182,21 @@ class Distance:
     Args:
         name: of the metric.
         value: the number.
-        standard_error: of the value; None where none is known.
+        deviations: what the value would be without some of the images, less the mean of that, and
+            scaled: their root mean square is the standard error. Those of two measurements of the
+            same images are differences in pairs. None where no error is known.
         estimator: the formula, in words.
     """
 
     name: str
     value: float
-    standard_error: float | None = None
+    deviations: Tensor | None = None
     estimator: str = ""
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the value; None where none is known."""
+        return None if self.deviations is None else float(self.deviations.square().mean().sqrt())
 
 
 def set_distances(
@@ -206,19 +216,19 @@ def set_distances(
     kept = f"{len(samples.rows):,} of {samples.count:,} and {len(reference.rows):,} of "
     kept += f"{reference.count:,} images"
     # KID is unbiased, so a first look at few images has it too.
-    kid = _kernel_distance(samples.features, reference.features, errors)
-    kid_name = "KID" if published else f"KID-{network.name}"
+    name = "KID" if published else f"KID-{network.name}"
+    kid = _kernel_distance(samples.features, reference.features, errors, name)
     if quick:
-        return [Distance(kid_name, *kid)]
+        return [kid]
     found = [frechet(samples, reference, errors)]
     # Of Inception also where things are in the image: sFID.
     if samples.spatial is not None:
         found.append(frechet(samples, reference, errors, spatial=True))
-    found.append(Distance(kid_name, *kid))
+    found.append(kid)
     # Shares of images that lie near the other set, which need neighbors.
     if min(len(samples.rows), len(reference.rows)) > NEIGHBORS:
         pair = reference.features, samples.features
-        spreads = neighbor_errors(*pair) if errors else {}
+        spreads = neighbor_deviations(*pair) if errors else {}
         words = f"k = {NEIGHBORS}, {kept}"
         for name, value in precision_recall(*pair).items():
             whole = f"{name.capitalize()}-{network.name}"
@@ -231,11 +241,12 @@ def scores(samples: FeatureSet) -> list[Distance]:
     if len(samples.logits) < SCORE_SPLITS:
         return []
     shuffle = torch.randperm(len(samples.logits), generator=torch.Generator().manual_seed(0))
-    value, spread = inception_score(torch.stack(samples.logits)[shuffle], SCORE_SPLITS)
+    parts = split_scores(torch.stack(samples.logits)[shuffle], SCORE_SPLITS)
     published = samples.network.distance_name == "FID"
     name = "Inception Score" if published else f"Inception Score-{samples.network.name}"
     words = f"mean over {SCORE_SPLITS} parts of {len(shuffle):,} shuffled images"
-    return [Distance(name, value, spread / SCORE_SPLITS**0.5, words)]
+    deviations = (parts - parts.mean()) / SCORE_SPLITS**0.5
+    return [Distance(name, float(parts.mean()), deviations, words)]
 
 
 def share_error(share: float, count: int) -> float:
@@ -245,28 +256,38 @@ def share_error(share: float, count: int) -> float:
     return (share * (1 - share) / count) ** 0.5
 
 
-def jackknife_error(
-    distance: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor
-) -> float | None:
-    """As `jackknife_errors`, of one number; None where there are too few images."""
-    return jackknife_errors(lambda *pair: {"": distance(*pair)}, a, b).get("")
+def groups_of(count: int) -> Tensor:
+    """Group (count,) of every image, 0 to GROUPS - 1; groups are left out for standard errors.
+
+    Two neighbors share a group, since `PhotographSets` may have exchanged them. Beyond that groups
+    follow each other without a period: if every tenth image were one, a group of data that shows
+    ten classes in turn would be a class.
+    """
+    pairs = (count + 1) // 2
+    order = (torch.arange(pairs, dtype=torch.float64) * GOLDEN % 1).argsort()
+    groups = torch.empty(pairs, dtype=torch.int64)
+    groups[order] = torch.arange(pairs) * GROUPS // pairs
+    return groups.repeat_interleave(2)[:count]
 
 
-def jackknife_errors(
+def jackknife(
     measure: Callable[[Tensor, Tensor], dict[str, float]], a: Tensor, b: Tensor
-) -> dict[str, float]:
-    """Standard errors of what is measured on features (n, D) and (m, D), by name: each tenth of
-    both is left out in turn. Empty where there are too few images."""
+) -> dict[str, Tensor]:
+    """Deviations (see `Distance`) of what is measured on features (n, D) and (m, D), by name: each
+    tenth of both is left out in turn. Empty where there are too few images."""
     if min(len(a), len(b)) < 2 * GROUPS:
         return {}
-    kept = [[x[torch.arange(len(x)) % GROUPS != group] for x in (a, b)] for group in range(GROUPS)]
-    without = [measure(*pair) for pair in kept]
+    groups = [groups_of(len(x)).to(x.device) for x in (a, b)]
+    without = [
+        measure(*(x[of != group] for x, of in zip((a, b), groups, strict=True)))
+        for group in range(GROUPS)
+    ]
     values = {name: torch.tensor([x[name] for x in without]).double() for name in without[0]}
-    return {name: float((GROUPS - 1) ** 0.5 * x.std(correction=0)) for name, x in values.items()}
+    return {name: (GROUPS - 1) ** 0.5 * (x - x.mean()) for name, x in values.items()}
 
 
-def neighbor_errors(reference: Tensor, samples: Tensor) -> dict[str, float]:
-    """Standard errors of precision, recall, density and coverage of features (n, D) and (m, D).
+def neighbor_deviations(reference: Tensor, samples: Tensor) -> dict[str, Tensor]:
+    """Deviations of precision, recall, density and coverage of features (n, D) and (m, D).
 
     They fall with the root of the counts, so of many images those of a part, evenly spread, are
     taken and made smaller; ten passes over all pairs would take hours.
@@ -275,8 +296,8 @@ def neighbor_errors(reference: Tensor, samples: Tensor) -> dict[str, float]:
     counts = [min(len(x), ERROR_ROWS) for x in sets]
     some = [x[torch.arange(n) * len(x) // n] for x, n in zip(sets, counts, strict=True)]
     share = max(n / len(x) for x, n in zip(sets, counts, strict=True))
-    found = jackknife_errors(precision_recall, *some)
-    return {name: share**0.5 * error for name, error in found.items()}
+    found = jackknife(precision_recall, *some)
+    return {name: share**0.5 * deviations for name, deviations in found.items()}
 
 
 def frechet(
@@ -293,18 +314,21 @@ def frechet(
     sets = samples, reference
     sums = [x.spatial if spatial else x.statistics for x in sets]
     value = gaussian_distance(*(x.gaussian() for x in sums))
-    error = None
+    found = {}
     if errors:
         rows = [x.spatial_features if spatial else x.features for x in sets]
-        error = jackknife_error(frechet_distance, *rows)
-    return Distance(name, value, error, "Fréchet distance, biased by the counts")
+        found = jackknife(lambda *pair: {name: frechet_distance(*pair)}, *rows)
+    return Distance(name, value, found.get(name), "Fréchet distance, biased by the counts")
 
 
-def _kernel_distance(a: Tensor, b: Tensor, errors: bool) -> tuple[float, float | None, str]:
-    """KID, its standard error and how it was estimated."""
+def _kernel_distance(a: Tensor, b: Tensor, errors: bool, name: str) -> Distance:
+    """KID with its standard error."""
     if min(len(a), len(b)) >= 2 * SUBSET:
-        value, spread = kernel_distance_subsets(a, b, SUBSETS, SUBSET)
-        error = spread * (SUBSET / min(len(a), len(b))) ** 0.5
-        return value, error, f"mean over {SUBSETS} subsets of {SUBSET} images"
-    error = jackknife_error(kernel_distance, a, b) if errors else None
-    return kernel_distance(a, b), error, "unbiased, all pairs of images"
+        values = subset_distances(a, b, SUBSETS, SUBSET)
+        # The spread over subsets is that of SUBSET images; the mean is of all of them.
+        deviations = (values - values.mean()) * (SUBSET / min(len(a), len(b))) ** 0.5
+        words = f"mean over {SUBSETS} subsets of {SUBSET} images"
+        return Distance(name, float(values.mean()), deviations, words)
+    found = jackknife(lambda *pair: {name: kernel_distance(*pair)}, a, b) if errors else {}
+    words = "unbiased, all pairs of images"
+    return Distance(name, kernel_distance(a, b), found.get(name), words)

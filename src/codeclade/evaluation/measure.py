@@ -1,8 +1,9 @@
 """Numbers of a tokenizer, of a pipeline's images and of a generator's likelihood, as records.
 
 Every record has its protocol, its standard error where one is known, and for distances the floor:
-the same number of one half of the photographs against the other. What is measured of single images
-is kept beside the records, so that two measurements can be compared image by image.
+the same number of one half of the photographs against the other. What is measured of single images,
+and without some of them, is kept beside the records, so that two measurements of the same images
+can be compared in pairs.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from ..metrics.clip_score import ClipScore
 from ..metrics.image_quality import QUALITIES
 from ..metrics.lpips import Lpips
 from ..metrics.networks import FeatureNetwork
-from .feature_sets import FeatureSet, scores, set_distances, share_error
+from .feature_sets import Distance, FeatureSet, scores, set_distances, share_error
 from .likelihood import likelihood, tree_partitions
 from .protocol import Protocol, machine_name, type_name
 from .reconstruction import Reconstruction, reconstruct
@@ -34,10 +35,12 @@ from .sampling import Pipeline, SampleParts, class_names_of, image_side
 
 @dataclass
 class Measurement:
-    """Records of one run, and the values of single images by name of the metric."""
+    """Records of one run; by name of the metric values of single images, and deviations of what
+    is of a whole set (see `Distance`)."""
 
     records: list[EvaluationRecord] = field(default_factory=list)
     per_image: dict[str, Tensor] = field(default_factory=dict)
+    deviations: dict[str, Tensor] = field(default_factory=dict)
 
     def add(
         self,
@@ -50,8 +53,6 @@ class Measurement:
         floor: float | None = None,
     ) -> None:
         """Add one number; `words` is its protocol for readers."""
-        if floor is not None:
-            words += f"; floor of photographs against photographs {floor:.3g}"
         torch_version = protocol.versions["torch"]
         self.records.append(
             EvaluationRecord(
@@ -66,6 +67,20 @@ class Measurement:
                 floor=None if floor is None else float(f"{floor:.4g}"),
             )
         )
+
+    def add_distance(
+        self,
+        one: Distance,
+        protocol: Protocol,
+        words: str,
+        prefix: str = "",
+        floor: float | None = None,
+    ) -> None:
+        """Add one number on a set of images."""
+        name, protocol = prefix + one.name, protocol.using(estimator=one.estimator)
+        self.add(name, one.value, protocol, words, "", one.standard_error, floor)
+        if one.deviations is not None:
+            self.deviations[name] = one.deviations
 
     def add_images(self, name: str, values: Tensor, protocol: Protocol, words: str) -> None:
         """Add the mean of values (n,), one an image."""
@@ -170,8 +185,7 @@ def measure_pipeline(
     protocol = protocol.using(network=network.name, network_fingerprint=network.fingerprint)
     _add_distances(measured, samples, halves, protocol, words, "")
     for one in [] if quick else scores(samples):
-        measured.add(one.name, one.value, protocol.using(estimator=one.estimator),
-                     f"{one.estimator}, {words}", error=one.standard_error)  # fmt: skip
+        measured.add_distance(one, protocol, f"{one.estimator}, {words}")
 
     # Class accuracy beside that of reconstructions and photographs.
     if classes is not None:
@@ -179,10 +193,12 @@ def measure_pipeline(
         others = f"reconstructions {100 * rebuilt.accuracy:.1f} %, photographs "
         others += f"{100 * photos.accuracy:.1f} %, chance {100 / len(own):.1f} %"
         error = 100 * share_error(samples.accuracy, samples.count)
+        name = f"Class accuracy-{network.name}"
         measured.add(
-            f"Class accuracy-{network.name}", 100 * samples.accuracy, protocol,
+            name, 100 * samples.accuracy, protocol,
             f"{network.name} among {len(own)} classes, {words}; {others}", " %", error,
         )  # fmt: skip
+        measured.per_image[name] = 100 * torch.cat(samples.hits).double()
     return measured
 
 
@@ -298,20 +314,21 @@ def _add_reconstruction(
         machine=machine_name(vq_model.device),
     )
     # What is measured image by image: its mean is right for any number of images.
-    words = f"8-bit, mean over {count:,} {photographs.split} photographs of {size} pixels"
+    told = _photographs(count, protocol)
+    words = f"8-bit, mean over {told} of {size} pixels"
     for name, values in found.per_image.items():
         measured.add_images(name, values, protocol, words)
     if quick:
         return protocol
     # What is of the set: how much of the codebook is used, and how far apart the sets are.
-    words = f"{count:,} {photographs.split} photographs, center crops"
+    words = f"{told}, center crops"
     uses = {"Codebook": found.use, "Detail codebook": found.detail_use}
     for name, use in uses.items():
         if use is not None:
             measured.add(f"{name} usage", 100 * use.usage, protocol, words, " %")
             measured.add(f"{name} perplexity", use.perplexity, protocol, words)
     if found.rebuilt is not None:
-        words = f"reconstructions of {count:,} {photographs.split} photographs"
+        words = f"reconstructions of {told}"
         _add_distances(measured, found.rebuilt, found.halves, protocol, words, "r")
     return protocol
 
@@ -335,20 +352,31 @@ def _add_distances(
         return
     network, reference = samples.network, halves[0].joined(halves[1])
     quick = bool(protocol.quick)
+    protocol = protocol.using(network=network.name, network_fingerprint=network.fingerprint)
     floors = {one.name: one.value for one in set_distances(*halves[::-1], quick, errors=False)}
     for one in set_distances(samples, reference, quick):
-        if prefix and "Fréchet" not in one.estimator:
+        biased = "Fréchet" in one.estimator
+        if prefix and not biased:
             continue
-        own = protocol.using(
-            network=network.name,
-            network_fingerprint=network.fingerprint,
-            estimator=one.estimator,
-        )
-        said = f"{network.name} features, {words}; {reference.count:,} {protocol.split} "
-        said += f"photographs; {one.estimator}"
-        said += "; not FID" if "Fréchet" in one.estimator and network.distance_name != "FID" else ""
-        measured.add(prefix + one.name, one.value, own, said, "", one.standard_error,
-                     floors.get(one.name))  # fmt: skip
+        said = f"{network.name} features, {words}; "
+        said += f"{_photographs(reference.count, protocol)}; {one.estimator}"
+        said += "; not FID" if biased and network.distance_name != "FID" else ""
+        floor = floors.get(one.name)
+        if floor is not None:
+            said += f"; floor {floor:.3g}: {halves[1].count:,} photographs against the other "
+            said += f"{halves[0].count:,}"
+            # Why images can lie below their floor, which readers would take for a mistake.
+            if prefix:
+                said += ", fewer and not of the same pictures, so reconstructions may lie below it"
+            elif biased:
+                said += ", which being fewer makes it too high"
+        measured.add_distance(one, protocol, said, prefix, floor)
+
+
+def _photographs(count: int, protocol: Protocol) -> str:
+    """As in "800 validation photographs"; sources without splits are used whole."""
+    split = "" if protocol.split == "all" else f"{protocol.split} "
+    return f"{count:,} {split}photographs"
 
 
 def _sampling_words(protocol: Protocol, seed: int) -> str:

@@ -34,7 +34,7 @@ class Reconstruction:
     use: CodebookUse
     detail_use: CodebookUse | None  # of a tokenizer with a second codebook
     fingerprint: str  # of the photographs as compared
-    halves: list[FeatureSet] = field(default_factory=list)  # even and odd photographs
+    halves: list[FeatureSet] = field(default_factory=list)  # of the photographs
     rebuilt: FeatureSet | None = None
 
 
@@ -81,7 +81,7 @@ def reconstruct(
         if pairs:
             details += count_ids(ids[..., 1].cpu(), len(details))
 
-        # Photographs go to two halves in turn, whose distance is the floor of all distances.
+        # Photographs go to two halves, whose distance is the floor of all distances.
         fingerprint.add(images)
         if sets is not None:
             sets.add(images, labels)

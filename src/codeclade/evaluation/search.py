@@ -87,8 +87,8 @@ def photograph_set(
     sets = PhotographSets(network, photographs, size, classes)
     for images, labels in sized_batches(photographs.images, size, batch_size):
         sets.add(images, labels)
-    even, odd = sets.finish(batch_size)
-    return even.joined(odd)
+    one, other = sets.finish(batch_size)
+    return one.joined(other)
 
 
 def search(

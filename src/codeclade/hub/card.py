@@ -57,10 +57,10 @@ def render_card(repository: Repository, repo_id: str, license: str | None = None
     return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def inline(text: Any) -> str:
-    """Text as one line that Markdown and HTML leave alone, cut at 300 characters."""
+def inline(text: Any, longest: int = LONGEST) -> str:
+    """Text as one line that Markdown and HTML leave alone, cut at `longest` characters."""
     text = " ".join(str(text).split())
-    text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    text = text if len(text) <= longest else text[:longest] + " ..."
     # & goes first, as what replaces the others holds one. An underscore inside a word is left
     # alone, because Markdown does the same and names stay readable in the source.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -329,7 +329,7 @@ def _trained(training: TrainingRecord) -> str:
 def _evaluation(results: list[EvaluationRecord], training: TrainingRecord | None) -> str:
     rows = [
         f"| {inline(result.metric)} | {result.value} {inline(result.unit or '')} | "
-        f"{inline(result.dataset)} | {inline(result.protocol)} |"
+        f"{inline(result.dataset)} | {inline(result.protocol, 3 * LONGEST)} |"
         for result in results
     ]
     # The last numbers of a log are no evaluation, as they have no protocol: they are said apart and

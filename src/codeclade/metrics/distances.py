@@ -42,8 +42,16 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 def kernel_distance_subsets(
     a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """KID as published (Binkowski et al. 2018, arXiv 1801.01401): `kernel_distance` of random
-    subsets of both sets, drawn without replacement; mean and standard deviation over subsets.
+    """KID as published (Binkowski et al. 2018, arXiv 1801.01401): mean and standard deviation of
+    `subset_distances`."""
+    values = subset_distances(a, b, subsets, size, seed)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def subset_distances(
+    a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> Tensor:
+    """`kernel_distance` (subsets,) of random subsets of both sets, drawn without replacement.
 
     The memory is that of three kernels of size x size, however many images there are.
 
@@ -66,5 +74,4 @@ def kernel_distance_subsets(
             torch.randperm(len(x), generator=generator)[:size].to(x.device) for x in (a, b)
         )
         values.append(kernel_distance(a[some], b[others]))
-    values = torch.tensor(values, dtype=torch.float64)
-    return float(values.mean()), float(values.std(correction=0))
+    return torch.tensor(values, dtype=torch.float64)

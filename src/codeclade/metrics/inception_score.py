@@ -5,7 +5,13 @@ from torch import Tensor
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp(E KL(p(y|x) || p(y))), its mean and standard deviation over `splits` parts of the images.
+    """Mean and standard deviation over parts of the images, as published; see `split_scores`."""
+    scores = split_scores(logits, splits)
+    return float(scores.mean()), float(scores.std(correction=0))
+
+
+def split_scores(logits: Tensor, splits: int = 10) -> Tensor:
+    """exp(E KL(p(y|x) || p(y))) of `splits` parts of the images, (splits,) float64.
 
     Parts are runs of images in the order given, as in ADM's evaluator (which cuts parts of 5,000:
     `splits=10` for 50,000 images). Images sorted by class must be shuffled first: a part with few
@@ -28,5 +34,4 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
         # Terms with p(y) = 0 are 0: the smallest double keeps the logarithm finite.
         log_marginal = p.mean(0).clamp_min(torch.finfo(torch.float64).tiny).log()
         scores.append((p * (log_p - log_marginal)).sum(1).mean().exp())
-    scores = torch.stack(scores)
-    return float(scores.mean()), float(scores.std(correction=0))
+    return torch.stack(scores)
