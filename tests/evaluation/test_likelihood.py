@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from builders import SCHEMES, build_scheme
+from builders import REFINERS, SCHEMES, build_refiner, build_scheme
+from codeclade.components.refiner import generator_states
 from codeclade.evaluation.likelihood import likelihood, log_probabilities, tree_partitions
 
 
@@ -48,6 +49,22 @@ def test_a_member_draw_costs_the_log_of_the_cluster_size(tmp_path, write_codes):
     draw = pipe.cluster_map.sizes[tokens].double().log().mean().item()
     assert found.nats["own"] == pytest.approx(loss, abs=1e-5)
     assert found.nats["ids"] == pytest.approx(loss + draw, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", REFINERS)
+def test_a_refiner_takes_the_place_of_the_member_draw(kind, tmp_path, write_codes):
+    pipe, refiner = build_scheme("cluster"), build_refiner(**REFINERS[kind]).eval()
+    codes = write_codes(tmp_path / "codes", pipe.vq_model, False)
+    parts = pipe.transformer, codes, pipe.cluster_map
+    found = likelihood(*parts, batch_size=3, refiner=refiner)
+    ids, labels = next(codes.first_views(7))
+    tokens = pipe.cluster_map.mapping[ids]
+    loss = pipe.transformer(tokens[:, :-1], labels, labels=tokens).loss
+    states = generator_states(pipe.transformer, tokens, class_labels=labels)
+    given = {"mapping": pipe.cluster_map.mapping, "context": states, "class_labels": labels}
+    loss = loss + refiner(tokens, labels=ids, **given).loss
+    assert found.nats["refined"] == pytest.approx(loss.item(), abs=1e-5)
+    assert found.nats["ids"] == likelihood(*parts, batch_size=3).nats["ids"]
 
 
 def test_a_limit_takes_the_first_images(tmp_path, write_codes):

@@ -26,8 +26,8 @@ def add_flags(parser: VerbParser) -> None:
         default="lite0",
         metavar="NETWORK",
         help="whose features are compared: lite0, lite2, vgg16, dinov2 (or dinov2=MODEL, a folder "
-        "or Hub id) or inception=FILE, which alone gives FID, with the published weights; default "
-        "lite0",
+        "or Hub id), torchscript=FILE or inception=FILE, which alone gives FID, with the published "
+        "weights; default lite0",
     )
     measured.add_argument(
         "--fetch-lpips", action="store_true", help="download the weights of LPIPS once (64 MB)"

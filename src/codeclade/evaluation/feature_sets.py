@@ -21,6 +21,7 @@ from ..metrics.networks import FeatureNetwork
 from ..metrics.precision_recall import NEIGHBORS, precision_recall
 from ..metrics.pretrained import Dinov2, EfficientNetLite, Vgg16
 from ..metrics.statistics import FeatureStatistics, gaussian_distance
+from ..metrics.torchscript import TorchScript
 
 NETWORKS = {
     "lite0": lambda: EfficientNetLite(0),
@@ -29,8 +30,8 @@ NETWORKS = {
     "dinov2": Dinov2,
 }
 # Networks whose weights the user names.
-GIVEN = {"inception": Inception.from_file, "dinov2": Dinov2}
-ALLOWED = f"{', '.join(NETWORKS)}, dinov2=MODEL or inception=FILE"
+GIVEN = {"inception": Inception.from_file, "dinov2": Dinov2, "torchscript": TorchScript}
+ALLOWED = f"{', '.join(NETWORKS)}, dinov2=MODEL, inception=FILE or torchscript=FILE"
 KEPT = 50_000  # images whose features are kept: 410 MB of Inception's, and as much for sFID
 SUBSETS, SUBSET = 100, 1000  # of KID as published, where there are images enough
 GROUPS = 10  # of images, left out in turn for standard errors
@@ -44,7 +45,7 @@ def check_network(name: str) -> None:
     kind, equals, given = name.partition("=")
     if name not in NETWORKS and (kind not in GIVEN or not given):
         raise ValueError(f"--features {name} is unknown; use {ALLOWED}.")
-    if kind == "inception" and not Path(given).is_file():
+    if kind in ("inception", "torchscript") and not Path(given).is_file():
         raise ValueError(f"--features {name}: there is no file {given}.")
     if kind == "dinov2" and equals and not Path(given).is_dir() and not is_hub_id(given):
         raise ValueError(f"--features {name}: {given} is no folder here and no Hub id (user/name).")

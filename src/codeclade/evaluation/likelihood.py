@@ -1,7 +1,8 @@
 """Likelihood of a generator on held-out code shards, in nats: one axis for every scheme.
 
 A model of ids gives log p(i) itself. A model of clusters gives log p(c), and its pipeline draws a
-uniform member, so log p(i) = log p(c(i)) - ln |c(i)|. From log p(i) follows the likelihood of any
+uniform member, so log p(i) = log p(c(i)) - ln |c(i)|; with a refiner it is log p(c(i)) + log p(i |
+all clusters), at its temperature of 1 without guidance. From log p(i) follows the likelihood of any
 coarser partition, by adding up the members: so models of ids, of clusters, and of both are compared
 on ids and on the clusters of the same cuts. Pairs of a semantic and a detail code (IAR2) belong to
 another tokenizer: their nats per position are comparable with those of a tokenizer of equal bits.
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..components.cluster_map import ClusterMap
 from ..components.heads import cluster_logsumexp
+from ..components.refiner import Refiner, generator_states
 from ..components.transformer import CodecladeTransformer
 from ..data.codes import Codes
 
@@ -30,7 +32,8 @@ class Likelihood:
     """Mean negative log-likelihoods in nats per position, with the spread over images."""
 
     images: int
-    nats: dict[str, float]  # "ids", "N/2", ...; of pairs "pairs", "semantic", "detail"
+    # "ids", "N/2", ..., with a refiner "refined"; of pairs "pairs", "semantic", "detail"
+    nats: dict[str, float]
     standard_errors: dict[str, float]  # of these means, over images
     per_image: dict[str, Tensor]  # (images,) each, float64, of which these are the means
 
@@ -43,6 +46,7 @@ def likelihood(
     cuts: dict[str, Tensor] | None = None,
     batch_size: int = 16,
     limit: int | None = None,
+    refiner: Refiner | None = None,
 ) -> Likelihood:
     """Likelihood of the first view of every image.
 
@@ -51,6 +55,7 @@ def likelihood(
         cuts: partitions (N,) by name whose likelihood is wanted too; see `tree_partitions`.
         batch_size: images at once; log p takes B T N numbers of 4 bytes, a few times.
         limit: images at most.
+        refiner: of a model that predicts clusters: ids by the refiner are scored too.
 
     Raises:
         ValueError: no image.
@@ -66,7 +71,11 @@ def likelihood(
     for ids, labels in tqdm(codes.first_views(batch_size), "likelihood", unit="batch"):
         ids, labels = ids[: images - seen].to(model.device), labels[: images - seen]
         seen += len(ids)
-        for name, values in _nats(model, ids, labels.to(model.device), cluster_map, cuts or {}):
+        labels = labels.to(model.device)
+        found = dict(_nats(model, ids, labels, cluster_map, cuts or {}))
+        if refiner is not None:
+            found["refined"] = found["ids"] + _refined(model, ids, labels, cluster_map, refiner)
+        for name, values in found.items():
             rows.setdefault(name, []).append(values.double().mean(1).cpu())  # (B,)
         if seen == images:
             break
@@ -102,6 +111,24 @@ def _nats(
         cluster_of = cluster_of.to(ids.device)
         scores = cluster_logsumexp(log_p, cluster_of, int(cluster_of.max()) + 1)
         yield name, -scores.gather(-1, cluster_of[ids].unsqueeze(-1)).squeeze(-1)
+
+
+def _refined(
+    model: CodecladeTransformer,
+    ids: Tensor,
+    labels: Tensor,
+    cluster_map: ClusterMap,
+    refiner: Refiner,
+) -> Tensor:
+    """What an id (B, T) costs by a refiner beyond what it costs as a uniform member."""
+    mapping = cluster_map.mapping.to(ids.device)
+    clusters = mapping[ids]
+    context = None
+    if refiner.config.context_dim:
+        context = generator_states(model, clusters, class_labels=labels)
+    given = labels if refiner.config.num_classes else None
+    logits = refiner(clusters, given, context, mapping, return_dict=True).logits
+    return _cross_entropy(logits, ids) - cluster_map.sizes.to(ids.device)[clusters].log()
 
 
 def log_probabilities(

@@ -242,7 +242,7 @@ def measure_likelihood(
             tree, _ = make_cluster_map(codebook, "masc", max(1, len(codebook) // 2))
         cuts, method = tree_partitions(tree), tree.config.method
     # One pass over the codes scores ids and all cuts alike.
-    found = likelihood(pipe.transformer, codes, cluster_map, cuts, batch_size, limit)
+    found = likelihood(pipe.transformer, codes, cluster_map, cuts, batch_size, limit, pipe.refiner)
     device = pipe.transformer.device
     protocol = Protocol(
         data=name,
@@ -262,6 +262,10 @@ def measure_likelihood(
         if part in cuts:
             words += f", cut of the {method} tree"
             own = protocol.using(estimator=f"{protocol.estimator}, cut of the {method} tree")
+        elif pipe.refiner is not None:
+            way = "by the refiner" if part == "refined" else "as a uniform member of its cluster"
+            words += f", an id {way}"
+            own = protocol.using(estimator=f"{protocol.estimator}, an id {way}")
         measured.add_images(f"Nats per {_unit_of(part)}", values, own, words)
     return measured
 
@@ -282,7 +286,8 @@ def _unit_of(part: str) -> str:
     """What one position of a likelihood is, in the singular."""
     if part.startswith("N/"):
         return f"cluster, K = {part}"
-    return {"ids": "id", "pairs": "pair"}.get(part, f"{part} code")
+    known = {"ids": "id", "refined": "id by the refiner", "pairs": "pair"}
+    return known.get(part, f"{part} code")
 
 
 def _add_reconstruction(

@@ -42,17 +42,15 @@ class FeatureNetwork(Protocol):
         name: as a table should call it.
         distance_name: what the Fréchet distance of its features is called; "FID" only for Inception
             with the published weights.
-        input_size: side of the square image that it sees.
         fingerprint: sha256 of its weights, see `state_fingerprint`.
     """
 
     name: str
     distance_name: str
-    input_size: int
     fingerprint: str
 
     def preprocess(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] as the network's input (B, 3, input_size, input_size)."""
+        """Pixels (B, 3, H, W) in [-1, 1] as the network's input."""
         ...
 
     def __call__(self, pixels: Tensor) -> NetworkOutput:
