@@ -96,7 +96,7 @@ def measure(data: str, out: Path) -> None:
 
 @torch.no_grad()
 def sheet(data: str, out: Path) -> None:
-    """Photographs, and below them what the finished ones of the runs that are shown make of them."""
+    """Photographs, and below them what finished runs of `ROWS` make of them."""
     images = held_out(data, SHOWN).images
     pixels = torch.stack([images[i, None][0] for i in range(len(images))])
     rows = {"photographs": pixels}
