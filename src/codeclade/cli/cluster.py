@@ -116,7 +116,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
     sizes = cluster_map.sizes
     print(
         f"{len(codebook):,} codes in {len(sizes):,} clusters of {sizes.min()} to {sizes.max()} "
-        f"(median {int(sizes.median())}); saved in {arguments.out}"
+        f"(median {sizes.double().quantile(0.5):g}); saved in {arguments.out}"
     )
     if report:
         report(cluster_map, codebook, rows)
