@@ -12,7 +12,6 @@ the system takes back when it needs them.
 """
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -21,17 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from codeclade import VQModel
-from codeclade.components.cluster_map import codebook_sketch
 from codeclade.data.recipes import load_recipe
 from codeclade.evaluation import speed
 from codeclade.training.encode import EncodeRecipe, encode
 from codeclade.training.generator import GeneratorRecipe, GeneratorTraining, baselines
 from codeclade.training.run import Run
+from training import random_codes
 
-IMAGENET, VIEWS, TOKENS = 1_281_167, 10, 576
+IMAGENET, VIEWS, GRID = 1_281_167, 10, 24
 
 
 def vq_16() -> VQModel:
@@ -46,13 +44,14 @@ def vq_16() -> VQModel:
 def holds() -> dict[str, float]:
     """GB that this process holds: of its own, and of mapped files."""
     rows = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    sizes = {name: int(size.split()[0]) for name, size in (row.split(":") for row in rows)}
-    return {"own": sizes["Anonymous"] / 1e6, "mapped": (sizes["Rss"] - sizes["Anonymous"]) / 1e6}
+    sizes = {name: int(size.split()[0]) for name, size in (row.split(":") for row in rows)}  # KiB
+    own = sizes["Anonymous"]
+    return {"own": own * 1024 / 1e9, "mapped": (sizes["Rss"] - own) * 1024 / 1e9}
 
 
 def most() -> float:
     """Most GB that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def encode_noise(images: int, folder: Path) -> None:
@@ -74,27 +73,6 @@ def encode_noise(images: int, folder: Path) -> None:
     )
 
 
-def write_shards(folder: Path, vq_model: VQModel, images: int) -> None:
-    """Shards of 10,000 images as `encode` writes them, ids drawn at random."""
-    draw = torch.Generator().manual_seed(0)
-    for split, count in (("train", images), ("validation", 250)):
-        (folder / split).mkdir(parents=True)
-        names = []
-        for start in range(0, count, 10_000):
-            part = min(10_000, count - start)
-            ids = torch.randint(16384, (part, VIEWS, TOKENS), generator=draw).to(torch.uint16)
-            labels = torch.randint(1000, (part,), generator=draw).int()
-            names.append(f"codes-{len(names):05d}.safetensors")
-            save_file({"ids": ids, "labels": labels}, folder / split / names[-1])
-        header = {
-            "split": split, "views": VIEWS, "grid_size": 24, "recipe": {}, "images": count,
-            "codebook_size": 16384, "detail_codebook_size": None,
-            "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
-            "class_names": [str(i) for i in range(1000)], "shards": names,
-        }  # fmt: skip
-        (folder / split / "codes.json").write_text(json.dumps(header))
-
-
 def read_batches(scale: int, folder: Path) -> None:
     """What a process holds that reads shards of ImageNet's number of images over `scale`."""
     images = IMAGENET // scale
@@ -102,7 +80,7 @@ def read_batches(scale: int, folder: Path) -> None:
     settings = [*small.split(), "tracker=none"]
     recipe = load_recipe(GeneratorRecipe, "generator", "llamagen", settings)
     vq_model = vq_16()
-    write_shards(folder / "codes", vq_model, images)
+    random_codes(folder / "codes", vq_model, GRID, images, VIEWS, 1000)
     before = holds()
     training = GeneratorTraining(recipe, folder / "codes", vq_model, None)
     run = Run(recipe, folder / "run")
@@ -113,7 +91,7 @@ def read_batches(scale: int, folder: Path) -> None:
         if number == 2 * images // recipe.batch_size:  # two epochs
             break
     after = holds()
-    shards = images * VIEWS * TOKENS * 2 / 1e9
+    shards = images * VIEWS * GRID**2 * 2 / 1e9
     print(
         f"{images:,} images, shards of {shards:.2f} GB: {before['own']:.2f} GB with torch and a "
         f"tokenizer, {after['own'] - before['own']:.2f} more while training reads, "

@@ -37,20 +37,31 @@ from codeclade.training.optimization import build_optimizer
 from codeclade.training.run import Run
 
 
-def random_codes(folder: Path, vq_model: VQModel, grid: int) -> None:
-    """Shards of 512 and 8 images whose ids are drawn at random."""
+def random_codes(
+    folder: Path,
+    vq_model: VQModel,
+    grid: int,
+    images: int = 512,
+    views: int = 1,
+    classes: int = 100,
+    shard_size: int = 10_000,
+) -> None:
+    """Shards of `images` and 8 images whose ids are drawn at random."""
     draw = torch.Generator().manual_seed(0)
-    for split, count in (("train", 512), ("validation", 8)):
+    for split, count in (("train", images), ("validation", 8)):
         (folder / split).mkdir(parents=True)
-        shape = count, 1, grid**2
-        ids = torch.randint(vq_model.codebook_size, shape, generator=draw).to(torch.uint16)
-        labels = torch.randint(100, (count,), generator=draw)
-        save_file({"ids": ids, "labels": labels}, folder / split / "codes-00000.safetensors")
+        names = []
+        for start in range(0, count, shard_size):
+            shape = min(shard_size, count - start), views, grid**2
+            ids = torch.randint(vq_model.codebook_size, shape, generator=draw).to(torch.uint16)
+            labels = torch.randint(classes, shape[:1], generator=draw)
+            names.append(f"codes-{len(names):05d}.safetensors")
+            save_file({"ids": ids, "labels": labels}, folder / split / names[-1])
         header = {
-            "split": split, "views": 1, "grid_size": grid, "recipe": {}, "images": count,
+            "split": split, "views": views, "grid_size": grid, "recipe": {}, "images": count,
             "codebook_size": vq_model.codebook_size, "detail_codebook_size": None,
             "codebook_sketch": codebook_sketch(vq_model.codebook).tolist(),
-            "class_names": [str(i) for i in range(100)], "shards": ["codes-00000.safetensors"],
+            "class_names": [str(i) for i in range(classes)], "shards": names,
         }  # fmt: skip
         (folder / split / "codes.json").write_text(json.dumps(header))
 
