@@ -46,11 +46,13 @@ def test_a_clip_score_needs_no_photographs(given, tmp_path, capsys):
     scores = ClipScore(tmp_path / "clip")(images / 127.5 - 1, texts)
     assert record["value"] == pytest.approx(scores.mean().item(), rel=1e-5)
     with np.load(tmp_path / "captioned" / "evaluation-images.npz") as file:
-        assert file["CLIP score"] == pytest.approx(scores.numpy(), rel=1e-4)
+        means = scores.reshape(3, 2).mean(1).numpy()  # a prompt's images are alike
+        assert file["CLIP score"] == pytest.approx(means, rel=1e-4)
+    assert record["standard_error"] == pytest.approx(means.std(ddof=1) / 3**0.5, rel=1e-2)
     conditions = record["conditions"]
     assert conditions["prompts"] == conditions["data"] == "prompts.txt"
     assert len(conditions["prompts_fingerprint"]) == 16 and conditions["images"] == 6
-    assert conditions["network"] == "clip" and conditions["estimator"] == "100 max(cos, 0)"
+    assert conditions["network"] == "clip" and "mean over prompts" in conditions["estimator"]
     assert "classes" not in conditions and "prompts of prompts.txt" in record["protocol"]
     # Other prompts are another protocol.
     first = read_measured(tmp_path / "captioned" / "evaluation.json")

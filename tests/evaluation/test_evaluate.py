@@ -147,7 +147,7 @@ def test_samples_alone_need_no_photographs(saved, tmp_path, capsys):
     with np.load(out) as file:
         plain = file["arr_0"]
     assert plain.shape == (10, 8, 8, 3) and not np.array_equal(plain, smooth)
-    pixels = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 4 - 2
     expected = torch.nn.functional.interpolate(pixels, size=(8, 8), mode="bicubic")
     expected = torch.clamp(127.5 * expected + 128.0, 0, 255).byte()  # their rounding
     assert torch.equal(eight_bit(pixels, 8, plain=True), expected)

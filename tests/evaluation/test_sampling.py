@@ -127,3 +127,18 @@ def test_two_processes_write_what_one_writes(saved, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
         assert np.array_equal(one["arr_0"], two["arr_0"]) and len(one["arr_0"]) == 150
+
+
+def test_a_plain_resize_is_of_what_the_decoder_gives(tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline("cluster")
+    with torch.no_grad():
+        pipe.vq_model.decoder.conv_out.weight *= 50  # far beyond white and black
+    own = [torch.Generator().manual_seed(5 * 1_000_003 + i) for i in range(15)]
+    ids = pipe([i // 3 for i in range(15)], generator=own, output_type="ids").images
+    pixels = pipe.vq_model.decode(ids)
+    assert pixels.abs().max() > 2
+    # As LlamaGen's sample_c2i_ddp.py does, which clamps last.
+    smaller = torch.nn.functional.interpolate(pixels, size=(8, 8), mode="bicubic")
+    wanted = torch.clamp(127.5 * smaller + 128.0, 0, 255).byte()
+    assert torch.equal(made(pipe, tmp_path / "s", size=8, plain_resize=True), wanted)
+    assert not torch.equal(made(pipe, tmp_path / "s", size=8), wanted)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from accelerate import PartialState
 from PIL import Image
 
@@ -52,10 +53,13 @@ def test_a_plot_has_a_line_for_every_other_setting():
 
 
 def test_points_that_cannot_be_told_apart_are_named():
-    trials = [Trial({"top_k": 0}, 10.0, 0.3), Trial({"top_k": 1}, 10.8, 0.4)]
-    trials += [Trial({"top_k": 2}, 11.3, 0.4), Trial({"top_k": 3}, 10.1)]
+    own = [torch.tensor(x) for x in ([0.3, -0.3], [-0.1, 0.1], [0.2, -0.2])]
+    trials = [Trial({"top_k": k}, 10.0 + 0.5 * k, x) for k, x in enumerate(own)]
+    trials += [Trial({"top_k": 3}, 10.1)]
     best, alike = nearest(trials)
-    assert best is trials[0] and alike == [trials[1]]  # 0.8 < 2 * 0.5; the last has no error
+    # In pairs 0.5 < 2 * 0.4, but 1.0 > 2 * 0.1 in spite of the larger errors; the last has none.
+    assert best is trials[0] and alike == [trials[1]]
+    assert [trial.error for trial in trials] == [*map(pytest.approx, (0.3, 0.1, 0.2)), None]
 
 
 def test_every_point_is_compared_with_the_photographs(tiny_pipeline, photos, tmp_path):

@@ -332,7 +332,12 @@ def tokens_to_ids(
 def ids_to_images(
     ids: Tensor, vq_model: VQModel, processor: VaeImageProcessor, output_type: str = "pil"
 ):
-    """Images of ids (B, G, G, ...), as diffusers' image processor gives them.
+    """Images of ids (B, G, G, ...), as diffusers' image processor gives them."""
+    return processor.postprocess(ids_to_pixels(ids, vq_model), output_type=output_type)
+
+
+def ids_to_pixels(ids: Tensor, vq_model: VQModel) -> Tensor:
+    """What the decoder makes of ids (B, G, G, ...): (B, 3, S, S) float32, not clamped to [-1, 1].
 
     Raises:
         ValueError: a decoder whose numbers are not finite in its dtype.
@@ -342,4 +347,4 @@ def ids_to_images(
         half = vq_model.dtype in (torch.float16, torch.bfloat16)
         advice = "; load it in float32, or with force_upcast=True." if half else "."
         raise ValueError(f"vq_model gives numbers that are not finite in {vq_model.dtype}{advice}")
-    return processor.postprocess(pixels, output_type=output_type)
+    return pixels

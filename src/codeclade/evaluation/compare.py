@@ -21,6 +21,7 @@ NORMAL = 1.959964  # its two-sided quantile of the normal distribution
 PAIRED = ("data_fingerprint", "prompts_fingerprint", "images")
 DEVIATIONS = "deviations of "  # before a metric's name in the file of single images
 SHARES = ("Precision", "Recall", "Coverage")
+CLIP = "CLIP score"  # its values are of prompts, whose images are alike
 
 
 @dataclass
@@ -121,11 +122,12 @@ def _row(a: Measured, b: Measured, name: str) -> Row:
     if all(x is not None and len(x) > 1 for x in images):
         kinds = zip((first, second), images, strict=True)
         intervals = tuple(wilson(x) if record.unit == " %" else bootstrap(x) for record, x in kinds)
+        how = f"bootstrap over {'prompts' if name == CLIP else 'images'}"
         if same and len(images[0]) == len(images[1]):
-            gap, how = bootstrap(images[1] - images[0]), "bootstrap over images, paired"
+            gap, how = bootstrap(images[1] - images[0]), f"{how}, paired"
         else:
             means = [_bootstrap_means(x, seed) for seed, x in enumerate(images)]
-            gap, how = _interval(means[1] - means[0]), "bootstrap over images"
+            gap = _interval(means[1] - means[0])
         return Row(name, first.unit or "", values, intervals, gap, how)
     # Without them, standard errors, if both files have some. Of the same photographs a difference
     # has its own: what both owe to them cancels.

@@ -34,7 +34,7 @@ CHUNK = 4096  # images whose sums are taken at once
 HALVES = ("one", "other")
 # Names in an entry, and of the attributes of a FeatureSet that hold rows and their sums.
 KINDS = {"features": ("rows", "statistics"), "spatial": ("spatial_rows", "spatial")}
-LAYOUT = 3  # of entries; those of another one are not found
+LAYOUT = 4  # of entries and of what was done to images; those of another one are not found
 
 
 class PhotographSets:

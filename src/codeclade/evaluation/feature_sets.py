@@ -176,6 +176,11 @@ def _in_turn(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
     return pairs + a[shorter:] + b[shorter:]
 
 
+def standard_error(deviations: Tensor | None) -> float | None:
+    """What deviations (see `Distance`) say; None where there are none."""
+    return None if deviations is None else float(deviations.square().mean().sqrt())
+
+
 @dataclass
 class Distance:
     """One number on two sets of images.
@@ -197,7 +202,7 @@ class Distance:
     @property
     def standard_error(self) -> float | None:
         """Of the value; None where none is known."""
-        return None if self.deviations is None else float(self.deviations.square().mean().sqrt())
+        return standard_error(self.deviations)
 
 
 def set_distances(

@@ -24,6 +24,7 @@ from ..metrics.clip_score import ClipScore
 from ..metrics.image_quality import QUALITIES
 from ..metrics.lpips import Lpips
 from ..metrics.networks import FeatureNetwork
+from .compare import CLIP
 from .feature_sets import Distance, FeatureSet, scores, set_distances, share_error
 from .likelihood import likelihood, tree_partitions
 from .protocol import Protocol, machine_name, type_name
@@ -31,6 +32,8 @@ from .reconstruction import Reconstruction, reconstruct
 from .reference import Photographs, imagenet_indices
 from .resize import resize_words
 from .sampling import Pipeline, SampleParts, class_names_of, image_side
+
+CLIP_SCORE = "100 max(cos, 0), mean over prompts of the mean over their images"
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Measurement:
             self.deviations[name] = one.deviations
 
     def add_images(self, name: str, values: Tensor, protocol: Protocol, words: str) -> None:
-        """Add the mean of values (n,), one an image."""
+        """Add the mean of values (n,), one an image or a prompt."""
         self.per_image[name] = values
         # An exact reconstruction has an infinite PSNR, which no mean survives.
         exact = int(values.isinf().sum())
@@ -176,10 +179,12 @@ def measure_pipeline(
     words = _sampling_words(protocol, sampling.seed)
     if clip is not None:
         own_protocol = protocol.using(
-            network=clip.name, network_fingerprint=clip.fingerprint, estimator="100 max(cos, 0)"
+            network=clip.name, network_fingerprint=clip.fingerprint, estimator=CLIP_SCORE
         )
-        words_of_clip = f"{clip.name}, 100 max(cos, 0), {words}"
-        measured.add_images("CLIP score", torch.cat(likeness), own_protocol, words_of_clip)
+        words_of_clip = f"{clip.name}, {CLIP_SCORE}, {words}"
+        # Images of one prompt are alike, so what is independent are the prompts.
+        of_prompts = group_means(torch.cat(likeness), parts.labels)
+        measured.add_images(CLIP, of_prompts, own_protocol, words_of_clip)
     if samples is None:
         return measured
     protocol = protocol.using(network=network.name, network_fingerprint=network.fingerprint)
@@ -200,6 +205,12 @@ def measure_pipeline(
         )  # fmt: skip
         measured.per_image[name] = 100 * torch.cat(samples.hits).double()
     return measured
+
+
+def group_means(values: Tensor, labels: Tensor) -> Tensor:
+    """Means (g,) of values (n,) with the same label (n,), in the order of the labels there are."""
+    found, of, counts = labels.unique(return_inverse=True, return_counts=True)
+    return values.new_zeros(len(found)).index_add(0, of, values) / counts
 
 
 def _sampling_protocol(protocol: Protocol, pipe: Pipeline, parts: SampleParts) -> Protocol:

@@ -17,15 +17,17 @@ def resize_words(sampled: int, evaluated: int, plain: bool = False) -> str | Non
     """How images of one size become another, for protocols."""
     if sampled == evaluated:
         return None
-    return f"bicubic, {'not ' if plain else ''}antialiased, before rounding to 8 bit"
+    if plain:
+        return "bicubic, not antialiased, before clamping and rounding to 8 bit"
+    return "bicubic, antialiased, before rounding to 8 bit"
 
 
 def eight_bit(pixels: Tensor, size: int, plain: bool = False) -> Tensor:
     """Pixels (B, 3, S, S) in [-1, 1] as uint8 images (B, 3, size, size) on the CPU.
 
     Args:
-        plain: without antialiasing, as LlamaGen's sample_c2i_ddp.py resizes; what it published was
-            measured so.
+        plain: without antialiasing, as LlamaGen's sample_c2i_ddp.py resizes what its decoder gives,
+            of any size; what it published was measured so.
     """
     pixels = pixels.float()
     if pixels.shape[-1] != size and plain:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..components.generation import ids_to_pixels
 from ..components.guidance import Schedule
 from ..components.pipeline import CodecladePipeline
 from ..components.text_pipeline import CodecladeTextPipeline
@@ -50,7 +51,8 @@ class Sampling:
         count: images of one class, on average, or of one prompt.
         classes: "balanced", exactly `count` of every class, sorted by class, or "random".
         size: side of the written images; None: as sampled.
-        plain_resize: to `size` without antialiasing, see `eight_bit`.
+        plain_resize: to `size` without antialiasing and before values are clamped, see
+            `eight_bit`.
         guidance_scale, guidance_schedule, temperature, top_k, top_p: None: the pipeline's default.
         draws: images drawn for every one that is kept, see rejection.py.
         prompts: of a pipeline that takes captions; `classes` plays no part then.
@@ -151,10 +153,14 @@ def sample_images(
         conditions = [sampling.prompts.texts[i] for i in conditions]
 
     def drawn(draw: int) -> Tensor:
-        generator = sampling.generators(numbers, draw)
-        pixels = pipe(conditions, generator=generator, output_type="pt", **settings).images
-        size = sampling.size or pixels.shape[-1]
-        return eight_bit(pixels * 2 - 1, size, sampling.plain_resize)
+        given = {"generator": sampling.generators(numbers, draw), **settings}
+        # LlamaGen's script resizes what its decoder gives; all others resize images.
+        if sampling.plain_resize:
+            ids = pipe(conditions, output_type="ids", **given).images
+            pixels = ids_to_pixels(ids, pipe.vq_model)
+        else:
+            pixels = pipe(conditions, output_type="pt", **given).images * 2 - 1
+        return eight_bit(pixels, sampling.size or pixels.shape[-1], sampling.plain_resize)
 
     # One draw of all images at a time, so that memory does not grow with the draws. Of equally
     # probable ones the first is kept.

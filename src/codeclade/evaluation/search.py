@@ -6,13 +6,13 @@ same. The nearest point of many is partly luck: confirm it on the full count wit
 """
 
 import itertools
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..components.weight_files import read_json
@@ -20,7 +20,7 @@ from ..data.atomic import new_file, write_json
 from ..data.pixels import to_pixels
 from ..metrics.networks import FeatureNetwork
 from .feature_cache import PhotographSets
-from .feature_sets import FeatureSet, frechet
+from .feature_sets import FeatureSet, frechet, standard_error
 from .reference import Photographs
 from .rejection import Judge
 from .resize import sized_batches
@@ -37,7 +37,13 @@ class Trial:
 
     settings: dict[str, Any]
     distance: float
-    error: float | None = None  # its standard error; None where there are too few images
+    # Of the distance, see `feature_sets.Distance`; None where there are too few images.
+    deviations: Tensor | None = field(default=None, compare=False)
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the distance."""
+        return standard_error(self.deviations)
 
 
 def number_values(name: str, text: str) -> list[float]:
@@ -138,7 +144,7 @@ def search(
             for images, labels in parts.batches():
                 samples.add(to_pixels(images), labels)
             gap = frechet(samples, reference)
-            trials.append(Trial(settings, gap.value, gap.standard_error))
+            trials.append(Trial(settings, gap.value, gap.deviations))
             parts.delete()
     # All processes go on with the same winner.
     sent = [trials]
@@ -150,17 +156,18 @@ def search(
 def nearest(trials: list[Trial]) -> tuple[Trial, list[Trial]]:
     """The nearest trial, and others that these images cannot tell from it.
 
-    Two trials have the photographs and the seeds in common, so that their difference is known at
-    least as well as two independent ones would let it be: within two such errors they are alike.
+    Two trials have the photographs and the seeds in common, so the error of their difference is
+    taken in pairs, from what both are without the same images: within two such errors they are
+    alike.
     """
     best = min(trials, key=lambda trial: trial.distance)
-    alike = [
-        trial
-        for trial in trials
-        if trial is not best
-        and None not in (trial.error, best.error)
-        and trial.distance - best.distance < 2 * math.hypot(trial.error or 0, best.error or 0)
-    ]
+    alike = []
+    for trial in trials:
+        if trial is best or trial.deviations is None or best.deviations is None:
+            continue
+        error = standard_error(trial.deviations - best.deviations) or 0.0
+        if trial.distance - best.distance < 2 * error:
+            alike.append(trial)
     return best, alike
 
 

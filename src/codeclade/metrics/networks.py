@@ -133,11 +133,12 @@ def to_8bit(pixels: Tensor) -> Tensor:
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
-    """Bicubic, to (B, 3, size, size) in [-1, 1]; antialiased where a side shrinks."""
-    # A side reduced without antialiasing shows patterns that are not in the image. Cubic kernels
-    # overshoot at edges, so the result is clamped to what an image can hold.
-    shrinks = max(pixels.shape[-2:]) > size
-    pixels = F.interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=shrinks)
+    """Bicubic as Pillow's, to (B, 3, size, size) in [-1, 1]; antialiased where a side shrinks."""
+    # A side reduced without antialiasing shows patterns that are not in the image. Pillow's kernel
+    # (a = -0.5), which transformers' processors have too, is PyTorch's only under `antialias`,
+    # wherever a side grows as well. Cubic kernels overshoot at edges, so the result is clamped to
+    # what an image can hold.
+    pixels = F.interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=True)
     return pixels.clamp(-1, 1)
 
 
