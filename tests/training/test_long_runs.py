@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from codeclade import CodecladeConfig, CodecladeTransformer
 from codeclade.training.interruption import how_to_go_on
@@ -119,6 +121,19 @@ def test_a_run_whose_loss_is_no_number_stops_and_names_the_step(tmp_path):
         train(run, spoil=5)
     names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert names == ["step-00000004"]
+
+
+def test_what_is_said_after_the_steps_starts_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("codeclade.training.run.tqdm", partial(tqdm, disable=False, mininterval=0))
+    train(started(tmp_path / "whole", Recipe()))
+    assert capsys.readouterr().err.endswith("\n")
+    run = started(tmp_path / "spoiled", Recipe(log_every=100, evaluate_every=100))
+    try:
+        train(run, spoil=5)
+    except ValueError:  # still alive here, as where the command line says what happened
+        assert capsys.readouterr().err.endswith("\n")
+    else:
+        pytest.fail("was not stopped")
 
 
 def test_the_best_weights_stay_and_can_end_the_run(tmp_path):

@@ -9,6 +9,7 @@ import math
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ class Run:
         # average is made of what `prepare` returns, so that it is sharded like the model.
         accelerator, decay = self.accelerator, self.recipe.ema_decay
         use_fast_linears(model)
+        # Kernels of 1 x 1 have two orders of strides for one order of numbers; DDP warns of it.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = AveragedWeights(self.model.parameters(), decay=decay) if decay else None
         if self.ema is not None:
@@ -233,6 +236,7 @@ class Run:
         self.meter.read(0)  # time and steps count from here on
         with contextlib.ExitStack() as stack:
             stack.callback(self.folder.release)  # free for others, however the run ends
+            stack.callback(self.bar.close)  # what is said next starts a line of its own
             # Several processes could not agree on the step, so theirs stop at the last checkpoint.
             alone = accelerator.num_processes == 1
             interrupted = stack.enter_context(interruptible(self.bar.write)) if alone else []
@@ -317,6 +321,7 @@ class Run:
         """
         bad = self.accelerator.gather(self.watch.first_bad.reshape(1)).min().item()
         if bad < math.inf:
+            self.bar.close()
             newest = self.folder.newest()
             kept = f"{newest} holds the last good one" if newest else "there is no checkpoint yet"
             raise ValueError(
