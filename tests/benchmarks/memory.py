@@ -2,31 +2,37 @@
 
     python tests/benchmarks/memory.py encode --images 6
     python tests/benchmarks/memory.py generator --scale 64
+    python tests/benchmarks/memory.py head --codes 16384 262144
 
 `encode` makes codes of photographs of noise with a tokenizer of VQ-16's shape (random weights) and
 the settings of hub_configs/llamagen.yaml: the most memory depends on `batch_size`, not on how many
 images there are. `generator` writes shards of one image in `--scale` of ImageNet (10 views, 576 ids
 each, drawn at random), opens them as `train-generator` does, counts the ids and reads batches of
 256, and says what the process holds then: memory of its own, and pages of the mapped shards, which
-the system takes back when it needs them.
+the system takes back when it needs them. `head` takes one training step of a "cluster_token" model of
+one layer with all logits and with `sparse_head`, each in a process of its own, and says how much
+memory the step added.
 """
 
 import argparse
+import multiprocessing
 import resource
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from codeclade import VQModel
+from codeclade import CodecladeConfig, CodecladeTransformer, VQModel
 from codeclade.data.recipes import load_recipe
 from codeclade.evaluation import speed
 from codeclade.training.encode import EncodeRecipe, encode
 from codeclade.training.generator import GeneratorRecipe, GeneratorTraining, baselines
 from codeclade.training.run import Run
+from codeclade.training.sparse_head import SparseClusterToken
 from training import random_codes
 
 IMAGENET, VIEWS, GRID = 1_281_167, 10, 24
@@ -100,6 +106,34 @@ def read_batches(scale: int, folder: Path) -> None:
     )
 
 
+def head_step(codes: int, members: int, positions: int, sparse: bool) -> None:
+    """Memory that one step's loss and gradients add, with clusters of `members` codes each."""
+    torch.manual_seed(0)
+    clusters, width = codes // members, 256
+    config = CodecladeConfig(
+        codes, "cluster_token", clusters, hidden_size=width, num_hidden_layers=1,
+        num_attention_heads=4, intermediate_size=768, grid_size=16,
+    )  # fmt: skip
+    model = CodecladeTransformer(config)
+    mapping = torch.randperm(codes) % clusters
+    model.use_clusters(mapping)
+    tokens = torch.randint(codes, (positions // 256, 256))
+    condition = torch.zeros(len(tokens), dtype=torch.int64)
+    before, start = most(), time.perf_counter()
+    if sparse:
+        hidden = model(tokens[:, :-1], condition, return_logits=False).last_hidden_state
+        loss, _ = SparseClusterToken(mapping, clusters)(model.head, hidden, tokens)
+    else:
+        loss = model(tokens[:, :-1], condition, labels=tokens).loss
+    loss.backward()
+    print(
+        f"{codes:,} codes in {clusters:,} clusters, {positions:,} positions, "
+        f"{'sparse head' if sparse else 'all logits'}: loss {loss.item():.5f}, "
+        f"{most() - before:.2f} GB added, {time.perf_counter() - start:.1f} s",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,8 +143,23 @@ def main() -> None:
     verb.add_argument("--images", type=int, default=6)
     verb = verbs.add_parser("generator")
     verb.add_argument("--scale", type=int, default=64)
+    verb = verbs.add_parser("head")
+    verb.add_argument("--codes", type=int, nargs="+", default=[16384, 262144])
+    verb.add_argument("--members", type=int, default=64, help="codes a cluster")
+    verb.add_argument("--positions", type=int, default=1024, help="a multiple of 256")
     arguments = parser.parse_args()
     print(speed.machine("cpu"), vars(arguments), file=sys.stderr)
+    if arguments.verb == "head":
+        children = multiprocessing.get_context("spawn")  # each has a peak of its own
+        for codes in arguments.codes:
+            for sparse in (False, True):
+                given = codes, arguments.members, arguments.positions, sparse
+                child = children.Process(target=head_step, args=given)
+                child.start()
+                child.join()
+                if child.exitcode:
+                    sys.exit(child.exitcode)
+        return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.verb == "encode":
             encode_noise(arguments.images, Path(folder))
