@@ -9,8 +9,8 @@ the settings of hub_configs/llamagen.yaml: the most memory depends on `batch_siz
 images there are. `generator` writes shards of one image in `--scale` of ImageNet (10 views, 576 ids
 each, drawn at random), opens them as `train-generator` does, counts the ids and reads batches of
 256, and says what the process holds then: memory of its own, and pages of the mapped shards, which
-the system takes back when it needs them. `head` takes one training step of a "cluster_token" model of
-one layer with all logits and with `sparse_head`, each in a process of its own, and says how much
+the system takes back when it needs them. `head` takes one training step of a "cluster_token" model
+of one layer with all logits and with `sparse_head`, each in a process of its own, and says how much
 memory the step added.
 """
 
