@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from builders import build_dinov2, build_scheme, build_vq
+from builders import build_dinov2, build_refiner, build_scheme, build_vq
 from codeclade import bundled
 from codeclade.cli import main
 from codeclade.cli.evaluate import _places
 from codeclade.cli.sampling_flags import parse_scale, parse_schedule
 from codeclade.data.records import EvaluationRecord
+from codeclade.evaluation.compare import compare_measured, read_measured
 from codeclade.evaluation.reference import open_photographs
 from codeclade.evaluation.resize import eight_bit, resize_words
 from codeclade.hub.card import render_card
@@ -132,6 +133,33 @@ def test_likelihoods_of_every_scheme_are_on_one_axis(scheme, tmp_path, write_cod
     assert values == sorted(values, reverse=True)
     assert all(results[name]["standard_error"] > 0 for name in results)
     assert "cut of the masc tree" in results[names[0]]["conditions"]["estimator"]
+
+
+def test_a_refiner_does_not_keep_nats_per_id_from_being_compared(tmp_path, write_codes):
+    for name, refiner in (("plain", None), ("refined", build_refiner())):
+        build_scheme("cluster", refiner=refiner).save_pretrained(tmp_path / name)
+    codes = write_codes(tmp_path / "codes", build_scheme("cluster").vq_model, False)
+    for name in ("plain", "refined"):
+        assert main(["evaluate", str(tmp_path / name), "--likelihood", str(codes.folder)]) == 0
+    found = [read_measured(tmp_path / name / "evaluation.json") for name in ("plain", "refined")]
+    rows = {row.metric: row for row in compare_measured(*found)}
+    assert rows["Nats per id"].difference == (0, 0)
+    added = set(found[1].records) - set(found[0].records)
+    assert added == {"Nats per id by the refiner"}
+    assert "by the refiner" in found[1].records[added.pop()].conditions["estimator"]
+
+
+def test_codes_that_cannot_be_scored_are_refused_in_one_sentence(tmp_path, write_codes, capsys):
+    pairs, single = build_scheme("semantic_detail"), build_scheme("token")
+    pairs.save_pretrained(tmp_path / "pairs")
+    # Of a tokenizer with the same codebook and no second one.
+    (tmp_path / "codes").mkdir()
+    write_codes(tmp_path / "codes" / "validation", single.vq_model, False)
+    command = ["evaluate", str(tmp_path / "pairs"), "--likelihood"]
+    assert main([*command, str(tmp_path / "codes" / "validation")]) == 2
+    assert "made by another tokenizer" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "codes")]) == 2
+    assert f"give {tmp_path / 'codes' / 'validation'}." in capsys.readouterr().err
 
 
 def test_samples_alone_need_no_photographs(saved, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Likelihood: every scheme on one axis, by the definition."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -71,5 +73,9 @@ def test_a_limit_takes_the_first_images(tmp_path, write_codes):
     pipe = build_scheme("token")
     codes = write_codes(tmp_path / "codes", pipe.vq_model, False)
     assert likelihood(pipe.transformer, codes, batch_size=2, limit=3).images == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = likelihood(pipe.transformer, codes, limit=1)  # of which no spread is known
+    assert alone.images == 1 and not alone.standard_errors
     with pytest.raises(ValueError, match="at least one image"):
         likelihood(pipe.transformer, codes, limit=0)

@@ -40,6 +40,11 @@ class Codes(Dataset):
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / HEADER).is_file():
+            inside = sorted(str(path.parent) for path in self.folder.glob(f"*/{HEADER}"))
+            if inside:  # what encode wrote, whole
+                raise ValueError(
+                    f"{self.folder} holds the codes of several splits; give {' or '.join(inside)}."
+                )
             raise ValueError(
                 f"{self.folder} holds no code shards ({HEADER} is missing); run encode first."
             )
@@ -143,8 +148,9 @@ class Codes(Dataset):
 
     def check_tokenizer(self, vq_model: VQModel) -> None:
         """Raise a ValueError unless these codes were made with this tokenizer's codebook."""
-        same_size = self.header["codebook_size"] == vq_model.codebook_size
-        if not same_size or not self.made_with(vq_model.codebook):
+        own = vq_model.codebook_size, vq_model.detail_codebook_size
+        sizes = self.header["codebook_size"], self.header.get("detail_codebook_size")
+        if sizes != own or not self.made_with(vq_model.codebook):
             raise ValueError("these code shards were made by another tokenizer; encode again.")
 
     def made_with(self, codebook: Tensor) -> bool:

@@ -86,7 +86,11 @@ def likelihood(
     return Likelihood(
         images,
         {name: values.mean().item() for name, values in per_image.items()},
-        {name: (values.std() / len(values) ** 0.5).item() for name, values in per_image.items()},
+        {
+            name: (values.std() / len(values) ** 0.5).item()
+            for name, values in per_image.items()
+            if len(values) > 1
+        },
         per_image,
     )
 

@@ -274,9 +274,13 @@ def measure_likelihood(
             words += f", cut of the {method} tree"
             own = protocol.using(estimator=f"{protocol.estimator}, cut of the {method} tree")
         elif pipe.refiner is not None:
-            way = "by the refiner" if part == "refined" else "as a uniform member of its cluster"
-            words += f", an id {way}"
-            own = protocol.using(estimator=f"{protocol.estimator}, an id {way}")
+            # With or without a refiner, nats per id are those of the draw, and compared as such.
+            refined = part == "refined"
+            words += (
+                f", an id {'by the refiner' if refined else 'as a uniform member of its cluster'}"
+            )
+            if refined:
+                own = protocol.using(estimator=f"{protocol.estimator}, an id by the refiner")
         measured.add_images(f"Nats per {_unit_of(part)}", values, own, words)
     return measured
 
