@@ -16,7 +16,7 @@ from codeclade.checkpoints.family import OTHER_GUIDANCE
 from codeclade.cli import build_parser, main
 from codeclade.cli.cluster import ClusterRecipe, read_recipe
 from codeclade.cli.recipe_table import convert_commands, describe, model_table
-from codeclade.cli.settings import READERS, recipe_class, settings_page
+from codeclade.cli.settings import READERS, method_settings, recipe_class, settings_page
 from codeclade.clustering import make
 from codeclade.components.guidance import Schedule
 from codeclade.data import families
@@ -309,6 +309,11 @@ def test_every_setting_says_what_it_means(section):
     assert not undescribed
 
 
+@pytest.mark.parametrize("method", method_settings())
+def test_every_setting_of_a_method_says_what_it_means(method):
+    assert all(one.meaning for one in method_settings()[method])
+
+
 def test_recipes_are_listed_shown_and_copied(tmp_path, capsys):
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
@@ -317,6 +322,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys):
     assert main(["recipes", "iar2"]) == 0
     shown = capsys.readouterr().out
     assert shown == describe(FAMILIES["iar2"]) + "\n"
+    assert main(["recipes", "small"]) == 0
+    assert "\n\n\n" not in (small := capsys.readouterr().out) and "published: ;" not in small
     assert "143,111,616 parameters" in shown and "--gpt IAR2-XXL.pth" in shown
     assert main(["recipes", "masc", "--out", str(tmp_path / "own.yaml")]) == 0
     assert (tmp_path / "own.yaml").read_text() == FAMILIES["masc"].path.read_text()

@@ -238,7 +238,10 @@ def test_help_describes_every_setting(capsys):
         main(["cluster", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "clusters number of clusters K (int; needed)" in text
-    assert "with method=kmeans: n_init int; default 10" in text
+    assert (
+        "with method=kmeans: n_init starts; the one of least inertia is kept (int; default 10)"
+        in text
+    )
 
 
 def test_classes_are_listed_in_order_of_their_ids(capsys, tmp_path):
@@ -272,6 +275,12 @@ def test_devices_and_counts_are_checked_before_the_work(capsys, tmp_path):
     assert "--device cuda:99 is not available here" in words
     assert check_device("cpu") == "cpu"
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_verb_all_are_listed(capsys):
+    assert main([]) == 2
+    words = capsys.readouterr().err
+    assert all(f"\n    {verb}" in words for verb in verbs()) and "give one of the verbs" in words
 
 
 def test_python_runs_the_package_as_a_module():

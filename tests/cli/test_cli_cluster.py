@@ -234,6 +234,14 @@ def test_table_of_an_iar2_file(rows, tmp_path):
         assert ClusterMap.from_pretrained(out).codebook_size == size
 
 
+def test_images_too_small_for_the_report_are_refused_before_the_work(tmp_path, tiny_vq, capsys):
+    tiny_vq(sample_size=8).save_pretrained(tmp_path / "vq")
+    map_and_page = ["--out", tmp_path / "map", "--report", tmp_path / "page.html"]
+    assert run(tmp_path / "vq", "--clusters", 8, *map_and_page, "--images", tmp_path) == 2
+    words = "is for images of 8x8 pixels, and the replacement test needs 16x16; leave --images out."
+    assert words in capsys.readouterr().err and not (tmp_path / "map").exists()
+
+
 def test_report_with_images_and_codes(tmp_path, tiny_vq, capsys):
     vq_model = tiny_vq()
     vq_model.save_pretrained(tmp_path / "vq_model")

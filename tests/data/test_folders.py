@@ -4,9 +4,13 @@ import os
 
 import datasets
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
-from codeclade.data.folders import class_folders, open_source
+from codeclade.data.folders import check_there, class_folders, open_source
+from codeclade.data.streaming import open_stream
+
+pytest_plugins = "fake_hub.fixtures"
 
 PLAIN = {"": ["cat/2.png", "cat/10.png", "cat-2/1.PNG", "dog/a b.jpg", "ape/x.webp"]}
 SPLIT = {
@@ -82,8 +86,18 @@ def test_a_folder_that_is_not_there_is_named(name):
         open_source(name)
 
 
-def test_a_name_that_is_neither_here_nor_on_the_hub_says_both(monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    words = "there is no folder nowhere; as a Hub dataset: [^.]*nowhere"
+@pytest.mark.parametrize("name", ["nowhere", "tester/nowhere"])
+@pytest.mark.parametrize("read", [open_source, lambda name: open_stream(name, "train", 8)])
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_name_that_is_nowhere_is_asked_for_once(hub, waits, monkeypatch, name, read, connected):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint if connected else "http://127.0.0.1:1")
+    words = f"there is no folder {name}, and no dataset {name} of the Hub that could be read; check"
     with pytest.raises(ValueError, match=words):
-        open_source("nowhere")
+        read(name)
+    assert len(hub.requests()) == connected and not waits
+
+
+def test_a_dataset_that_was_read_before_is_not_asked_for(tmp_path, monkeypatch, loopback_only):
+    (tmp_path / "tester___photos").mkdir()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    check_there("tester/photos")

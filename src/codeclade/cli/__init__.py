@@ -40,7 +40,11 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; bad input is answered with one sentence and exit code 2."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.verb is None:
+        print(f"{parser.format_help()}\ncodeclade: give one of the verbs above.", file=sys.stderr)
+        return 2
     try:
         arguments.run(arguments)
     # Input and machine are answered with a sentence. Any other exception is a mistake in this
@@ -68,9 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"codeclade {__version__}")
-    verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="VERB", parser_class=VerbParser
-    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=VerbParser)
     # This is the order in `--help`: first what works without training anything.
     add_generate(verbs)
     add_recipes(verbs)

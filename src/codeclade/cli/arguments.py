@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..data.hub_ids import is_hub_id
+from ..data.hub_ids import is_hub_id, why_not_on_hub
 from ..data.messages import say
 
 
@@ -106,21 +106,14 @@ def check_on_hub(source: str) -> None:
 
 
 def _ask_hub(source: str) -> None:
-    """Raise a ValueError where the Hub has no such repository, or is not there.
-
-    Asked once: without a connection the libraries try six times for every file they look for.
-    """
-    from huggingface_hub import HfApi, constants
+    """Raise a ValueError where the Hub has no such repository, or is not there."""
+    from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
-
-    from ..checkpoints.sources import TRANSPORT_ERROR
 
     cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type="model"))
     if cached.is_dir():  # what was loaded before loads without a connection
         return
-    try:
-        HfApi().model_info(source, timeout=10)
-    except (OSError, TRANSPORT_ERROR) as error:  # pyright: ignore[reportGeneralTypeIssues]
+    if error := why_not_on_hub(source, "model"):
         raise ValueError(unknown(source)) from error
 
 

@@ -26,17 +26,20 @@ def describe(family: Family) -> str:
     """A recipe in words: what it is, its sizes, and the commands that convert published weights."""
     about = family.about()
     source = f", {about.paper}" if about.paper else ""
-    lines = [f"{about.title}{source}. {about.summary}", about.license_note, ""]
+    lines = [f"{about.title}{source}. {about.summary}"]
+    lines += [about.license_note] if about.license_note else []
+    lines += [""]
     for size in family.sizes or [None]:
         name, cells = size or family.name, _cells(family, size)
         lines += [f"{name}: {cells[0]} parameters, predicts {cells[1]}, grid {cells[2]}"]
-        lines += [f"    {cells[3]}; published: {cells[4]}; weights: {cells[5]}"]
+        published = f"; published: {cells[4]}" if cells[4] else ""
+        lines += [f"    {cells[3]}{published}; weights: {cells[5]}"]
     commands = convert_commands(family)
     if commands:
         where = f" (files at {about.hosted})" if about.hosted else ""
         lines += ["", f"Published weights convert with{where}:", *commands]
     lines += ["", f"Sections: {', '.join(family.sections)}; the file is {family.path}."]
-    return "\n".join(line for line in lines if line is not None)
+    return "\n".join(lines)
 
 
 def convert_commands(family: Family) -> list[str]:

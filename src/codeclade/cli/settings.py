@@ -45,7 +45,7 @@ def settings_help(section: str) -> str:
     for method, options in method_settings().items() if section == "cluster" else ():
         lines += [f"\n  with method={method}:"]
         for setting in options:
-            lines += _described(setting.name, f"{setting.type}; default {setting.default}")
+            lines += _described(setting.name, f"{setting.meaning} ({_value(setting)})")
     return "\n".join(lines) + "\n"
 
 
@@ -56,13 +56,13 @@ def settings_page() -> str:
         parts += [f"## `{section}`: codeclade {verb}\n"]
         parts += [_table(settings(recipe_class(section)))]
         if section == "cluster":
-            parts += ["A method's own settings, which its docstring explains:\n"]
+            parts += ["A method's own settings:\n"]
             rows = [
-                f"| {method} | `{one.name}` | {one.type} | {_code(one.default)} |"
+                f"| {method} {_cells(one)}"
                 for method, options in method_settings().items()
                 for one in options
             ]
-            head = "| method | key | type | default |\n| --- | --- | --- | --- |\n"
+            head = "| method | key | type | default | meaning |\n| --- | --- | --- | --- | --- |\n"
             parts += [head + "\n".join(rows) + "\n"]
     return "\n".join(parts)
 
@@ -82,12 +82,13 @@ def method_settings() -> dict[str, list[Setting]]:
 
 
 def _table(described: list[Setting]) -> str:
-    rows = [
-        f"| `{one.name}` | {one.type} | {_code(one.default)} | {one.meaning} |".replace("  ", " ")
-        for one in described
-    ]
     head = "| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
-    return head + "\n".join(rows) + "\n"
+    return head + "\n".join(_cells(one) for one in described) + "\n"
+
+
+def _cells(one: Setting) -> str:
+    row = f"| `{one.name}` | {one.type} | {_code(one.default)} | {one.meaning} |"
+    return row.replace("  ", " ")
 
 
 def _code(default: str) -> str:

@@ -205,7 +205,7 @@ class BalancedKMeans(CodebookClusterer):
     n_clusters: int = 8
     _: KW_ONLY
     init: np.ndarray | None = None
-    max_iter: int = 100
+    max_iter: int = 100  # iterations at most
     random_state: int = 42
 
     @compilation_announced()

@@ -55,8 +55,8 @@ class KMeans(CodebookClusterer):
 
     n_clusters: int = 8
     _: KW_ONLY
-    n_init: int = 10
-    init: str | np.ndarray = "random"
+    n_init: int = 10  # starts; the one of least inertia is kept
+    init: str | np.ndarray = "random"  # first centers: random codes, or k-means++
     random_state: int = 0
     normalize: bool = False
 

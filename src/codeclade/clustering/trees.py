@@ -85,10 +85,10 @@ class Masc(TreeClusterer):
 
     n_clusters: int = 8
     _: KW_ONLY
-    metric: str = "euclidean"
+    metric: str = "euclidean"  # or sqeuclidean, cosine: distance between codes
     normalize: bool = False
-    compute_full_tree: bool = True
-    device: str = "cpu"
+    compute_full_tree: bool = True  # also the merges above K, which the map keeps
+    device: str = "cpu"  # cuda finishes the tree there: the same partition
 
     def fit(self, X: CodebookLike, y: object = None, weights: ArrayLike | None = None) -> "Masc":
         """Cluster the rows of X (N, d), with weights (N,); errors as `average_linkage`."""
@@ -119,8 +119,8 @@ class Dcpe(TreeClusterer):
     _: KW_ONLY
     rate: int = 2
     n_clusters: int | None = None
-    compute_full_tree: bool = True
-    device: str = "cpu"
+    compute_full_tree: bool = True  # also the merges above K, which the map keeps
+    device: str = "cpu"  # cuda finishes the tree there: the same partition
 
     def fit(self, X: CodebookLike, y: object = None, weights: ArrayLike | None = None) -> "Dcpe":
         """Cluster the rows of X (N, d), with weights (N,); errors as `average_linkage`."""

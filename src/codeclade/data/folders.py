@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from .columns import Columns, renamed
+from .hub_ids import is_hub_id, why_not_on_hub
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Folders and files that `datasets` takes for splits.
@@ -25,17 +26,26 @@ def open_source(source: str, columns: Columns = Columns()):  # noqa: B008 (froze
     """
     from datasets import load_dataset
 
-    # Names with a "/" at an end or two in the middle are no data sets of the Hub.
-    if not Path(source).exists() and (source.count("/") > 1 or source.strip("/") != source):
+    check_there(source)
+    return renamed(source, class_folders(Path(source)) or load_dataset(source), columns)
+
+
+def check_there(source: str) -> None:
+    """Raise a ValueError unless there is such a folder here, or such a dataset on the Hub."""
+    from datasets import config
+
+    if Path(source).exists():
+        return
+    # The oldest datasets of the Hub have no user before their name.
+    if not is_hub_id(source if "/" in source else f"user/{source}"):
         raise ValueError(f"there is no folder {source} of images, and it is no Hub dataset.")
-    try:
-        parts = class_folders(Path(source)) or load_dataset(source)
-    except (ConnectionError, FileNotFoundError) as error:
-        if Path(source).exists():
-            raise
-        first = str(error).partition("\n")[0][:200]
-        raise ValueError(f"there is no folder {source}; as a Hub dataset: {first}") from error
-    return renamed(source, parts, columns)
+    if Path(config.HF_DATASETS_CACHE, source.replace("/", "___")).is_dir():
+        return  # what was read before is read without a connection
+    if error := why_not_on_hub(source, "dataset"):
+        raise ValueError(
+            f"there is no folder {source}, and no dataset {source} of the Hub that could be read; "
+            "check the name, the token and the connection."
+        ) from error
 
 
 def class_folders(folder: Path):

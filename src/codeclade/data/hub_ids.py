@@ -1,4 +1,4 @@
-"""Names of Hub repositories: the one test of what can be a "user/name"."""
+"""Names of Hub repositories: the one test of what can be a "user/name", and of what is there."""
 
 import re
 
@@ -18,3 +18,22 @@ def is_hub_id(text: str) -> bool:
         and "./" not in text
         and "-/" not in text
     )
+
+
+def why_not_on_hub(name: str, kind: str) -> Exception | None:
+    """Why the Hub gives no repository of this name; None: it gives one.
+
+    Asked once: without a connection the libraries try six times for every file they look for.
+
+    Args:
+        kind: "model" or "dataset".
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    transport = HfHubHTTPError.__bases__[0]  # of httpx, or the fork this huggingface_hub uses
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=10)
+    except (OSError, transport) as error:  # pyright: ignore[reportGeneralTypeIssues]
+        return error
+    return None

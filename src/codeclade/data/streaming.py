@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .columns import LABELS, Columns, caption_of, our_columns
+from .folders import check_there
 from .images import DAMAGE, LabeledImages, as_rgb, class_index, image_column, unreadable
 from .splits import Splits
 
@@ -188,6 +189,7 @@ def open_stream(
     from datasets import ClassLabel, load_dataset
     from datasets import Image as ImageFeature
 
+    check_there(str(source))
     parts = load_dataset(str(source), streaming=True)
     # A stream cannot be divided by chance, so its parts must be named.
     train, held_out = splits.chosen(str(source), list(parts))

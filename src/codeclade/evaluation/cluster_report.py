@@ -17,6 +17,7 @@ from . import figures
 from .comparison import DRAWS, Comparison, Settings, Tokenizer, compare
 from .page import Page, Table, check_ending
 
+SMALLEST_SIDE = 16  # pixels that the feature network and SSIM's window need
 NONE = "·"  # a cell without a number
 NAMES = {
     "masc": "MASC",
@@ -45,6 +46,11 @@ def prepare_report(
         vq_model = load_tokenizer(settings.source)
         own = isinstance(vq_model, VQModel)
         side = vq_model.config.sample_size if own else vq_model.sample_size
+        if side < SMALLEST_SIDE:
+            raise ValueError(
+                f"{settings.source} is for images of {side}x{side} pixels, and the replacement "
+                f"test needs {SMALLEST_SIDE}x{SMALLEST_SIDE}; leave --images out."
+            )
         pixels = photographs(settings.images, settings.num_images, side)
     shards = Codes(settings.codes) if settings.codes else None
     if shards is not None and vq_model is not None:
