@@ -120,7 +120,9 @@ def test_pairs_give_every_stage_its_scale():
     scale = Schedule(schedule).scale_at((3.0, 2.0), 2, 5, 1, None)
     assert scale == 1.75
     assert Schedule(schedule).scale_at(3.0, 2, 5, 0, None) == 3.0
-    with pytest.raises(ValueError, match=r"guidance_scale=\(3.0, 1.0\) must be 0 or more\."):
+    with pytest.raises(
+        ValueError, match=r"guidance_scale=\(3.0, 1.0\) must be 0 or more and finite\."
+    ):
         ids_of(build_scheme("token"), guidance_scale=(3.0, 1.0))
     with pytest.raises(ValueError, match="or a pair of such numbers"):
         ids_of(pipe, guidance_scale=(3.0, -1.0))

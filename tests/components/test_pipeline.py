@@ -279,7 +279,9 @@ def test_names_need_a_pipeline_with_names(tiny_pipeline):
     [
         ({"guidance_scale": -0.1}, "guidance_scale=-0.1 must be 0 or more"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale=inf must be 0 or more and finite"),
         ({"temperature": -1}, "temperature=-1 must be 0"),
+        ({"temperature": float("inf")}, "temperature=inf must be 0"),
         ({"top_k": -1}, "top_k=-1 must be 0"),
         ({"top_p": 0}, "top_p=0 must be above 0, up to 1"),
         ({"top_p": 1.1}, "top_p=1.1 must be above 0, up to 1"),

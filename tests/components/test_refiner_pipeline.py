@@ -121,6 +121,7 @@ def test_a_call_guides_the_refiner(refining_pipeline):
         ({"heat": 1}, None, "refiner_settings has no 'heat'; it has 'temperature', 'top_k'"),
         ({"temperature": -1}, None, "temperature=-1 must be a number, 0 or more"),
         ({"temperature": float("nan")}, None, "temperature=nan must be a number, 0 or more"),
+        ({"guidance_scale": float("inf")}, None, "guidance_scale=inf must be a number, 0 or more"),
         ({"top_k": 2.5}, None, r"top_k=2.5 must be a whole number, 0 or more"),
         ({"guidance_scale": 2.0}, None, "guidance_scale=2.0 needs a refiner with a null class"),
         ({"temperature": 1.0}, "member", "are of a refiner, and none is asked here"),

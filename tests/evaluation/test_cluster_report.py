@@ -161,6 +161,7 @@ def test_replacement_numbers_are_those_of_the_images(compared):
 
 def test_html_report_is_one_file_that_loads_nothing(compared, tmp_path):
     result, vq_model = compared
+    result.at(8)[1].numbers |= {"psnr_gap": -0.001, "psnr_gap_error": 0.0}
     write_report(result, tmp_path / "report.html", vq_model)
     text = (tmp_path / "report.html").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -170,7 +171,7 @@ def test_html_report_is_one_file_that_loads_nothing(compared, tmp_path):
     for picture in pictures:
         Image.open(BytesIO(base64.b64decode(picture))).verify()
     cell = f"<td>{result.at(8)[0].numbers['photograph_psnr']:.2f}</td>"
-    assert cell in text
+    assert cell in text and "+0.00 ± 0.00" in text and "-0.00" not in text
     for protocol in ("4 photographs of photos", "seed 0", "16x16", "does not divide"):
         assert protocol in text
 

@@ -7,6 +7,7 @@ text_pipeline.py. The work is done by the functions of generation.py and editing
 Shapes: B images, T = G * G tokens, S stages.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -173,14 +174,14 @@ class PipelineSteps(PipelineFiles):
         settings = SamplingSettings(**given)
         # Every argument alone.
         scheme, stages = self.transformer.scheme, self.transformer.config.num_stages
-        scale = settings.guidance_scale
+        scale, heat = settings.guidance_scale, settings.temperature
         scales = scale if isinstance(scale, (tuple, list)) else (scale,)
-        fits = len(scales) in (1, stages) and min(scales) >= 0
+        fits = len(scales) in (1, stages) and all(0 <= one < math.inf for one in scales)
         pairs = ", or a pair of such numbers" if scheme.two_stages else ""
         names, several = callback_on_step_end_tensor_inputs, num_images_per_prompt
         checks = (
-            ("guidance_scale", scale, fits, f"0 or more{pairs}"),
-            ("temperature", settings.temperature, settings.temperature >= 0, "0 (arg-max) or more"),
+            ("guidance_scale", scale, fits, f"0 or more and finite{pairs}"),
+            ("temperature", heat, 0 <= heat < math.inf, "0 (arg-max) or more and finite"),
             ("top_k", settings.top_k, settings.top_k >= 0, "0 (all) or more"),
             ("top_p", settings.top_p, 0 < settings.top_p <= 1, "above 0, up to 1"),
             ("num_images_per_prompt", several, several >= 1, "1 or more"),

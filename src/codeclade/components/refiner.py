@@ -10,6 +10,7 @@ K clusters, C width of the generator's hidden states.
 What is float32 whatever the dtype stands in blocks.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Unpack, cast
 
@@ -343,9 +344,11 @@ def check_refiner_settings(
             raise ValueError(
                 f"refiner_settings has no {name!r}; it has {', '.join(map(repr, kinds))}."
             )
-        if not (isinstance(value, kinds[name]) and value >= 0):
+        if not (isinstance(value, kinds[name]) and 0 <= value < math.inf):
             kind = "a whole number" if name == "top_k" else "a number"
-            raise ValueError(f"refiner_settings {name}={value!r} must be {kind}, 0 or more.")
+            raise ValueError(
+                f"refiner_settings {name}={value!r} must be {kind}, 0 or more and finite."
+            )
     scale = settings.get("guidance_scale", 1.0)
     if scale > 1 and not refiner.config.null_class:
         raise ValueError(

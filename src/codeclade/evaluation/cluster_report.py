@@ -129,7 +129,7 @@ def _summary(result: Comparison) -> list[tuple[str, str]]:
         numbers.append(("entropy of a token", f"{main['entropy']:.2f} bits"))
     if result.image_count:
         loss = result.reconstruction_numbers["psnr"] - main["photograph_psnr"]
-        numbers.append(("PSNR lost", f"{loss:.2f} dB"))
+        numbers.append(("PSNR lost", f"{loss:z.2f} dB"))
     return numbers
 
 
@@ -212,7 +212,7 @@ def _image_table(result: Comparison) -> Table:
         ]
         # Differences to the method of the map, with the error of the mean difference.
         gap, error = part.numbers["psnr_gap"], part.numbers["psnr_gap_error"]
-        gap = f"{gap:+.2f} ± {_number(error, 2)}" if np.isfinite(gap) else NONE
+        gap = f"{gap:+z.2f} ± {_number(error, 2)}" if np.isfinite(gap) else NONE
         own = part is result.at(part.clusters)[0]
         rows.append([f"{part.clusters:,}", part.method, *values, NONE if own else gap])
     return Table(head, rows, (f"{result.clusters:,}", result.settings.method), over)
