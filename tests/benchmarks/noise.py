@@ -20,7 +20,7 @@ from codeclade.metrics.image_quality import QUALITIES
 from codeclade.metrics.lpips_weights import find_lpips_weights, load_lpips
 
 # Standard deviations, of pixels in [-1, 1]: faint noise, which everything sees, and strong noise.
-LEVELS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.06, 0.1, 0.2, 0.4, 0.8)
+LEVELS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 def noisy(pixels: torch.Tensor, level: float, seed: int) -> torch.Tensor:
