@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from codeclade import CodecladeConfig, CodecladeTransformer, VQModel
+from codeclade import CodecladeConfig, CodecladePipeline, CodecladeTransformer, VQModel
+from codeclade.components.batch_memory import images_at_once, memory_limit
 from codeclade.data.recipes import load_recipe
 from codeclade.evaluation import speed
 from codeclade.training.encode import EncodeRecipe, encode
@@ -130,6 +131,30 @@ def head_step(codes: int, members: int, positions: int, sparse: bool) -> None:
         f"{codes:,} codes in {clusters:,} clusters, {positions:,} positions, "
         f"{'sparse head' if sparse else 'all logits'}: loss {loss.item():.5f}, "
         f"{most() - before:.2f} GB added, {time.perf_counter() - start:.1f} s",
+        flush=True,
+    )
+
+
+def generate_batches(limit: str, images: int, dtype: str, output_type: str) -> None:
+    """What a call takes with `max_memory`, beside what was announced: GPT-B's shape, 256 tokens."""
+    torch.manual_seed(0)
+    vq_model = vq_16().to(getattr(torch, dtype))
+    config = CodecladeConfig(grid_size=16, num_classes=1000)
+    transformer = CodecladeTransformer(config).eval().to(getattr(torch, dtype))
+    pipe = CodecladePipeline(vq_model, transformer, guidance_scale=2.0)
+    pipe.set_progress_bar_config(disable=True)
+    pipe([0], output_type=output_type, guidance_scale=2.0)  # what a first call takes for good
+    parts = vq_model if output_type == "pil" else None
+    size, announced = images_at_once(memory_limit(limit), images, transformer, True, parts)
+    before = holds()["own"]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    pipe([0] * images, max_memory=limit, output_type=output_type)
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    took = peak - before - holds()["mapped"]
+    print(
+        f"{images} images, {dtype}, {output_type}, max_memory {limit}: {size} at once, "
+        f"{announced / 1e9:.2f} GB announced, {took:.2f} taken",
         flush=True,
     )
 

@@ -1,6 +1,7 @@
 """`codeclade generate`: images of classes or captions, saved as a picture or a sheet."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from .arguments import (
@@ -64,6 +65,11 @@ def add_generate(verbs) -> None:
     parser.add_argument("--refiner-temperature", type=float, metavar="T", help="0 is arg-max")
     parser.add_argument("--refiner-top-k", type=int, metavar="K", help="0 keeps all")
     parser.add_argument("--refiner-guidance-scale", type=float, metavar="S", help="active above 1")
+    parser.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        help="as 4GB, beside the weights: images go in batches that fit; default: all at once",
+    )
     # How pictures are shown, and where the work is done.
     parser.add_argument("--scale", type=int, default=2, help="enlargement on sheets; default 2")
     parser.add_argument("--device", help="default: cuda where available, else cpu")
@@ -104,6 +110,9 @@ def _generate(arguments: argparse.Namespace) -> None:
         "top_k": arguments.refiner_top_k,
         "guidance_scale": arguments.refiner_guidance_scale,
     }
+    if arguments.max_memory:  # how many images go together is said before they are made
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("codeclade.components.batch_memory").setLevel(logging.INFO)
     # A generator of the CPU: the seed then gives the same draws on every device.
     images = pipeline(
         **condition,
@@ -112,6 +121,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         refine=arguments.refine,
         refiner_settings={name: given for name, given in refining.items() if given is not None},
         generator=torch.Generator().manual_seed(arguments.seed),
+        max_memory=arguments.max_memory,
     ).images
     # One image is saved pixel for pixel; several need captions and a sheet.
     picture = images[0]

@@ -29,6 +29,12 @@ class Edit(NamedTuple):
     start: int  # first position that changes in any image
     stop: int  # one after the last
 
+    def of(self, images: slice) -> "Edit":
+        """That of some of the images."""
+        ids = None if self.ids is None else self.ids[images]
+        rows = self.tokens[images], self.choices[images], self.redo[images]
+        return Edit(ids, *rows, self.start, self.stop)
+
 
 def check_edit(image: Any, mask: Any, strength: float, ids: Any, clusters: Any) -> None:
     """Raise a ValueError unless these arguments of a pipeline call go together."""

@@ -37,6 +37,11 @@ class Draws(NamedTuple):
     members: Tensor  # (B, T) for the member draw or the refiner
     strength: Tensor | None = None  # (B, T) pick what `strength` changes; None where all changes
 
+    def of(self, images: slice) -> "Draws":
+        """Those of some of the images."""
+        strength = None if self.strength is None else self.strength[images]
+        return Draws(self.tokens[images], self.members[images], strength)
+
 
 def draw_uniforms(
     count: int,

@@ -15,11 +15,13 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.doc_utils import replace_example_docstring
 from torch import Tensor
 
+from .batch_memory import memory_limit
+from .call_checks import TOKEN_NAMES
 from .cluster_map import ClusterMap
 from .editing import check_edit, refuse_positional, spread, truthful
 from .guidance import Number
 from .labels import ids_by_name, label_id
-from .pipeline_steps import TOKEN_NAMES, PipelineSteps
+from .pipeline_steps import PipelineSteps
 from .refiner import Refiner
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
@@ -152,6 +154,7 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
         parallel: int | None = None,
+        max_memory: int | str | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of classes, or change given ones.
 
@@ -189,6 +192,9 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
             parallel: tokens decoded in one pass at most, which changes the time and not the image;
                 1 decodes one by one, None chooses: several for one image on a CPU. See parallel.py.
             latents: another name of `ids`, after diffusers.
+            max_memory: bytes, or a size such as "4GB", that the call may take beside the weights
+                and the images it returns: as many images as fit are made at once, which changes no
+                image. See batch_memory.py.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -206,13 +212,14 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
+        last = refiner_settings, memory_limit(max_memory)
 
         # 2. Encode the condition, and what guidance leads away from.
         condition, null_condition = self.encode_condition(class_labels, num_images_per_prompt)
 
         # 3. Sample tokens around what is kept, and decode them.
         given = generator, edited, output_type, refine, callback, tensors
-        images = self.generate(condition, null_condition, settings, *given, refiner_settings)
+        images = self.generate(condition, null_condition, settings, *given, *last)
         return self.finish(images, return_dict)
 
     @torch.no_grad()

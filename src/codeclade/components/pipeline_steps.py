@@ -7,7 +7,6 @@ text_pipeline.py. The work is done by the functions of generation.py and editing
 Shapes: B images, T = G * G tokens, S stages.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -17,6 +16,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
+from .batch_memory import check_batches, images_at_once, in_batches
+from .call_checks import OUTPUT_ALIASES, PICTURES, TOKEN_NAMES, check_call
 from .cluster_map import ClusterMap
 from .compatibility import check_components
 from .editing import Edit, clusters_to_keep, prepare_edit
@@ -44,11 +45,6 @@ from .refiner import (
 from .sampling import image_uniforms
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
-
-PICTURES = ("pil", "np", "pt")
-OUTPUT_TYPES = (*PICTURES, "ids", "clusters")
-OUTPUT_ALIASES = {"latent": "ids", "cluster": "clusters"}  # diffusers' word, and our first one
-TOKEN_NAMES = ("tokens", "latents")  # what callbacks may call the tokens; the second is diffusers'
 
 
 class PipelineSteps(PipelineFiles):
@@ -173,29 +169,9 @@ class PipelineSteps(PipelineFiles):
         asked_schedule = given.pop("guidance_schedule")
         settings = SamplingSettings(**given)
         # Every argument alone.
-        scheme, stages = self.transformer.scheme, self.transformer.config.num_stages
-        scale, heat = settings.guidance_scale, settings.temperature
-        scales = scale if isinstance(scale, (tuple, list)) else (scale,)
-        fits = len(scales) in (1, stages) and all(0 <= one < math.inf for one in scales)
-        pairs = ", or a pair of such numbers" if scheme.two_stages else ""
+        scheme = self.transformer.scheme
         names, several = callback_on_step_end_tensor_inputs, num_images_per_prompt
-        checks = (
-            ("guidance_scale", scale, fits, f"0 or more and finite{pairs}"),
-            ("temperature", heat, 0 <= heat < math.inf, "0 (arg-max) or more and finite"),
-            ("top_k", settings.top_k, settings.top_k >= 0, "0 (all) or more"),
-            ("top_p", settings.top_p, 0 < settings.top_p <= 1, "above 0, up to 1"),
-            ("num_images_per_prompt", several, several >= 1, "1 or more"),
-            ("output_type", output_type, kind in OUTPUT_TYPES, f"one of {OUTPUT_TYPES}"),
-            (
-                "callback_on_step_end_tensor_inputs",
-                list(names),
-                set(names) <= set(TOKEN_NAMES),
-                f"among {list(TOKEN_NAMES)}",
-            ),
-        )
-        for name, value, good, allowed in checks:
-            if not good:
-                raise ValueError(f"{name}={value!r} must be {allowed}.")
+        check_call(settings, several, output_type, names, scheme.two_stages)
         # And with the parts that are loaded.
         if kind == "clusters" and scheme.num_clusters(self.cluster_map) is None:
             raise ValueError(
@@ -303,12 +279,14 @@ class PipelineSteps(PipelineFiles):
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str],
         refiner_settings: dict[str, Any] | None = None,
+        limit: int | None = None,
     ):
         """The steps after `encode_condition`, in order: prepare_edit, sample_tokens, decode.
 
         Args:
             condition, null_condition: as `encode_condition` gives them, B rows each.
             edited: init_image, mask_image, strength, ids and clusters of the call.
+            limit: bytes of memory, see batch_memory.py.
 
         Returns:
             As `decode`.
@@ -319,10 +297,23 @@ class PipelineSteps(PipelineFiles):
         draws = draw_uniforms(count, self.transformer, generator, strength)
         edit = self.prepare_edit(draws, init_image, mask_image, strength, ids, clusters)
         callback = callback_on_step_end, callback_on_step_end_tensor_inputs
-        # The condition goes to the decoder too: refiners read the class, or the generator's states.
-        tokens = self.sample_tokens(condition, null_condition, draws, settings, edit, *callback)
-        refining = refine, condition, refiner_settings
-        return self.decode(tokens, draws.members, output_type, edit, *refining)
+        size = count
+        if limit is not None:
+            decodes = OUTPUT_ALIASES.get(output_type, output_type) in PICTURES
+            parts = self.vq_model if decodes else None, self.refiner if refine != "member" else None
+            size, _ = images_at_once(limit, count, self.transformer, settings.guided, *parts)
+            check_batches(size, count, callback_on_step_end)
+
+        def images_of(part: slice) -> Any:
+            rows, null = ({name: of[part] for name, of in given.items()} for given in conditions)
+            known = None if edit is None else edit.of(part)
+            tokens = self.sample_tokens(rows, null, draws.of(part), settings, known, *callback)
+            # The condition goes to the decoder too: refiners read the class, or states.
+            refining = refine, rows, refiner_settings
+            return self.decode(tokens, draws.members[part], output_type, known, *refining)
+
+        conditions = condition, null_condition
+        return in_batches(images_of, count, size)
 
     @torch.no_grad()
     def decode(

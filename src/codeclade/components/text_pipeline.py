@@ -17,10 +17,12 @@ from diffusers.utils.doc_utils import replace_example_docstring
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+from .batch_memory import memory_limit
+from .call_checks import TOKEN_NAMES
 from .cluster_map import ClusterMap
 from .editing import check_edit, refuse_positional, spread, truthful
 from .guidance import Number
-from .pipeline_steps import TOKEN_NAMES, PipelineSteps
+from .pipeline_steps import PipelineSteps
 from .refiner import Refiner
 from .transformer import CodecladeTransformer
 from .vq_model import VQModel
@@ -278,6 +280,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         refiner_settings: dict[str, Any] | None = None,
         latents: Tensor | None = None,
         parallel: int | None = None,
+        max_memory: int | str | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of captions, or change given ones.
 
@@ -300,8 +303,8 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
             return_dict: False returns a plain tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_schedule, refine: as
                 for `CodecladePipeline`.
-            init_image, mask_image, strength, ids, clusters, refiner_settings, latents, parallel: as
-                for `CodecladePipeline`.
+            init_image, mask_image, strength, ids, clusters, refiner_settings, latents, parallel,
+                max_memory: as for `CodecladePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
@@ -319,6 +322,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
         ids = truthful("ids", ids, "latents", latents)
         edited = init_image, mask_image, strength, ids, clusters
         check_edit(*edited)
+        last = refiner_settings, memory_limit(max_memory)
 
         # 2. Encode the condition, and what guidance leads away from.
         condition, null_condition = self.encode_condition(
@@ -333,7 +337,7 @@ class CodecladeTextPipeline(PipelineSteps, DiffusionPipeline):
 
         # 3. Sample tokens around what is kept, and decode them.
         given = generator, edited, output_type, refine, callback, tensors
-        images = self.generate(condition, null_condition, settings, *given, refiner_settings)
+        images = self.generate(condition, null_condition, settings, *given, *last)
         return self.finish(images, return_dict)
 
     @torch.no_grad()

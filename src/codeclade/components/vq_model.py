@@ -292,10 +292,14 @@ class VQModel(StrictLoading, ModelMixin, ConfigMixin):
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
+        cells = codes.shape[-2] * codes.shape[-1]
+        return max(1, DECODING_MEMORY // self.decoding_bytes(cells))
+
+    def decoding_bytes(self, cells: int) -> int:
+        """About what the activations of an image of `cells` tokens take while it is decoded."""
         # Four tensors of the widest layer at full size live at once.
-        pixels = codes.shape[-2] * codes.shape[-1] * self.downsample**2
-        numbers = 4 * pixels * max(self.config["block_out_channels"][:2])
-        return max(1, DECODING_MEMORY // (numbers * codes.element_size()))
+        numbers = 4 * cells * self.downsample**2 * max(self.config["block_out_channels"][:2])
+        return numbers * self.post_quant_conv.weight.element_size()
 
     @overload
     def encode(self, pixels: Tensor, return_dict: Literal[True] = True) -> VQEncoderOutput: ...
