@@ -17,7 +17,7 @@ from .refiner import Refiner
 from .transformer import CodecladeTransformer
 from .vq_model import DECODING_MEMORY, VQModel
 
-logger = logging.get_logger(__name__)
+announcements = logging.get_logger(__name__)
 
 NOISE = 56  # bytes an entry of the vocabulary: integers that noise is made of, both halves' logits
 REFINING = 6 * 4  # bytes an id: logits and what a draw makes of them
@@ -101,7 +101,7 @@ def images_at_once(
     most = max(n for n in (limit // one, limit // max(one, picture)) if taken(max(n, 1)) <= limit)
     batches = -(-count // max(most, 1))
     size = -(-count // batches)
-    logger.info(
+    announcements.info(
         f"{count} images in {batches} batches of up to {size}, which take about "
         f"{taken(size) / 1e9:.2f} GB beside the weights"
     )
