@@ -26,7 +26,7 @@ def two_images(pipe, monkeypatch, output_type: str = "ids") -> int:
     monkeypatch.setattr(batch_memory, "DECODING_MEMORY", 2**40)  # no slices
     one = sampling_bytes(pipe.transformer, guided=True)
     picture = pipe.vq_model.decoding_bytes(16) if output_type in PICTURES else 0
-    return 2 * max(one, picture)
+    return 2 * (one + picture)
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "ids", "clusters"])
@@ -112,10 +112,11 @@ def test_decoding_in_slices_bounds_what_a_batch_takes():
                                                  num_attention_heads=2, grid_size=16))  # fmt: skip
     picture = vq_model.decoding_bytes(256)
     assert picture == 4 * 256 * 256 * 128 * 4  # four tensors of 128 channels
-    small, _ = images_at_once(2 * picture, 1000, model, False, vq_model)
-    large, taken = images_at_once(3 * 2**30, 1000, model, False, vq_model)
-    assert small == 2
-    assert large == 1000 and taken == 2**31  # slices are bounded by themselves
+    one = sampling_bytes(model, guided=False)
+    small, taken = images_at_once(3 * picture - 1, 1000, model, False, vq_model)
+    assert (small, taken) == (2, 2 * (picture + one))
+    large, taken = images_at_once(2**31 + 1000 * one, 1000, model, False, vq_model)
+    assert (large, taken) == (1000, 2**31 + 1000 * one)  # slices are bounded by themselves
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_the_same_images_are_paired(tmp_path, capsys):
     assert "| PSNR of reconstructions | " in printed and "+0.5 [" in printed
 
 
+def test_what_one_file_has_alone_is_named(tmp_path, capsys):
+    a = write(tmp_path / "a", error=0.1)
+    b = write(tmp_path / "b", error=0.1)
+    more = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    write_json(tmp_path / "b" / "evaluation.json", [*more, more[0] | {"metric": "FD-Lite2"}])
+    assert main(["compare", a, b]) == 0
+    assert f"in {b} alone: FD-Lite2" in capsys.readouterr().out
+    assert main(["compare", a, a]) == 0
+    assert " alone: " not in capsys.readouterr().out
+
+
 def test_standard_errors_serve_where_no_images_were_kept(tmp_path):
     a = write(tmp_path / "a", value=1.0, error=0.3)
     b = write(tmp_path / "b", value=2.0, error=0.4)

@@ -28,7 +28,7 @@ def add_compare(verbs) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    from ..evaluation.compare import compare_measured, read_measured, table
+    from ..evaluation.compare import compare_measured, left_out, read_measured, table
     from ..evaluation.protocol import Protocol
 
     known = [field.name for field in dataclasses.fields(Protocol)]
@@ -38,3 +38,5 @@ def _compare(arguments: argparse.Namespace) -> None:
     first, second = read_measured(arguments.first), read_measured(arguments.second)
     rows = compare_measured(first, second, tuple(arguments.allow))
     print(table(rows, (arguments.first, arguments.second)))
+    for line in left_out(first, second):
+        print(line)

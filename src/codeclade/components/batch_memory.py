@@ -1,7 +1,7 @@
 """How many images a call with `max_memory` works on at once: by arithmetic, before any are made.
 
 Weights are there already and pictures that a call returns are the caller's; what is counted is what
-lives in between. Sampling and decoding follow each other, so the larger one decides.
+lives in between.
 """
 
 from collections.abc import Callable, Iterator
@@ -89,17 +89,19 @@ def images_at_once(
         one = max(one, refining_bytes(refiner))
     picture = 0 if vq_model is None else vq_model.decoding_bytes(transformer.config.grid_size**2)
 
+    # What sampling took stays with the allocator while images are decoded, in slices.
+    most_slices = max(picture, DECODING_MEMORY)
+
     def taken(images: int) -> int:
-        slices = max(picture, min(images * picture, DECODING_MEMORY))
-        return max(images * one, slices)
+        return images * one + min(images * picture, most_slices)
 
     if taken(1) > limit:
         raise ValueError(
             f"max_memory={limit:,} bytes is too little: one image takes about {taken(1):,} beside "
             "the weights."
         )
-    most = max(n for n in (limit // one, limit // max(one, picture)) if taken(max(n, 1)) <= limit)
-    batches = -(-count // max(most, 1))
+    most = max(limit // (one + picture), (limit - most_slices) // one if picture else 0)
+    batches = -(-count // most)
     size = -(-count // batches)
     announcements.info(
         f"{count} images in {batches} batches of up to {size}, which take about "

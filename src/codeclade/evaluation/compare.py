@@ -86,6 +86,16 @@ def compare_measured(a: Measured, b: Measured, allowed: tuple[str, ...] = ()) ->
     return [_row(a, b, name) for name in common]
 
 
+def left_out(a: Measured, b: Measured) -> list[str]:
+    """What is in one file alone and so in no row, a line a file."""
+    lines = []
+    for one, other in ((a, b), (b, a)):
+        names = [name for name in one.records if name not in other.records]
+        if names:
+            lines.append(f"in {one.name} alone: {', '.join(names)}")
+    return lines
+
+
 def _check_protocols(a: Measured, b: Measured, name: str, allowed: tuple[str, ...]) -> None:
     pair = [x.records[name].conditions for x in (a, b)]
     for file, conditions in zip((a, b), pair, strict=True):
