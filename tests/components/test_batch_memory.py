@@ -103,7 +103,7 @@ def test_batches_are_as_equal_as_they_can_be(caplog):
     with caplog.at_level(logging.INFO, logger=batch_memory.__name__):
         size, taken = images_at_once(5 * one, 6, model, guided=False)
     assert (size, taken) == (3, 3 * one)
-    assert "6 images in 2 batches of up to 3" in caplog.text
+    assert "6 images, 3 at once" in caplog.text
 
 
 def test_decoding_in_slices_bounds_what_a_batch_takes():

@@ -101,10 +101,10 @@ def images_at_once(
             "the weights."
         )
     most = max(limit // (one + picture), (limit - most_slices) // one if picture else 0)
-    batches = -(-count // most)
-    size = -(-count // batches)
+    calls = -(-count // most)
+    size = -(-count // calls)
     announcements.info(
-        f"{count} images in {batches} batches of up to {size}, which take about "
+        f"{count} images, {size} at once, which take about "
         f"{taken(size) / 1e9:.2f} GB beside the weights"
     )
     return size, taken(size)

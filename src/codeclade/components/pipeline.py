@@ -193,8 +193,8 @@ class CodecladePipeline(PipelineSteps, DiffusionPipeline):
                 1 decodes one by one, None chooses: several for one image on a CPU. See parallel.py.
             latents: another name of `ids`, after diffusers.
             max_memory: bytes, or a size such as "4GB", that the call may take beside the weights
-                and the images it returns: as many images as fit are made at once, which changes no
-                image. See batch_memory.py.
+                and the images it returns: as many images as fit are made at once, and ids stay the
+                same. See batch_memory.py.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of it.
