@@ -21,7 +21,7 @@ from codeclade.data.sheets import shown_classes
 FLAGS = {
     "generate": "--pipeline --out --images --seed --guidance-scale --temperature --top-k --top-p "
     "--refine --refiner-temperature --refiner-top-k --refiner-guidance-scale --scale --device "
-    "--list --prompt --text-encoder --features --guidance-schedule",
+    "--max-memory --list --prompt --text-encoder --features --guidance-schedule",
     "recipes": "--out --configs --size --table --settings",
     "cluster": "--method --clusters --out --normalize --no-normalize --seed --table --report "
     "--report-clusters --images --num-images --codes --recipe --size",
@@ -122,6 +122,14 @@ def test_same_seed_same_file(tmp_path):
     for name in ("a.png", "b.png"):
         main(["generate", "alp", "--out", str(tmp_path / name), "--seed", "3"])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_how_many_images_fit_is_said_first(tmp_path, capsys, caplog):
+    out = str(tmp_path / "fish.png")
+    command = ["generate", "goldfish", "--images", "3", "--out", out, "--max-memory"]
+    assert main([*command, "15MB"]) == 0
+    assert "3 images, 2 at once" in caplog.text
+    assert "max_memory='much' must be bytes" in fails(capsys, *command, "much")
 
 
 def test_several_images_make_a_sheet(tmp_path):
