@@ -13,12 +13,12 @@ import time
 
 import torch
 from memory import vq_16
-from torch import Tensor
 
 from codeclade import CodecladePipeline, VQModel, bundled
 from codeclade.components.generation import SamplingSettings, draw_uniforms
 from codeclade.components.parallel import sample_in_parallel
 from codeclade.evaluation import speed
+from codeclade.metrics.image_quality import psnr
 
 
 def in_bf16(vq_model: VQModel) -> VQModel:
@@ -26,12 +26,6 @@ def in_bf16(vq_model: VQModel) -> VQModel:
     copy = VQModel.from_config(vq_model.config).eval()
     copy.load_state_dict(vq_model.state_dict())
     return copy.to(torch.bfloat16).to(memory_format=torch.channels_last)
-
-
-def psnr(pixels: Tensor, others: Tensor) -> list[float]:
-    """dB an image between pixels of [-1, 1], as they are shown."""
-    error = (pixels.clamp(-1, 1) - others.clamp(-1, 1)).square().mean((1, 2, 3))
-    return (10 * torch.log10(4 / error)).tolist()
 
 
 @torch.no_grad()
@@ -47,7 +41,7 @@ def decode(name: str, vq_model: VQModel, grid: int, images: int) -> None:
             start = time.perf_counter()
             made.append(model.decode(one).float())
             seconds[way].append(time.perf_counter() - start)
-        found += psnr(*made)
+        found += psnr(*made).tolist()
     first, second = (statistics.median(times) for times in seconds.values())
     print(
         f"{name}, {grid * vq_model.downsample} pixels: {first:.3f} s in float32, {second:.3f} in "

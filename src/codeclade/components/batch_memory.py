@@ -4,7 +4,7 @@ Weights are there already and pictures that a call returns are the caller's; wha
 lives in between.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -119,14 +119,9 @@ def check_batches(size: int, count: int, callback: Any) -> None:
         )
 
 
-def batches(count: int, size: int) -> Iterator[slice]:
-    """Slices of `count` images, `size` at most each."""
-    return (slice(first, min(first + size, count)) for first in range(0, count, size))
-
-
 def in_batches(images_of: Callable[[slice], Any], count: int, size: int) -> Any:
-    """What `images_of` gives for all slices of `count` images: a list, tensor or array."""
-    parts = [images_of(part) for part in batches(count, size)]
+    """What `images_of` gives for slices of `size` of `count` images: a list, tensor or array."""
+    parts = [images_of(slice(first, first + size)) for first in range(0, count, size)]
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], Tensor):
