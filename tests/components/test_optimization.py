@@ -11,6 +11,7 @@ from codeclade.components.image_cache import ImageCache
 from codeclade.components.optimization import (
     FEW_ROWS,
     FORMS,
+    StackStep,
     StepBlock,
     has_bfloat16_products,
     optimize,
@@ -90,14 +91,18 @@ def test_rounded_weights_are_the_nearest_of_their_steps(weights, levels, group):
 
 
 def counted_steps(monkeypatch) -> list:
-    """A list that grows by every step that a block takes in compiled code."""
-    calls, plain = [], StepBlock.step
+    """A list that grows by every step in compiled code: of a block, or of all blocks at once."""
+    calls = []
 
-    def step(block, *given):
-        calls.append(block)
-        return plain(block, *given)
+    def count(kind, name, plain):
+        def step(self, *given):
+            calls.append(kind)
+            return plain(self, *given)
 
-    monkeypatch.setattr(StepBlock, "step", step)
+        monkeypatch.setattr(kind, name, step)
+
+    count(StepBlock, "step", StepBlock.step)
+    count(StackStep, "__call__", StackStep.__call__)
     return calls
 
 
@@ -108,6 +113,7 @@ def counted_steps(monkeypatch) -> list:
 )
 def test_compiled_steps_compute_what_the_layers_say(text, dtype, monkeypatch):
     """One position or several, after some were forgotten, with padding, and without a half."""
+    monkeypatch.setattr("codeclade.components.optimization.STACK_WORK", 0)
     changes = {"text_dim": 6, "prefix_length": 4, "num_classes": 0} if text else {}
     model = build_transformer(**changes)
     prefix, mask = (4, torch.ones(4, 20, dtype=torch.int64)) if text else (1, None)
@@ -127,12 +133,74 @@ def test_compiled_steps_compute_what_the_layers_say(text, dtype, monkeypatch):
     model((tokens[:, 1:6] + 1) % 32, past_key_values=cache)  # guesses that turn out wrong
     cache.keep_positions(prefix + 1)
     found += [model(part, past_key_values=cache).logits for part in tokens[:, 1:9].split(3, dim=1)]
-    assert len(calls) == 5 * model.config.num_hidden_layers
     cache.keep_rows(2)
     found = [torch.cat(found, 1)[:2], model(tokens[:2, 9:], past_key_values=cache).logits]
+    assert calls == [StepBlock] * (6 * model.config.num_hidden_layers)
     wrong = torch.cat(found, 1) - expected[:2, prefix:]
     allowed = 1e-5 if dtype == torch.float32 else 0.05
     assert wrong.square().mean().sqrt() < allowed * expected.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [
+        ("packed", torch.float32),
+        pytest.param("packed", torch.bfloat16, marks=needs_bfloat16),
+        ("int8", torch.bfloat16),
+    ],
+)
+def test_few_rows_go_through_all_blocks_in_one_call(weights, dtype, monkeypatch):
+    """Four rows, two, one; one position, two, three; some hidden; threads that share unevenly."""
+    model = build_transformer().to(dtype)
+    tokens = torch.randint(32, (4, 16), generator=torch.Generator().manual_seed(0))
+    labels, mask = torch.tensor([3, 0, 5, 1]), torch.ones(4, 17, dtype=torch.int64)
+    mask[0, 3:5] = 0
+    optimize(model, weights)
+    expected = model(tokens, labels, attention_mask=mask).logits[:, 1:]
+    calls, cache = counted_steps(monkeypatch), ImageCache(model.config, attention_mask=mask)
+    model(class_labels=labels, past_key_values=cache)
+    found, step = [], 0
+    for rows, count, threads in [(4, 1, 2), (4, 1, 1), (2, 2, 2), (2, 1, 3), (1, 3, 2), (1, 1, 2)]:
+        cache.keep_rows(rows)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        places = slice(rows), slice(step, step + count)
+        logits = model(tokens[places], past_key_values=cache).logits
+        found.append(logits - expected[places])
+        step += count
+    assert calls == [StackStep] * 6
+    wrong = torch.cat([part.flatten() for part in found])
+    allowed = 1e-5 if dtype == torch.float32 else 0.05
+    assert wrong.square().mean().sqrt() < allowed * expected.std()
+
+
+def test_steps_that_return_more_go_the_long_way(monkeypatch):
+    """States of every layer, and the condition's share of the attention."""
+    pipe = build_pipeline()
+    pipe.optimize()
+    calls = counted_steps(monkeypatch)
+    pipe(1, guidance_scale=2.0, guidance_schedule="attention", output_type="ids")
+    assert StackStep not in calls
+    cache = ImageCache(pipe.transformer.config)
+    pipe.transformer(class_labels=torch.tensor([1]), past_key_values=cache)
+    given = {"past_key_values": cache, "output_hidden_states": True}
+    output = pipe.transformer(torch.tensor([[1]]), **given)
+    assert len(output.hidden_states) == pipe.transformer.config.num_hidden_layers + 1
+    assert StackStep not in calls
+
+
+def test_packed_layouts_are_made_when_more_rows_come(monkeypatch):
+    """One image alone keeps its weights once; the same ids before and after."""
+    monkeypatch.setattr("codeclade.components.optimization.STACK_WORK", 0)
+    pipe = build_pipeline("token")
+    pipe.optimize()
+    products = [block.attention.qkv.forward for block in pipe.transformer.layers]
+    given = {"guidance_scale": 2.0, "temperature": 0, "output_type": "ids", "parallel": 1}
+    one = pipe(1, **given).images
+    assert all(product.packed is None for product in products)
+    assert (pipe([1, 2, 3], **given).images[:1] == one).all()
+    assert all(product.packed is not None for product in products)
+    assert (pipe(1, **given).images == one).all()
 
 
 def test_without_numba_the_layers_do_all_of_it(monkeypatch):

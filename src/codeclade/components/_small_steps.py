@@ -37,6 +37,8 @@ def put(array: Any, index: int, value: Any) -> None:
 def _widen(number):
     if number == types.uint16:
         return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+    if number == types.int8:
+        return lambda number: np.float32(number)
     return lambda number: number
 
 

@@ -313,6 +313,11 @@ def decode_layers(
     """
     before, weights, share = [], [], None
     *places, cache = inputs
+    # An optimized model has one call for all blocks, where its shapes fit and no more is asked for.
+    step = getattr(layers, "step", None)
+    more = wanted.hidden_states or wanted.attentions or prefix_share
+    if step is not None and not more and step.fits(x, cache):
+        return LayerStates(step(x, *places[1:], cache), (), None, None)
     # Blocks that are compiled alone share one graph, which must not depend on a layer's number.
     static = isinstance(cache, StaticCache) and not cache.offloading
     for index, layer in enumerate(layers):

@@ -6,7 +6,8 @@ memory once more. "int4": every 32 inputs of a row rounded to 4 bits with a scal
 their own, but for the head, which is int8. Published files keep their keys: weights change after
 loading and are never saved.
 
-What a decoding step does between the products is compiled too, see _small_steps.py.
+A decoding step of few rows is one compiled call, see _stack_step.py; in one of more rows what lies
+between the products is compiled, see _small_steps.py.
 
 Shapes: M rows of input, N outputs, K inputs, R rows of the batch, n positions, D width.
 """
@@ -15,6 +16,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,21 +27,35 @@ from .image_cache import FilledLayer, ImageCache
 FORMS = ("packed", "int8", "int4")
 FEW_ROWS = 32  # up to here the kernels of rounded weights, which take rows one by one, are faster
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
+STACK_ROWS = 2  # up to here reading the weights takes longest: one guided image
+STACK_WORK = 120_000_000  # weights times rows; up to here calls take longer than what they compute
 FEW_POSITIONS = 32  # up to here a step is dozens of short calls, which are worth compiling
 
 
 class PackedProduct:
-    """x W^T + b of a linear layer, W (N, K) in oneDNN's layout."""
+    """x W^T + b of a linear layer, W (N, K) in oneDNN's layout.
+
+    The first product brings it into that layout. Where a `StackStep` reads the rows as they are,
+    they stay beside it, and the first product of more rows than it takes does.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.weight: Tensor | None = weight.contiguous()
+        self.packed: Tensor | None = None
         self.bias = bias
         self.dtype = weight.dtype
+        self.stacked = 0  # rows that a `StackStep` takes, if there is one
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product (..., N) of x (..., K)."""
         check_input(x, self.dtype)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if self.packed is None:
+            rows = cast(Tensor, self.weight)
+            if x.numel() <= self.stacked * x.shape[-1]:
+                return F.linear(x, rows, self.bias)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(rows, None)
+            self.weight = rows if self.stacked else None
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class RoundedProduct:
@@ -186,6 +202,78 @@ class StepBlock:
         return total.add_(self.feed_forward.down(gated))
 
 
+class StackStep:
+    """All blocks of a generator, for steps of at most `rows` rows of an `ImageCache`."""
+
+    def __init__(self, blocks: list[Block]):
+        self.config, self.epsilon = blocks[0].attention.config, blocks[0].attention_norm.eps
+        self.run = importlib.import_module("codeclade.components._stack_step").all_blocks
+        weights = sum(one.weight.numel() for block in blocks for one in stack_products(block))
+        self.rows = max(STACK_ROWS, STACK_WORK // weights)
+        self.kept: list[Tensor] = []  # what the addresses belong to
+        self.places = np.array([self.addresses(block) for block in blocks])
+        number, first = blocks[0].attention_norm.weight, stack_products(blocks[0])[0].weight
+        self.dtype = number.dtype
+        self.kinds = [numpy_kind(one.dtype) for one in (number, cast(Tensor, first))]
+        # What is not compiled yet is now: no block of no rows compiles all of it.
+        nothing = self.places[:0], np.empty((0, 2), np.int64), (0,) * 5, (0,) * 7
+        self.run(*self.kinds, *nothing, self.epsilon, 1)
+
+    def addresses(self, block: Block) -> list[int]:
+        """A row of what `all_blocks` calls places."""
+        qkv, out, both, down = (self.product(one) for one in stack_products(block))
+        norms = [norm.weight.detach() for norm in (block.attention_norm, block.feed_forward_norm)]
+        self.kept += norms
+        return [norms[0].data_ptr(), *qkv, *out, norms[1].data_ptr(), *both, *down]
+
+    def product(self, product: Any) -> list[int]:
+        """Addresses of W (N, K) and its scales (N,) float32."""
+        weight = cast(Tensor, product.weight)
+        plain = isinstance(product, PackedProduct)
+        scale = torch.ones(len(weight)) if plain else product.scale.float()
+        if plain:
+            product.stacked = self.rows
+        self.kept += weight, scale
+        return [weight.data_ptr(), scale.data_ptr()]
+
+    def fits(self, x: Tensor, cache: Any) -> bool:
+        """Whether x (R, n, D) are new positions after the prefix, and few enough."""
+        taught = torch.is_grad_enabled() and x.requires_grad
+        few = not taught and 0 < x.shape[0] * x.shape[1] <= self.rows
+        return few and isinstance(cache, ImageCache) and cast(Any, cache.layers[0]).filled > 0
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: ImageCache) -> Tensor:
+        """Output (R, n, D) of the last block for x (R, n, D), which enters the cache."""
+        check_input(x, self.dtype)
+        layers = cast(list[FilledLayer], cache.layers)
+        past, *_ = [layer.extend(x.shape[1]) for layer in layers]
+        keys = [layer.buffers.data_ptr() for layer in layers]
+        # Values come after the keys of all rows, also of those that have left the batch.
+        values = layers[0].buffers.stride(0) * layers[0].buffers.element_size()
+        places = np.array([(key, key + values) for key in keys])
+        x, config = x.contiguous(), self.config
+        out = torch.empty_like(x)
+        given = tuple(one.data_ptr() for one in (x, out, cos, sin, cache.bias(len(x))))
+        heads, width = config.num_attention_heads, config.head_dim
+        sizes = *x.shape[:2], heads, width, config.intermediate_size, past, layers[0].room
+        threads = torch.get_num_threads()
+        self.run(*self.kinds, self.places, places, given, sizes, self.epsilon, threads)
+        return out
+
+
+def stack_products(block: Block) -> list:
+    """The products of a block in the order in which it has them."""
+    joined = cast(Any, block.feed_forward.forward)
+    attention = cast(list[Any], [block.attention.qkv.forward, block.attention.out.forward])
+    return [*attention, joined.both, joined.down]
+
+
+def numpy_kind(dtype: torch.dtype) -> np.ndarray:
+    """An empty array whose numbers are as long; uint16 for bfloat16."""
+    kinds = {torch.bfloat16: np.uint16, torch.float32: np.float32, torch.int8: np.int8}
+    return np.empty(0, kinds[dtype])
+
+
 def check_input(x: Tensor, dtype: torch.dtype) -> None:
     """Raise a ValueError where a model was moved after it was optimized."""
     if x.device.type != "cpu" or x.dtype != dtype:
@@ -223,6 +311,9 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
             block.forward = cast(Any, StepBlock(block, joined))
     # What is not compiled yet is now, rather than while the first image waits.
     compiled_steps(blocks[0].attention_norm.weight.dtype)
+    layers = cast(Any, getattr(model, "layers", []))
+    if weights != "int4" and layers and all(isinstance(one.forward, StepBlock) for one in layers):
+        layers.step = StackStep(list(layers))
 
 
 def compiled_steps(dtype: torch.dtype) -> dict[str, Callable]:
