@@ -35,7 +35,8 @@ FORBIDDEN = {
 # A component file travels with the weights, so it may need nothing that a user does not have.
 COMPONENT_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
 COMPONENT_LIBRARIES |= {"PIL", "numpy", "tokenizers", "huggingface_hub"}  # which those need
-OPTIONAL = {"_small_steps.py": {"numba"}}  # imported where the library is there, and not before
+# Imported where the library is there, and not before.
+OPTIONAL = {"_small_steps.py": {"numba"}, "_stack_step.py": {"numba"}}
 HEAVY = ("torch", "transformers", "diffusers", "accelerate", "datasets", "scipy", "numba")
 
 
