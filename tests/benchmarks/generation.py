@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", default="llamagen:b-256", help="as in codeclade bench")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--ways", nargs="+", default=["eager", "packed", "int8", "int4"])
+    parser.add_argument("--ways", nargs="+", default=["eager", "packed", "single", "int8", "int4"])
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--scale", type=float, default=2.0, help="guidance")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

@@ -9,7 +9,7 @@ from codeclade.cli import main
 from codeclade.cli.bench import check_ways
 from codeclade.components.optimization import has_bfloat16_products
 
-EAGER_AND_PACKED = ["eager", "packed"] if has_bfloat16_products() else ["eager"]
+EAGER_AND_PLAIN = ["eager", "packed", "single"] if has_bfloat16_products() else ["eager"]
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_every_way_is_timed_beside_the_floor(pipeline, tmp_path, capsys):
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     ways = [row["way"] for row in found["speeds"]]
-    assert ways == [*EAGER_AND_PACKED, "int8", "int4", "parallel"]
+    assert ways == [*EAGER_AND_PLAIN, "int8", "int4", "parallel"]
     for row in found["speeds"]:
         assert f"| {row['way']}, bfloat16 | 1 | {row['milliseconds']:.2f} |" in printed
         assert row["images_per_second"] == pytest.approx(1000 / (16 * row["milliseconds"]))
@@ -40,11 +40,11 @@ def test_every_way_is_timed_beside_the_floor(pipeline, tmp_path, capsys):
 
 def test_a_shape_has_no_parallel_row():
     assert check_ways(None, "llamagen:b-256", "cpu", "bfloat16") == [
-        *EAGER_AND_PACKED,
+        *EAGER_AND_PLAIN,
         "int8",
         "int4",
     ]
-    assert check_ways(None, "llamagen:b-256", "cpu", "float32") == ["eager", "packed"]
+    assert check_ways(None, "llamagen:b-256", "cpu", "float32") == ["eager", "packed", "single"]
     assert check_ways(None, "llamagen:b-256", "cuda", "bfloat16") == ["eager"]
 
 

@@ -11,11 +11,13 @@ from codeclade.components.image_cache import ImageCache
 from codeclade.components.optimization import (
     FEW_ROWS,
     FORMS,
+    PLAIN,
     StackStep,
     StepBlock,
     has_bfloat16_products,
     optimize,
 )
+from codeclade.components.parallel import WINDOW, choose_window
 
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16_products(), reason="this processor has no products of bfloat16"
@@ -38,6 +40,8 @@ def logits(pipe, scheme: str) -> torch.Tensor:
     [
         ("packed", torch.float32),
         pytest.param("packed", torch.bfloat16, marks=needs_bfloat16),
+        ("single", torch.float32),
+        pytest.param("single", torch.bfloat16, marks=needs_bfloat16),
         ("int8", torch.bfloat16),
         ("int4", torch.bfloat16),
     ],
@@ -52,14 +56,14 @@ def test_products_of_optimized_weights_are_near(scheme, weights, dtype):
     if dtype == torch.float32:
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-5 * scale.item())
     else:  # rounding to 8 bits may cost about as much again as bfloat16, to 4 bits 16 times
-        allowed = {"packed": 1.2, "int8": 2.5, "int4": 25}[weights]
+        allowed = {"packed": 1.2, "single": 1.2, "int8": 2.5, "int4": 25}[weights]
         assert (found - exact).square().mean() < (allowed * (plain - exact)).square().mean()
 
 
 @pytest.mark.parametrize("weights", FORMS)
 def test_an_optimized_pipeline_makes_images(weights):
     pipe = build_scheme("token")
-    pipe.transformer.to(torch.float32 if weights == "packed" else torch.bfloat16)
+    pipe.transformer.to(torch.float32 if weights in PLAIN else torch.bfloat16)
     settings = {"guidance_scale": 2.0, "temperature": 0, "output_type": "ids"}
     before = pipe([1, 2], **settings).images
     after = pipe.optimize(weights)([1, 2], **settings).images
@@ -113,7 +117,6 @@ def counted_steps(monkeypatch) -> list:
 )
 def test_compiled_steps_compute_what_the_layers_say(text, dtype, monkeypatch):
     """One position or several, after some were forgotten, with padding, and without a half."""
-    monkeypatch.setattr("codeclade.components.optimization.STACK_WORK", 0)
     changes = {"text_dim": 6, "prefix_length": 4, "num_classes": 0} if text else {}
     model = build_transformer(**changes)
     prefix, mask = (4, torch.ones(4, 20, dtype=torch.int64)) if text else (1, None)
@@ -145,8 +148,8 @@ def test_compiled_steps_compute_what_the_layers_say(text, dtype, monkeypatch):
 @pytest.mark.parametrize(
     ("weights", "dtype"),
     [
-        ("packed", torch.float32),
-        pytest.param("packed", torch.bfloat16, marks=needs_bfloat16),
+        ("single", torch.float32),
+        pytest.param("single", torch.bfloat16, marks=needs_bfloat16),
         ("int8", torch.bfloat16),
     ],
 )
@@ -177,7 +180,7 @@ def test_few_rows_go_through_all_blocks_in_one_call(weights, dtype, monkeypatch)
 def test_steps_that_return_more_go_the_long_way(monkeypatch):
     """States of every layer, and the condition's share of the attention."""
     pipe = build_pipeline()
-    pipe.optimize()
+    pipe.optimize("single")
     calls = counted_steps(monkeypatch)
     pipe(1, guidance_scale=2.0, guidance_schedule="attention", output_type="ids")
     assert StackStep not in calls
@@ -189,18 +192,42 @@ def test_steps_that_return_more_go_the_long_way(monkeypatch):
     assert StackStep not in calls
 
 
-def test_packed_layouts_are_made_when_more_rows_come(monkeypatch):
-    """One image alone keeps its weights once; the same ids before and after."""
-    monkeypatch.setattr("codeclade.components.optimization.STACK_WORK", 0)
+@pytest.mark.parametrize(("weights", "window"), [("single", 1), ("packed", WINDOW)])
+def test_one_position_at_a_time_where_it_is_one_call(weights, window):
+    """Decoding in parallel pays where a step is dozens of calls."""
+    pipe = build_pipeline()
+    pipe.transformer.to(torch.float32 if weights in PLAIN else torch.bfloat16)
+    given = 1, torch.device("cpu"), pipe.transformer
+    assert choose_window(None, *given) == WINDOW
+    pipe.optimize(weights)
+    assert choose_window(None, *given) == window
+    assert choose_window(8, *given) == 8
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [
+        ("single", torch.float32),
+        pytest.param("single", torch.bfloat16, marks=needs_bfloat16),
+        ("int8", torch.bfloat16),
+    ],
+)
+def test_an_image_is_the_same_alone_in_a_batch_and_in_parallel(weights, dtype):
+    """Sums of a row have one order, however many rows and positions a call has."""
     pipe = build_pipeline("token")
-    pipe.optimize()
-    products = [block.attention.qkv.forward for block in pipe.transformer.layers]
-    given = {"guidance_scale": 2.0, "temperature": 0, "output_type": "ids", "parallel": 1}
-    one = pipe(1, **given).images
-    assert all(product.packed is None for product in products)
-    assert (pipe([1, 2, 3], **given).images[:1] == one).all()
-    assert all(product.packed is not None for product in products)
-    assert (pipe(1, **given).images == one).all()
+    pipe.transformer.to(dtype)
+    pipe.optimize(weights)
+    settings = {"guidance_scale": 2.0, "output_type": "ids"}
+
+    def ids(labels, **more):
+        generators = [torch.Generator().manual_seed(label) for label in labels]
+        return pipe(labels, generator=generators, **settings, **more).images
+
+    batch = ids([1, 2, 3])
+    for row, label in enumerate([1, 2, 3]):
+        assert torch.equal(ids([label])[0], batch[row])
+        assert torch.equal(ids([label], parallel=5)[0], batch[row])
+        assert torch.equal(ids([label], parallel=3)[0], batch[row])
 
 
 def test_without_numba_the_layers_do_all_of_it(monkeypatch):

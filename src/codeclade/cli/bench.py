@@ -28,8 +28,8 @@ def add_bench(verbs) -> None:
         "--ways",
         nargs="+",
         metavar="WAY",
-        help="eager, packed, int8, int4, compiled (minutes), parallel (trained pipelines, one "
-        "image); default: all but compiled that this device has",
+        help="eager, packed, single, int8, int4, compiled (minutes), parallel (trained pipelines, "
+        "one image); default: all but compiled that this device has",
     )
     parser.add_argument(
         "--batches", nargs="+", type=int, default=[1, 8], metavar="B", help="default: 1 8"
@@ -90,7 +90,7 @@ def check_ways(asked: list[str] | None, source: str, device: str, dtype: str) ->
     Raises:
         ValueError: an unknown way, or one that this device, dtype or source does not have.
     """
-    from ..components.optimization import FORMS, has_bfloat16_products
+    from ..components.optimization import FORMS, PLAIN, has_bfloat16_products
     from ..evaluation import speed
 
     # Why a way is not to be had here, by its name.
@@ -98,7 +98,8 @@ def check_ways(asked: list[str] | None, source: str, device: str, dtype: str) ->
     if not device.startswith("cpu"):
         missing |= dict.fromkeys(FORMS, f"is for a CPU, not for {device}")
     if dtype == "bfloat16" and not has_bfloat16_products():
-        missing["packed"] = "is for float32 on this processor, which has no products of bfloat16"
+        no_products = "is for float32 on this processor, which has no products of bfloat16"
+        missing |= dict.fromkeys(PLAIN, no_products)
     if dtype != "bfloat16":
         missing |= dict.fromkeys(speed.ROUNDED, f"is for bfloat16, not for {dtype}")
     if not speed.is_trained(source):

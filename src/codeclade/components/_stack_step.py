@@ -1,10 +1,10 @@
 """A decoding step of few rows through all blocks, as one compiled call with the CPU's threads.
 
-With one or two images at a time a step reads every weight for a few products: the memory is the
-limit, and calls between products cost as much as what they compute. Here threads share the output
-rows of a product, and nothing returns to Python before the last block is done. All arithmetic and
-what lies between products is float32; weights are bfloat16 (their bits), float32, or int8 with a
-scale for every output row.
+With one image at a time a step reads every weight for two products: the memory is the limit, and
+calls between products cost as much as what they compute. Here threads share the output rows of a
+product, and nothing returns to Python before the last block is done. All arithmetic and what lies
+between products is float32; weights are bfloat16 (their bits), float32, or int8 with a scale for
+every output row. A row has the same numbers whatever the others are.
 
 Shapes: M rows of vectors, R rows of the batch, n new positions (M = R n), S positions in the cache,
 H heads, h width of a head, D = H h, F width of the feed-forward layer, N outputs and K inputs of a
@@ -54,20 +54,17 @@ def _rows(x, weight, scale, out, start, stop):
     count, width = x.shape
     for n in range(start, stop):
         row = weight[n]
-        # Two vectors at once, for which a weight is read and widened once.
-        for m in range(0, count - 1, 2):
-            first, second = x[m], x[m + 1]
+        # Two vectors at once, for which a weight is read and widened once. The last one of an odd
+        # number is its own partner: sums in another order would make another image of it.
+        for m in range(0, count, 2):
+            partner = min(m + 1, count - 1)
+            first, second = x[m], x[partner]
             a = b = np.float32(0)
             for k in range(width):
                 number = widen(row[k])
                 a += number * first[k]
                 b += number * second[k]
-            out[m, n], out[m + 1, n] = a * scale[n], b * scale[n]
-        if count % 2:
-            last, total = x[count - 1], np.float32(0)
-            for k in range(width):
-                total += widen(row[k]) * last[k]
-            out[count - 1, n] = total * scale[n]
+            out[m, n], out[partner, n] = a * scale[n], b * scale[n]
 
 
 @njit(error_model="numpy", fastmath=VECTORS, parallel=True)

@@ -1,13 +1,14 @@
 """Weights in the form that a CPU multiplies fastest, for inference alone.
 
-"packed": oneDNN's own layout of the same numbers (float32 or bfloat16). "int8": every output row
+"packed": oneDNN's own layout of the same numbers (float32 or bfloat16), for batches. "single": the
+numbers as they are, for one image at a time. "int8": every output row
 rounded to 8 bits with a scale of its own (weight-only, activations stay bfloat16), which halves the
 memory once more. "int4": every 32 inputs of a row rounded to 4 bits with a scale and an offset of
 their own, but for the head, which is int8. Published files keep their keys: weights change after
 loading and are never saved.
 
-A decoding step of few rows is one compiled call, see _stack_step.py; in one of more rows what lies
-between the products is compiled, see _small_steps.py.
+With "single" and "int8" a decoding step of few rows is one compiled call, see _stack_step.py; in
+other steps what lies between the products is compiled, see _small_steps.py.
 
 Shapes: M rows of input, N outputs, K inputs, R rows of the batch, n positions, D width.
 """
@@ -24,38 +25,37 @@ from torch import Tensor, nn
 from .blocks import Block, FeedForward, Output
 from .image_cache import FilledLayer, ImageCache
 
-FORMS = ("packed", "int8", "int4")
-FEW_ROWS = 32  # up to here the kernels of rounded weights, which take rows one by one, are faster
+FORMS = ("packed", "single", "int8", "int4")
+FEW_ROWS = 32  # up to here kernels that take rows one by one, or by two, are faster
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
-STACK_ROWS = 2  # up to here reading the weights takes longest: one guided image
-STACK_WORK = 120_000_000  # weights times rows; up to here calls take longer than what they compute
+STACK_STEP = "codeclade.components._stack_step"  # by name: see `compiled_steps`
 FEW_POSITIONS = 32  # up to here a step is dozens of short calls, which are worth compiling
 
 
 class PackedProduct:
-    """x W^T + b of a linear layer, W (N, K) in oneDNN's layout.
-
-    The first product brings it into that layout. Where a `StackStep` reads the rows as they are,
-    they stay beside it, and the first product of more rows than it takes does.
-    """
+    """x W^T + b of a linear layer, W (N, K) in oneDNN's layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight: Tensor | None = weight.contiguous()
-        self.packed: Tensor | None = None
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         self.bias = bias
         self.dtype = weight.dtype
-        self.stacked = 0  # rows that a `StackStep` takes, if there is one
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product (..., N) of x (..., K)."""
         check_input(x, self.dtype)
-        if self.packed is None:
-            rows = cast(Tensor, self.weight)
-            if x.numel() <= self.stacked * x.shape[-1]:
-                return F.linear(x, rows, self.bias)
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(rows, None)
-            self.weight = rows if self.stacked else None
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class SingleProduct:
+    """x W^T + b of a linear layer, W (N, K) as it is, which a `StackStep` reads too."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias, self.dtype = weight.contiguous(), bias, weight.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product (..., N) of x (..., K)."""
+        check_input(x, self.dtype)
+        return F.linear(x, self.weight, self.bias)
 
 
 class RoundedProduct:
@@ -130,14 +130,17 @@ class Int4Product(RoundedProduct):
         return self.few(unit).T
 
 
+PLAIN = {"packed": PackedProduct, "single": SingleProduct}
+
+
 def make_product(linear: nn.Linear, weights: str, *more: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The product of a linear layer, or the outputs of several side by side, in one of `FORMS`."""
     layers = (linear, *more)
     weight = torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
-    if weights == "packed":
-        return PackedProduct(weight, bias)
+    if weights in PLAIN:
+        return PLAIN[weights](weight, bias)
     # The head decides every token and is a small part of the weights; 4 bits want whole groups.
     fits = weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
     four = weights == "int4" and fits and not isinstance(linear, Output)
@@ -203,21 +206,22 @@ class StepBlock:
 
 
 class StackStep:
-    """All blocks of a generator, for steps of at most `rows` rows of an `ImageCache`."""
+    """All blocks of a generator, for steps of at most `FEW_ROWS` rows of an `ImageCache`."""
 
     def __init__(self, blocks: list[Block]):
         self.config, self.epsilon = blocks[0].attention.config, blocks[0].attention_norm.eps
-        self.run = importlib.import_module("codeclade.components._stack_step").all_blocks
-        weights = sum(one.weight.numel() for block in blocks for one in stack_products(block))
-        self.rows = max(STACK_ROWS, STACK_WORK // weights)
+        self.run = importlib.import_module(STACK_STEP).all_blocks
         self.kept: list[Tensor] = []  # what the addresses belong to
         self.places = np.array([self.addresses(block) for block in blocks])
         number, first = blocks[0].attention_norm.weight, stack_products(blocks[0])[0].weight
         self.dtype = number.dtype
         self.kinds = [numpy_kind(one.dtype) for one in (number, cast(Tensor, first))]
-        # What is not compiled yet is now: no block of no rows compiles all of it.
+        # What is not compiled yet is now: no block of no rows compiles all of it. Where numba shares
+        # its OpenMP with torch, starting its threads sets the number of torch's.
+        threads = torch.get_num_threads()
         nothing = self.places[:0], np.empty((0, 2), np.int64), (0,) * 5, (0,) * 7
         self.run(*self.kinds, *nothing, self.epsilon, 1)
+        torch.set_num_threads(threads)
 
     def addresses(self, block: Block) -> list[int]:
         """A row of what `all_blocks` calls places."""
@@ -229,17 +233,15 @@ class StackStep:
     def product(self, product: Any) -> list[int]:
         """Addresses of W (N, K) and its scales (N,) float32."""
         weight = cast(Tensor, product.weight)
-        plain = isinstance(product, PackedProduct)
+        plain = isinstance(product, SingleProduct)
         scale = torch.ones(len(weight)) if plain else product.scale.float()
-        if plain:
-            product.stacked = self.rows
         self.kept += weight, scale
         return [weight.data_ptr(), scale.data_ptr()]
 
     def fits(self, x: Tensor, cache: Any) -> bool:
         """Whether x (R, n, D) are new positions after the prefix, and few enough."""
         taught = torch.is_grad_enabled() and x.requires_grad
-        few = not taught and 0 < x.shape[0] * x.shape[1] <= self.rows
+        few = not taught and 0 < x.shape[0] * x.shape[1] <= FEW_ROWS
         return few and isinstance(cache, ImageCache) and cast(Any, cache.layers[0]).filled > 0
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: ImageCache) -> Tensor:
@@ -294,16 +296,22 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
             dtype that the form or this CPU has no products of.
     """
     check_form(model, weights)
+    # A file that came with weights from the Hub may be where this package is not, or an older one.
+    compiles = importlib.util.find_spec("codeclade") is not None
+    stacks = compiles and importlib.util.find_spec(STACK_STEP) is not None
+    layers = cast(Any, getattr(model, "layers", nn.ModuleList())) if stacks else nn.ModuleList()
+    stacked = set(layers.modules())
     for part in list(model.modules()):
+        # Rows are read as they are by a `StackStep` alone.
+        form = "packed" if weights == "single" and part not in stacked else weights
         if isinstance(part, FeedForward) and is_plain(part.gate, part.up, part.down):
-            joined = JoinedFeedForward(part, weights)
+            joined = JoinedFeedForward(part, form)
             exchange(part, joined, (part.gate, part.up, part.down))
         elif isinstance(part, nn.Linear) and not is_optimized(part):
-            exchange(part, make_product(part, weights), (part,))
+            exchange(part, make_product(part, form), (part,))
     # Blocks whose layers are ours; wrapped ones go on by their own code.
-    # A file that came with weights from the Hub may be where this package is not.
     blocks = [part for part in model.modules() if isinstance(part, Block)]
-    if not blocks or importlib.util.find_spec("codeclade") is None:
+    if not blocks or not compiles:
         return
     for block in blocks:
         joined, attention = block.feed_forward.forward, block.attention
@@ -311,8 +319,8 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
             block.forward = cast(Any, StepBlock(block, joined))
     # What is not compiled yet is now, rather than while the first image waits.
     compiled_steps(blocks[0].attention_norm.weight.dtype)
-    layers = cast(Any, getattr(model, "layers", []))
-    if weights != "int4" and layers and all(isinstance(one.forward, StepBlock) for one in layers):
+    ours = len(layers) and all(isinstance(block.forward, StepBlock) for block in layers)
+    if ours and weights in ("single", "int8"):
         layers.step = StackStep(list(layers))
 
 
@@ -332,7 +340,7 @@ def check_form(model: nn.Module, weights: str) -> None:
         raise ValueError("this model is optimized already; load it anew for another form.")
     # Where the weights are and in which precision decides which form they can have.
     kinds = {(part.weight.device.type, part.weight.dtype) for part in linear_layers(model)}
-    allowed = {torch.bfloat16, torch.float32} if weights == "packed" else {torch.bfloat16}
+    allowed = {torch.bfloat16, torch.float32} if weights in PLAIN else {torch.bfloat16}
     for device, dtype in kinds:
         if device != "cpu" or dtype not in allowed:
             names = " or ".join(sorted(map(str, allowed)))
@@ -340,12 +348,12 @@ def check_form(model: nn.Module, weights: str) -> None:
                 f"weights={weights!r} is for {names} on a CPU; this model is {dtype} on {device}."
             )
     # What this torch and this processor can compute with.
-    if weights == "packed" and not torch.backends.mkldnn.is_available():
-        raise ValueError("weights='packed' needs a torch with oneDNN; this one has none.")
+    if weights in PLAIN and not torch.backends.mkldnn.is_available():
+        raise ValueError(f"weights={weights!r} needs a torch with oneDNN; this one has none.")
     bfloat16 = any(dtype == torch.bfloat16 for _, dtype in kinds)
-    if weights == "packed" and bfloat16 and not has_bfloat16_products():
+    if weights in PLAIN and bfloat16 and not has_bfloat16_products():
         raise ValueError(
-            "weights='packed' is for torch.float32 on this processor, which has no products of "
+            f"weights={weights!r} is for torch.float32 on this processor, which has no products of "
             "bfloat16; load the pipeline with dtype=torch.float32."
         )
 

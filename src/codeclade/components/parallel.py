@@ -72,11 +72,15 @@ def check_parallel(
     return 1
 
 
-def choose_window(parallel: int | None, batch: int, device: torch.device) -> int:
+def choose_window(
+    parallel: int | None, batch: int, device: torch.device, transformer: CodecladeTransformer
+) -> int:
     """Positions of a pass at most; automatically several for one image on a CPU."""
     if parallel is not None:
         return parallel
-    return WINDOW if batch == 1 and device.type == "cpu" else 1
+    # One compiled call for a single position (see optimization.py) is faster than any window.
+    waits = getattr(transformer.layers, "step", None) is None
+    return WINDOW if waits and batch == 1 and device.type == "cpu" else 1
 
 
 @torch.no_grad()

@@ -118,9 +118,11 @@ class PipelineSteps(PipelineFiles):
         alone: an optimized pipeline cannot be saved or moved.
 
         Args:
-            weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16); of
-                bfloat16 pipelines also "int8", rounded to 8 bits with a scale for every output, or
-                "int4", to 4 bits with a scale for every 32 inputs; see optimization.py.
+            weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16), for
+                batches; "single", the numbers as they are, whose steps of few images are one
+                compiled call, for one image at a time; of bfloat16 pipelines also "int8", rounded
+                to 8 bits with a scale for every output, or "int4", to 4 bits with a scale for
+                every 32 inputs; see optimization.py.
 
         Raises:
             ValueError: an unknown form, or one that this generator cannot have where it is.
@@ -262,7 +264,7 @@ class PipelineSteps(PipelineFiles):
             seeds = draws.tokens.to(device)  # (B, S, T)
             given = self.transformer, condition, null_condition, seeds, settings
             # Several tokens a pass where one image leaves the machine waiting; ids are the same.
-            window = choose_window(settings.parallel, len(seeds), device)
+            window = choose_window(settings.parallel, len(seeds), device, self.transformer)
             if window > 1:
                 return sample_in_parallel(*given, window, edit, after_pass)
             return sample_tokens(*given, edit, after_token)

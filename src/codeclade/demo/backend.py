@@ -16,7 +16,7 @@ from PIL import Image
 from .. import ClusterMap, CodecladePipeline
 from ..components.guidance import SCHEDULES
 from ..components.labels import similar_names
-from ..components.optimization import has_bfloat16_products
+from ..components.optimization import has_bfloat16_products, optimize
 from ..data.pixels import to_pixels
 from ..evaluation.patches import code_patches
 from ..evaluation.replacement import decode_all, encode_all
@@ -58,6 +58,9 @@ class Backend:
             self._sample_in(torch.bfloat16)
         elif not has_bfloat16_products():
             self._sample_in(torch.float32)
+        # Visitors wait for one image or a few at a time.
+        if pipe.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            optimize(pipe.transformer, "single")
 
     def _sample_in(self, dtype: torch.dtype) -> None:
         """Let the generator compute in a dtype; features of captions come in the same one."""
