@@ -123,7 +123,7 @@ def _attention(mixed, cos, sin, keys, values, bias, out, past, parts):
                 _attend_one(query, kept[0], kept[1], kept[2], scores, total, out[r, i, head])
 
 
-@njit(error_model="numpy", fastmath=VECTORS, cache=True)
+@njit(error_model="numpy", fastmath=VECTORS, cache=True, nogil=True)
 def _all_blocks(number, weight, places, caches, given, sizes, epsilon, parts):
     """See `all_blocks`."""
     x_at, out_at, cos_at, sin_at, bias_at = given
