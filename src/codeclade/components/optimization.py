@@ -1,10 +1,11 @@
 """Weights in the form that a CPU multiplies fastest, for inference alone.
 
 "packed": oneDNN's own layout of the same numbers (float32 or bfloat16), for batches. "single": the
-numbers as they are, for one image at a time. "int8": every output row rounded to 8 bits with a scale
-of its own (weight-only, activations stay bfloat16), which halves the memory once more. "int4": every
-32 inputs of a row rounded to 4 bits with a scale and an offset of their own, but for the head, which
-is int8. Published files keep their keys: weights change after loading and are never saved.
+numbers as they are, for one image at a time. "int8": every output row rounded to 8 bits with a
+scale of its own (weight-only, activations stay bfloat16), which halves the memory once more.
+"int4": every 32 inputs of a row rounded to 4 bits with a scale and an offset of their own, but for
+the head, which is int8. Published files keep their keys: weights change after loading and are never
+saved.
 
 With "single" and "int8" a decoding step of few rows is one compiled call, see _stack_step.py; in
 other steps what lies between the products is compiled, see _small_steps.py.
