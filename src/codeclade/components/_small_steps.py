@@ -1,9 +1,9 @@
 """What lies between the matrix products of a decoding step, compiled for a CPU.
 
 A step adds a few positions to the cache of every image: its vectors are short, so that dozens of
-calls of general operators cost more than the numbers they compute. Here a block has three calls:
-`normalize` (or `add_and_normalize`), `attend` and `gate`. Inputs and outputs are bfloat16, whose
-bits are a uint16 here, or float32; all arithmetic is float32.
+calls of general operators cost more than the numbers they compute. Here a block has three calls
+beside its attention (see _stack_step.py): `normalize`, `add_and_normalize` and `gate`. Inputs and
+outputs are bfloat16, whose bits are a uint16 here, or float32; all arithmetic is float32.
 
 Shapes: M rows of vectors, R rows of the batch, n new positions, S positions in the cache, H heads,
 h width of a head, D = H h, F width of the feed-forward layer.
@@ -158,40 +158,10 @@ def _attend_one(query, keys, values, bias, scores, total, out):
         put(out, k, total[k] / weights)
 
 
-def attend(mixed, cos, sin, keys, values, bias, out, rows, new, heads, width, past, room):
-    """Attention of n new positions, whose keys and values enter the cache.
-
-    Args:
-        mixed: (R, n, 3, H, h) queries, keys and values before they are turned.
-        cos, sin: (n, h) float32 of the new positions.
-        keys, values: (R, H, room, h), `past` of them filled.
-        bias: (R, room) float32, -inf where a position is hidden, else 0.
-        out: (R, n, H, h).
-    """
-    mixed, out = carray(mixed, (rows, new, 3, heads, width)), carray(out, (rows, new, heads, width))
-    cache = (rows, heads, room, width)
-    keys, values, bias = carray(keys, cache), carray(values, cache), carray(bias, (rows, room))
-    cos, sin = carray(cos, (new, width)), carray(sin, (new, width))
-    query, total = np.empty(width, np.float32), np.empty(width, np.float32)
-    scores = np.empty(room, np.float32)
-    one, scale = np.float32(1), np.float32(1 / np.sqrt(width))
-    for r in range(rows):
-        for head in range(heads):
-            for i in range(new):
-                _turn(mixed[r, i, 1, head], cos[i], sin[i], one, keys[r, head, past + i])
-                values[r, head, past + i] = mixed[r, i, 2, head]
-            for i in range(new):
-                _turn(mixed[r, i, 0, head], cos[i], sin[i], scale, query)
-                seen = past + i + 1
-                kept = keys[r, head, :seen], values[r, head, :seen], bias[r, :seen]
-                _attend_one(query, *kept, scores, total, out[r, i, head])
-
-
-FORMS: dict[Callable, str] = {  # a letter an argument: numbers, float32, size, one float32
+FORMS: dict[Callable, str] = {  # a letter an argument: numbers, size, one float32
     normalize: "nnnss1",
     add_and_normalize: "nnnnnss1",
     gate: "nnss",
-    attend: "nffnnfnssssss",
 }
 
 
@@ -199,8 +169,8 @@ FORMS: dict[Callable, str] = {  # a letter an argument: numbers, float32, size, 
 def compiled_for(dtype: torch.dtype) -> dict[str, Callable]:
     """The functions of this file by name; they take the addresses of tensors of one dtype."""
     number = types.uint16 if dtype == torch.bfloat16 else types.float32
-    inner = {"n": types.CPointer(number), "f": types.CPointer(types.float32), "s": types.int64}
-    outer = {"n": ctypes.c_void_p, "f": ctypes.c_void_p, "s": ctypes.c_int64}
+    inner = {"n": types.CPointer(number), "s": types.int64}
+    outer = {"n": ctypes.c_void_p, "s": ctypes.c_int64}
     inner["1"], outer["1"] = types.float32, ctypes.c_float
     found = {}
     for function, form in FORMS.items():

@@ -1,4 +1,5 @@
-"""A decoding step of few rows through all blocks, as one compiled call with the CPU's threads.
+"""A decoding step of few rows through all blocks, as one compiled call with the CPU's threads; and
+the attention of one block, for steps of more rows.
 
 With one image at a time a step reads every weight for two products: the memory is the limit, and
 calls between products cost as much as what they compute. Here threads share the output rows of a
@@ -11,7 +12,9 @@ H heads, h width of a head, D = H h, F width of the feed-forward layer, N output
 product.
 """
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numba
@@ -98,11 +101,11 @@ def _attention(mixed, cos, sin, keys, values, bias, out, past, parts):
     """Attention of n new positions, whose keys and values enter the cache at `past`.
 
     Args:
-        mixed: (R, n, 3, H, h) float32 queries, keys and values before they are turned.
+        mixed: (R, n, 3, H, h) queries, keys and values before they are turned.
         cos, sin: (n, h) of the new positions.
         keys, values: (R, H, room, h).
         bias: (R, room), -inf where a position is hidden, else 0.
-        out: (R, n, H, h) float32.
+        out: (R, n, H, h).
     """
     rows, heads, room, width = keys.shape
     new, count = mixed.shape[1], rows * heads
@@ -115,12 +118,31 @@ def _attention(mixed, cos, sin, keys, values, bias, out, past, parts):
             for i in range(new):
                 _turn(mixed[r, i, 1, head], cos[i], sin[i], one, keys[r, head, past + i])
                 for k in range(width):
-                    put(values[r, head, past + i], k, mixed[r, i, 2, head, k])
+                    put(values[r, head, past + i], k, widen(mixed[r, i, 2, head, k]))
             for i in range(new):
                 _turn(mixed[r, i, 0, head], cos[i], sin[i], factor, query)
                 seen = past + i + 1
                 kept = keys[r, head, :seen], values[r, head, :seen], bias[r, :seen]
                 _attend_one(query, kept[0], kept[1], kept[2], scores, total, out[r, i, head])
+
+
+@njit(error_model="numpy", fastmath=VECTORS, cache=True, nogil=True)
+def _attend(number, addresses, sizes, parts):
+    """See `attend`."""
+    mixed_at, cos_at, sin_at, keys_at, values_at, bias_at, out_at = addresses
+    rows, new, heads, width, past, room = sizes
+    like = np.empty(0, np.float32)
+    _attention(
+        carray(_pointer(mixed_at, number), (rows, new, 3, heads, width)),
+        carray(_pointer(cos_at, like), (new, width)),
+        carray(_pointer(sin_at, like), (new, width)),
+        carray(_pointer(keys_at, number), (rows, heads, room, width)),
+        carray(_pointer(values_at, number), (rows, heads, room, width)),
+        carray(_pointer(bias_at, like), (rows, room)),
+        carray(_pointer(out_at, number), (rows, new, heads, width)),
+        past,
+        parts,
+    )
 
 
 @njit(error_model="numpy", fastmath=VECTORS, cache=True, nogil=True)
@@ -226,7 +248,27 @@ def all_blocks(
         epsilon: of the norms.
         threads: at most as many work.
     """
-    threads = min(threads, cast(Any, config).NUMBA_NUM_THREADS)
+    with working(threads) as parts:
+        _all_blocks(number, weight, places, caches, given, sizes, np.float32(epsilon), parts)
+
+
+def attend(number: Any, addresses: tuple[int, ...], sizes: tuple[int, ...], threads: int) -> None:
+    """`_attention` of one block.
+
+    Args:
+        number: as in `all_blocks`; also the dtype of `mixed` and the output.
+        addresses: of `mixed`, cosines, sines, keys, values, bias and the output.
+        sizes: R, n, H, h, positions in the cache so far, and room.
+        threads: at most as many work.
+    """
+    with working(threads) as parts:
+        _attend(number, addresses, sizes, parts)
+
+
+@contextlib.contextmanager
+def working(threads: int) -> Iterator[int]:
+    """How many threads share the work inside, which are not shared with other callers."""
+    parts = min(threads, cast(Any, config).NUMBA_NUM_THREADS)
     with ONE_AT_A_TIME:
-        numba.set_num_threads(threads)
-        _all_blocks(number, weight, places, caches, given, sizes, np.float32(epsilon), threads)
+        numba.set_num_threads(parts)
+        yield parts

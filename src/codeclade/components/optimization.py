@@ -192,9 +192,10 @@ class StepBlock:
         mixed = attention.qkv(normed)
         layer = self.layer(cache)
         past, bias = layer.extend(new), cache.bias(rows)
-        places = [part.data_ptr() for part in (cos, sin, *layer.buffers, bias, normed)]
+        given = mixed, cos, sin, *layer.buffers, bias, normed
         lengths = rows, new, heads, width // heads, past, layer.room
-        compiled["attend"](mixed.data_ptr(), *places, *lengths)
+        places = tuple(part.data_ptr() for part in given)
+        stack_step().attend(numpy_kind(x.dtype), places, lengths, torch.get_num_threads())
         # Feed-forward; products before this point have read `normed`, so it serves again.
         mixed = attention.out(normed)
         given = x, mixed, second.weight, total, normed
@@ -210,18 +211,15 @@ class StackStep:
 
     def __init__(self, blocks: list[Block]):
         self.config, self.epsilon = blocks[0].attention.config, blocks[0].attention_norm.eps
-        self.run = importlib.import_module(STACK_STEP).all_blocks
+        self.run = stack_step().all_blocks
         self.kept: list[Tensor] = []  # what the addresses belong to
         self.places = np.array([self.addresses(block) for block in blocks])
         number, first = blocks[0].attention_norm.weight, stack_products(blocks[0])[0].weight
         self.dtype = number.dtype
         self.kinds = [numpy_kind(one.dtype) for one in (number, cast(Tensor, first))]
-        # What is not compiled yet is now: no block of no rows compiles all of it. Where numba and
-        # torch share OpenMP, starting the threads of one sets the number of the other's.
-        threads = torch.get_num_threads()
+        # No block of no rows compiles all of it.
         nothing = self.places[:0], np.empty((0, 2), np.int64), (0,) * 5, (0,) * 7
         self.run(*self.kinds, *nothing, self.epsilon, 1)
-        torch.set_num_threads(threads)
 
     def addresses(self, block: Block) -> list[int]:
         """A row of what `all_blocks` calls places."""
@@ -297,10 +295,10 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
     """
     check_form(model, weights)
     # A file that came with weights from the Hub may be where this package is not, or an older one.
-    compiles = importlib.util.find_spec("codeclade") is not None
-    stacks = compiles and importlib.util.find_spec(STACK_STEP) is not None
-    layers = cast(Any, getattr(model, "layers", nn.ModuleList())) if stacks else nn.ModuleList()
-    stacked = set(layers.modules())
+    named = ("codeclade", STACK_STEP)
+    compiles = all(importlib.util.find_spec(name) is not None for name in named)
+    layers = cast(Any, getattr(model, "layers", nn.ModuleList()))
+    stacked = set(layers.modules()) if compiles else set()
     for part in list(model.modules()):
         # Rows are read as they are by a `StackStep` alone.
         form = "packed" if weights == "single" and part not in stacked else weights
@@ -317,11 +315,20 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
         joined, attention = block.feed_forward.forward, block.attention
         if isinstance(joined, JoinedFeedForward) and is_plain(attention.qkv, attention.out):
             block.forward = cast(Any, StepBlock(block, joined))
-    # What is not compiled yet is now, rather than while the first image waits.
-    compiled_steps(blocks[0].attention_norm.weight.dtype)
+    # What is not compiled yet is now, rather than while the first image waits: no row compiles all.
+    # Where numba and torch share OpenMP, starting the threads of one sets the number of the other's.
+    threads, dtype = torch.get_num_threads(), blocks[0].attention_norm.weight.dtype
+    compiled_steps(dtype)
+    stack_step().attend(numpy_kind(dtype), (0,) * 7, (0,) * 6, 1)
     ours = len(layers) and all(isinstance(block.forward, StepBlock) for block in layers)
     if ours and weights in ("single", "int8"):
         layers.step = StackStep(list(layers))
+    torch.set_num_threads(threads)
+
+
+def stack_step() -> Any:
+    """_stack_step.py, as `compiled_steps` finds its functions."""
+    return importlib.import_module(STACK_STEP)
 
 
 def compiled_steps(dtype: torch.dtype) -> dict[str, Callable]:
