@@ -316,7 +316,7 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
         if isinstance(joined, JoinedFeedForward) and is_plain(attention.qkv, attention.out):
             block.forward = cast(Any, StepBlock(block, joined))
     # What is not compiled yet is now, rather than while the first image waits: no row compiles all.
-    # Where numba and torch share OpenMP, starting the threads of one sets the number of the other's.
+    # Where numba and torch share OpenMP, starting threads of one sets how many the other has.
     threads, dtype = torch.get_num_threads(), blocks[0].attention_norm.weight.dtype
     compiled_steps(dtype)
     stack_step().attend(numpy_kind(dtype), (0,) * 7, (0,) * 6, 1)
