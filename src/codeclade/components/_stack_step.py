@@ -36,6 +36,7 @@ from codeclade.components._small_steps import (
 
 # Columns of `places`: addresses of a block's norms, weights and their scales.
 NORM, QKV, QKV_SCALE, OUT, OUT_SCALE, NORM_2, BOTH, BOTH_SCALE, DOWN, DOWN_SCALE = range(10)
+BLOCK = 8192  # weights that all vectors meet before the next ones: they stay in the nearest cache
 ONE_AT_A_TIME = threading.Lock()  # numba's simplest pool of threads does not take two callers
 
 
@@ -55,19 +56,21 @@ _pointer: Any = intrinsic(_typed)
 def _rows(x, weight, scale, out, start, stop):
     """out[:, start:stop] of x (M, K) and those rows of W (N, K)."""
     count, width = x.shape
-    for n in range(start, stop):
-        row = weight[n]
+    block = max(1, BLOCK // width)
+    for low in range(start, stop, block):
         # Two vectors at once, for which a weight is read and widened once. The last one of an odd
         # number is its own partner: sums in another order would make another image of it.
         for m in range(0, count, 2):
             partner = min(m + 1, count - 1)
             first, second = x[m], x[partner]
-            a = b = np.float32(0)
-            for k in range(width):
-                number = widen(row[k])
-                a += number * first[k]
-                b += number * second[k]
-            out[m, n], out[partner, n] = a * scale[n], b * scale[n]
+            for n in range(low, min(low + block, stop)):
+                row = weight[n]
+                a = b = np.float32(0)
+                for k in range(width):
+                    number = widen(row[k])
+                    a += number * first[k]
+                    b += number * second[k]
+                out[m, n], out[partner, n] = a * scale[n], b * scale[n]
 
 
 @njit(error_model="numpy", fastmath=VECTORS, parallel=True)
