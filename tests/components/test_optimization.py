@@ -196,7 +196,6 @@ def test_steps_that_return_more_go_the_long_way(monkeypatch):
 def test_one_position_at_a_time_where_it_is_one_call(weights, window):
     """Decoding in parallel pays where a step is dozens of calls."""
     pipe = build_pipeline()
-    pipe.transformer.to(torch.float32 if weights in PLAIN else torch.bfloat16)
     given = 1, torch.device("cpu"), pipe.transformer
     assert choose_window(None, *given) == WINDOW
     pipe.optimize(weights)

@@ -26,6 +26,7 @@ from numba.np.numpy_support import carray
 
 from codeclade.components._small_steps import (
     VECTORS,
+    _add_rows,
     _attend_one,
     _normalize_row,
     _turn,
@@ -202,8 +203,7 @@ def _all_blocks(number, weight, places, caches, given, sizes, epsilon, parts):
         # Feed-forward.
         norm = carray(_pointer(at[NORM_2], number), (size,))
         for m in range(count):
-            for k in range(size):
-                x[m, k] += added[m, k]
+            _add_rows(x[m], added[m], x[m])
             _normalize_row(x[m], norm, epsilon, normed[m])
         _gated_product(
             normed,
@@ -221,8 +221,7 @@ def _all_blocks(number, weight, places, caches, given, sizes, epsilon, parts):
             parts,
         )
         for m in range(count):
-            for k in range(size):
-                x[m, k] += added[m, k]
+            _add_rows(x[m], added[m], x[m])
     for m in range(count):
         for k in range(size):
             put(out[m], k, x[m, k])
