@@ -4,7 +4,6 @@ The child is forked from a process that has imported everything; where a case ki
 case is noted and another child goes on with the next.
 """
 
-import gc
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from fuzz.runner import HANGING, LONGEST, MOST_BYTES, MOST_SECONDS
+from fuzz.runner import HANGING, LONGEST, MOST_BYTES, MOST_SECONDS, fork
 
 
 class Load(NamedTuple):
@@ -33,11 +32,10 @@ class Load(NamedTuple):
 
 def run_all(cases: list[Load], folder: Path) -> list[str]:
     """What is wrong with how the cases ended, one line each; outcomes are in outcomes.txt."""
-    gc.freeze()  # what is there is not searched again in every child
     results, wrong, done = folder / "outcomes.txt", [], 0
     results.touch()
     while done < len(cases):
-        child = os.fork()
+        child = fork()
         if child == 0:
             _child(cases[done:], folder, results)
         ended = _wait(child, results)

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from numba.np.ufunc import parallel
+
 MOST_SECONDS = 5  # of processor time: other work on the machine does not count
 HANGING = 60  # seconds by the clock
 MOST_BYTES = 2**30
@@ -30,9 +32,8 @@ class Outcome:
 
 def run(arguments: list[str], log: Path) -> Outcome:
     """Run `codeclade` with these arguments in a fork of this process."""
-    gc.freeze()  # what is there is not searched again in every child
     start, before = time.monotonic(), _peak_of_self()
-    child = os.fork()
+    child = fork()
     if child == 0:
         _child(arguments, log)
     deadline = start + HANGING
@@ -49,6 +50,18 @@ def run(arguments: list[str], log: Path) -> Outcome:
     code = os.waitstatus_to_exitcode(status)
     peak = max(0, usage.ru_maxrss * 1024 - before)
     return Outcome(code, log.read_text(errors="replace"), seconds, peak)
+
+
+def fork() -> int:
+    """`os.fork` of a process whose children may compute with threads.
+
+    Raises:
+        RuntimeError: numba has threads here, and GNU OpenMP would end children that use them.
+    """
+    if parallel._is_initialized:
+        raise RuntimeError("an earlier test has started numba's threads; run this file by itself.")
+    gc.freeze()  # what is there is not searched again in every child
+    return os.fork()
 
 
 def judge(outcome: Outcome, verb: str) -> str | None:
