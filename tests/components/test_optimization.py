@@ -1,12 +1,13 @@
 """Weights in other forms: how near their products are, and what an optimized pipeline refuses."""
 
+import copy
 import importlib.util
 
 import pytest
 import torch
 
 from builders import SCHEMES, build_pipeline, build_scheme, build_transformer
-from codeclade import CodecladePipeline
+from codeclade import CodecladePipeline, VQModel
 from codeclade.components.image_cache import ImageCache
 from codeclade.components.optimization import (
     FEW_ROWS,
@@ -16,8 +17,10 @@ from codeclade.components.optimization import (
     StepBlock,
     has_bfloat16_products,
     optimize,
+    optimize_decoder,
 )
 from codeclade.components.parallel import WINDOW, choose_window
+from codeclade.metrics.image_quality import psnr
 
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16_products(), reason="this processor has no products of bfloat16"
@@ -280,3 +283,23 @@ def test_channels_last_changes_no_number():
     before = pipe(1, **given).images
     torch.testing.assert_close(pipe.optimize()(1, **given).images, before, rtol=0, atol=1e-5)
     assert pipe.vq_model.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_half_precision_decodes_nearer_to_float32():
+    torch.manual_seed(0)
+    plain = VQModel((32, 32, 64), 1, 64, 64, norm_num_groups=16, sample_size=64).eval()
+    ids = torch.randint(64, (4, 16, 16))
+    exact = plain.decode(ids)
+    half = copy.deepcopy(plain).bfloat16()
+    before = psnr(half.decode(ids).float(), exact).mean()
+    optimize_decoder(half)
+    decoder = half.decoder
+    assert decoder.mid_block.resnets[0].conv1.weight.dtype == torch.float32
+    assert decoder.up_blocks[1].resnets[0].conv1.weight.dtype == torch.bfloat16
+    images = half.decode(ids)
+    assert images.dtype == half.dtype == torch.bfloat16
+    assert psnr(images.float(), exact).mean() > before + 1
+    # A second pipeline with the same tokenizer changes nothing.
+    optimize_decoder(half)
+    assert torch.equal(half.decode(ids), images)

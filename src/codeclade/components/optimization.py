@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from .blocks import Block, FeedForward, Output
 from .image_cache import FilledLayer, ImageCache
+from .vq_model import VQModel
 
 FORMS = ("packed", "single", "int8", "int4")
 FEW_ROWS = 32  # up to here kernels that take rows one by one, or by two, are faster
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
 STACK_STEP = "codeclade.components._stack_step"  # by name: see `compiled_steps`
+FEW_PIXELS = ("conv_in", "mid_block", "up_blocks.0")  # of a decoder: the lowest resolution
 FEW_POSITIONS = 32  # up to here a step is dozens of short calls, which are worth compiling
 
 
@@ -324,6 +326,25 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
     if ours and weights in ("single", "int8"):
         layers.step = StackStep(list(layers))
     torch.set_num_threads(threads)
+
+
+def optimize_decoder(vq_model: VQModel) -> None:
+    """Decode with channels last, and in half precision compute what has few pixels in float32.
+
+    A rounding before the first enlargement reaches every pixel, while what is computed there is a
+    small part of all: of VQ-16 in bfloat16 it gives 2 dB and takes a tenth of the time.
+    """
+    cast(Any, vq_model).to(memory_format=torch.channels_last)
+    decoder, dtype = vq_model.decoder, vq_model.decoder.conv_in.weight.dtype
+    if dtype == torch.float32:
+        return
+    for name in FEW_PIXELS:
+        decoder.get_submodule(name).float()
+    kept = [f"decoder.{name}." for name in FEW_PIXELS]  # diffusers asks for them to tell a dtype
+    vq_model._keep_in_fp32_modules = [*vq_model._keep_in_fp32_modules, *kept]
+    after = decoder.up_blocks[1] if len(decoder.up_blocks) > 1 else decoder.conv_norm_out
+    for part, wanted in ((decoder.conv_in, torch.float32), (after, dtype)):
+        part.register_forward_pre_hook(lambda _, given, to=wanted: (given[0].to(to), *given[1:]))
 
 
 def stack_step() -> Any:

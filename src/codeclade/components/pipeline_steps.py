@@ -32,7 +32,7 @@ from .generation import (
     tokens_to_ids,
 )
 from .guidance import Number, Schedule
-from .optimization import optimize
+from .optimization import optimize, optimize_decoder
 from .parallel import check_parallel, choose_window, sample_in_parallel
 from .pipeline_files import PipelineFiles
 from .refiner import (
@@ -114,8 +114,8 @@ class PipelineSteps(PipelineFiles):
     def optimize(self, weights: str = "packed"):
         """Bring weights into a form that a CPU computes with faster; returns self.
 
-        The tokenizer's convolutions get their channels last, which changes no number. For inference
-        alone: an optimized pipeline cannot be saved or moved.
+        The tokenizer's convolutions get their channels last, and the start of its decoder computes
+        in float32. For inference alone: an optimized pipeline cannot be saved or moved.
 
         Args:
             weights: "packed", the same numbers in oneDNN's layout (float32 or bfloat16), for
@@ -130,7 +130,7 @@ class PipelineSteps(PipelineFiles):
         self.check_parts_for("transformer", "be optimized")
         optimize(cast(torch.nn.Module, self.transformer), weights)
         if self.vq_model is not None:
-            cast(Any, self.vq_model).to(memory_format=torch.channels_last)
+            optimize_decoder(self.vq_model)
         return self
 
     def check_inputs(
