@@ -94,6 +94,29 @@ def test_a_refiner_counts_where_it_is_asked():
     without, _ = images_at_once(10 * one, 10, *given)
     with_refiner, _ = images_at_once(10 * one, 10, *given, None, pipe.refiner)
     assert without == 10 > with_refiner
+    # Guidance of its own and the generator's states as an input come on top.
+    entries = pipe.refiner.config.num_tokens * pipe.refiner.config.codebook_size
+    guided = refining_bytes(pipe.refiner, guided=True) - refining_bytes(pipe.refiner)
+    assert guided == entries * batch_memory.GUIDING
+    limit = 10 * refining_bytes(pipe.refiner)
+    sizes = [images_at_once(limit, 10, *given, None, pipe.refiner, way)[0] for way in (False, True)]
+    assert sizes == [10, 5]
+    pipe.refiner.config.context_dim = 1000
+    assert refining_bytes(pipe.refiner) > one + 1000 * pipe.refiner.config.num_tokens
+
+
+def test_a_call_counts_the_guidance_of_its_refiner(caplog):
+    pipe = build_scheme("cluster", refiner=build_refiner(null_class=True))
+    sizes = []
+    for scale in (1.0, 2.0):
+        caplog.clear()
+        with caplog.at_level("INFO", logger=batch_memory.__name__):
+            pipe(
+                [0] * 10, output_type="ids", max_memory=10 * refining_bytes(pipe.refiner),
+                guidance_scale=1, refiner_settings={"guidance_scale": scale},
+            )  # fmt: skip
+        sizes.append(int(caplog.messages[-1].split(", ")[1].split()[0]))
+    assert sizes == [10, 5]
 
 
 def test_batches_are_as_equal_as_they_can_be(caplog):

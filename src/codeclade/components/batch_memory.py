@@ -21,6 +21,7 @@ announcements = logging.get_logger(__name__)
 
 NOISE = 56  # bytes an entry of the vocabulary: integers that noise is made of, both halves' logits
 REFINING = 6 * 4  # bytes an id: logits and what a draw makes of them
+GUIDING = 3 * 4  # bytes an id: unconditional logits, their difference, and the guided ones
 
 
 def memory_limit(size: int | str | None) -> int | None:
@@ -57,12 +58,15 @@ def sampling_bytes(transformer: CodecladeTransformer, guided: bool) -> int:
     return rows * numbers * transformer.dtype.itemsize + largest * NOISE
 
 
-def refining_bytes(refiner: Refiner) -> int:
+def refining_bytes(refiner: Refiner, guided: bool = False) -> int:
     """Bytes that an image takes while a refiner draws its ids."""
     config = refiner.config
     positions = config.prefix_length + config.num_tokens
-    layers = positions * (6 * config.hidden_size + 3 * config.intermediate_size)
-    return layers * refiner.dtype.itemsize + config.num_tokens * config.codebook_size * REFINING
+    # Layers one at a time, and the generator's states where they are an input.
+    numbers = positions * (6 * config.hidden_size + 3 * config.intermediate_size)
+    numbers += config.num_tokens * (config.context_dim or 0)
+    entry = REFINING + guided * GUIDING
+    return numbers * refiner.dtype.itemsize + config.num_tokens * config.codebook_size * entry
 
 
 def images_at_once(
@@ -72,6 +76,7 @@ def images_at_once(
     guided: bool,
     vq_model: VQModel | None = None,
     refiner: Refiner | None = None,
+    refiner_guided: bool = False,
 ) -> tuple[int, int]:
     """Images of `count` that fit `limit` bytes together, and the bytes that so many take.
 
@@ -79,14 +84,14 @@ def images_at_once(
 
     Args:
         vq_model: where images are decoded, which goes in slices by itself.
-        refiner: where one is asked.
+        refiner: where one is asked; `refiner_guided` with guidance of its own.
 
     Raises:
         ValueError: a limit that one image does not fit.
     """
     one = sampling_bytes(transformer, guided)
     if refiner is not None:
-        one = max(one, refining_bytes(refiner))
+        one = max(one, refining_bytes(refiner, refiner_guided))
     picture = 0 if vq_model is None else vq_model.decoding_bytes(transformer.config.grid_size**2)
 
     # What sampling took stays with the allocator while images are decoded, in slices.

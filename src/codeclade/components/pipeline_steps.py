@@ -303,7 +303,8 @@ class PipelineSteps(PipelineFiles):
         if limit is not None:
             decodes = OUTPUT_ALIASES.get(output_type, output_type) in PICTURES
             parts = self.vq_model if decodes else None, self.refiner if refine != "member" else None
-            size, _ = images_at_once(limit, count, self.transformer, settings.guided, *parts)
+            guided = settings.guided, (refiner_settings or {}).get("guidance_scale", 1) > 1
+            size, _ = images_at_once(limit, count, self.transformer, guided[0], *parts, guided[1])
             check_batches(size, count, callback_on_step_end)
 
         def images_of(part: slice) -> Any:
