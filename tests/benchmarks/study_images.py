@@ -26,12 +26,9 @@ SHEET_CLASSES = (0, 3, 9, 15, 22, 31, 40, 54, 63, 77, 85, 98)
 def measure(data: str, out: Path, methods: list[str]) -> None:
     """Numbers of the methods whose runs are there."""
     from codeclade.data.atomic import write_json
-    from codeclade.data.pixels import to_pixels
-    from codeclade.evaluation.feature_sets import FeatureSet, open_network
-    from codeclade.evaluation.reference import imagenet_indices, open_photographs
     from codeclade.evaluation.sampling import class_names_of
 
-    network, photographs = open_network("lite2"), None
+    photographs = None
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     found = summaries(read_rows())
     for method, one in ((name, found[name]) for name in methods or METHODS if name in found):
@@ -42,31 +39,39 @@ def measure(data: str, out: Path, methods: list[str]) -> None:
             print(f"{method} at {rate}: its run is not in {out}", flush=True)
             continue
         pipe = load(method, rate, out)
-
-        # The photographs once: the same for all methods.
-        names = class_names_of(pipe)
-        if photographs is None:
-            classes = imagenet_indices(names)
-            held_out = open_photographs(data, 64, own=names).images
-            chosen = [i for c in range(len(names)) for i in of_class(held_out, c)[:MEASURED]]
-            judged = held_out.selected(chosen)
-            photographs = FeatureSet(network, classes)
-            for some in torch.arange(len(judged)).split(50):
-                pixels = torch.cat([judged.views(i, [None]) for i in some.tolist()])
-                photographs.add(to_pixels(pixels), judged.labels[some])
-
-        # The scale is chosen on other seeds than those that count.
-        searched = {s: numbers(pipe, photographs, s, SEARCHED, seed=1) for s in SCALES}
-        scale = min(searched, key=lambda s: searched[s]["KID"])
-        row = {"method": method, "learning_rate": rate, "seed": 0, "guidance_scale": scale}
-        row |= numbers(pipe, photographs, scale, MEASURED, seed=0)
-        row["photographs"] = {"images": photographs.count, "accuracy": photographs.accuracy}
-        row["search"] = {f"{s:g}": found["KID"] for s, found in searched.items()}
+        photographs = photographs or judged(data, class_names_of(pipe))[0]
+        row = {"method": method, "learning_rate": rate, "seed": 0, **pictures(pipe, photographs)}
         rows = [r for r in rows if r["method"] != method] + [row]
         rows.sort(key=lambda r: list(METHODS).index(r["method"]))
         write_json(RESULTS, rows)
         print(json.dumps(row), flush=True)
     sheet(rows, out)
+
+
+def judged(data: str, names: list[str]):
+    """Features of the photographs that count, the same for all methods; and the photographs."""
+    from codeclade.data.pixels import to_pixels
+    from codeclade.evaluation.feature_sets import FeatureSet, open_network
+    from codeclade.evaluation.reference import imagenet_indices, open_photographs
+
+    held_out = open_photographs(data, 64, own=names).images
+    chosen = [i for c in range(len(names)) for i in of_class(held_out, c)[:MEASURED]]
+    images = held_out.selected(chosen)
+    photographs = FeatureSet(open_network("lite2"), imagenet_indices(names))
+    for some in torch.arange(len(images)).split(50):
+        pixels = torch.cat([images.views(i, [None]) for i in some.tolist()])
+        photographs.add(to_pixels(pixels), images.labels[some])
+    return photographs, images
+
+
+def pictures(pipe, photographs) -> dict:
+    """Numbers of a pipeline's pictures at the best scale, chosen on other seeds than those."""
+    searched = {s: numbers(pipe, photographs, s, SEARCHED, seed=1) for s in SCALES}
+    scale = min(searched, key=lambda s: searched[s]["KID"])
+    row = {"guidance_scale": scale, **numbers(pipe, photographs, scale, MEASURED, seed=0)}
+    row["photographs"] = {"images": photographs.count, "accuracy": photographs.accuracy}
+    row["search"] = {f"{s:g}": found["KID"] for s, found in searched.items()}
+    return row
 
 
 def of_class(images, label: int) -> list[int]:
