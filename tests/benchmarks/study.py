@@ -145,33 +145,39 @@ def linkage_map(codebook: torch.Tensor, method: str, clusters: int):
     return ClusterMap.from_labels(cut(tree, clusters), codebook, method=method)
 
 
-def first_tokenizer(data: str, folder: Path) -> None:
-    """The tokenizer of 0.1 with k-means centers of the latents of 4,000 photographs as codebook."""
+def centers(data: str, photographs: int, codes: int, vectors) -> torch.Tensor:
+    """k-means centers (codes, d) of `vectors` (B, d, G, G) of pixels, over training photographs."""
     from sklearn.cluster import MiniBatchKMeans
 
-    import codeclade
-    from codeclade.components.vq_model import VQModel
     from codeclade.data.images import load_images
     from codeclade.data.pixels import to_pixels
 
-    # Latents (n, d) of length one, as the quantizer compares them.
-    model = VQModel.from_pretrained(codeclade.bundled("0.1"), subfolder="vq_model")
     images = load_images(data, "train", 64, [], 1.0)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:4000]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:photographs]
     with torch.no_grad():
         parts = []
         for part in order.split(50):
             pixels = to_pixels(torch.stack([images[(i, 0)][0] for i in part.tolist()]))
-            latents = F.normalize(model.quant_conv(model.encoder(pixels)), dim=1)
-            parts.append(latents.permute(0, 2, 3, 1).flatten(0, 2))
-    rows = torch.cat(parts).numpy()
-    kmeans = MiniBatchKMeans(4096, batch_size=16384, n_init=1, random_state=0, max_iter=30)
-    centers = torch.from_numpy(kmeans.fit(rows).cluster_centers_).float()
+            parts.append(vectors(pixels).permute(0, 2, 3, 1).flatten(0, 2))
+    kmeans = MiniBatchKMeans(codes, batch_size=16384, n_init=1, random_state=0, max_iter=30)
+    return torch.from_numpy(kmeans.fit(torch.cat(parts).numpy()).cluster_centers_).float()
+
+
+def first_tokenizer(data: str, folder: Path) -> None:
+    """The tokenizer of 0.1 with k-means centers of the latents of 4,000 photographs as codebook."""
+    import codeclade
+    from codeclade.components.vq_model import VQModel
+
+    # Latents of length one, as the quantizer compares them.
+    model = VQModel.from_pretrained(codeclade.bundled("0.1"), subfolder="vq_model")
+    rows = centers(
+        data, 4000, 4096, lambda pixels: F.normalize(model.encode(pixels).latents, dim=1)
+    )
 
     # Everything else stays.
     state = model.state_dict()
-    state["quantize.embedding.weight"] = F.normalize(centers, dim=1)
-    larger = VQModel.from_config({**model.config, "codebook_size": len(centers)})
+    state["quantize.embedding.weight"] = F.normalize(rows, dim=1)
+    larger = VQModel.from_config({**model.config, "codebook_size": len(rows)})
     larger.load_state_dict(state)
     larger.save_pretrained(folder)
 

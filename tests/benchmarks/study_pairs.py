@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from study import RECIPE, ROOT, STUDY, command, fewer_codes, machine, tokenizer
+from study import RECIPE, ROOT, STUDY, centers, command, fewer_codes, machine, tokenizer
 from study_images import judged, pictures
 
 RESULTS = STUDY / "pairs.json"
@@ -47,26 +47,17 @@ def prepare(data: str, out: Path) -> None:
 
 def with_details(data: str, folder: Path) -> None:
     """The bundled tokenizer, and as details k-means centers of what its codes leave of latents."""
-    from sklearn.cluster import MiniBatchKMeans
-
     from codeclade.components.vq_model import VQModel
-    from codeclade.data.images import load_images
-    from codeclade.data.pixels import to_pixels
 
     model = VQModel.from_pretrained(tokenizer())
-    images = load_images(data, "train", 64, [], 1.0)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2800]
-    with torch.no_grad():
-        parts = []
-        for part in order.split(50):
-            pixels = to_pixels(torch.stack([images[(i, 0)][0] for i in part.tolist()]))
-            ids, latents = model.encode(pixels)
-            rest = F.normalize(latents, dim=1) - model.quantize.lookup(ids)
-            parts.append(rest.permute(0, 2, 3, 1).flatten(0, 2))
-    kmeans = MiniBatchKMeans(DETAILS, batch_size=8192, n_init=1, random_state=0, max_iter=20)
-    centers = torch.from_numpy(kmeans.fit(torch.cat(parts).numpy()).cluster_centers_).float()
+
+    def rest(pixels: torch.Tensor) -> torch.Tensor:
+        ids, latents = model.encode(pixels)
+        return F.normalize(latents, dim=1) - model.quantize.lookup(ids)
+
+    details = centers(data, 2800, DETAILS, rest)
     pairs = VQModel.from_config({**model.config, "detail_codebook_size": DETAILS})
-    pairs.load_state_dict({**model.state_dict(), "quantize.detail": centers})
+    pairs.load_state_dict({**model.state_dict(), "quantize.detail": details})
     pairs.save_pretrained(folder)
 
 
@@ -111,14 +102,14 @@ def measure(data: str, out: Path) -> None:
 @torch.no_grad()
 def kept(vq_model, images, photographs) -> dict:
     """What a tokenizer keeps of the photographs that are judged."""
-    from codeclade.data.pixels import to_pixels
+    from codeclade.data.pixels import to_pixels, to_uint8
     from codeclade.evaluation.feature_sets import FeatureSet, set_distances
     from codeclade.metrics.image_quality import psnr
 
     found, decibels = FeatureSet(photographs.network, photographs.classes), []
     for some in torch.arange(len(images)).split(50):
         pixels = to_pixels(torch.cat([images.views(i, [None]) for i in some.tolist()]))
-        made = ((vq_model(pixels).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        made = to_pixels(to_uint8(vq_model(pixels)))
         decibels += psnr(made, pixels).tolist()
         found.add(made, images.labels[some])
     values = {one.name: one.value for one in set_distances(found, photographs)}

@@ -332,7 +332,7 @@ def optimize_decoder(vq_model: VQModel) -> None:
     """Decode with channels last, and in half precision compute what has few pixels in float32.
 
     A rounding before the first enlargement reaches every pixel, while what is computed there is a
-    small part of all: of VQ-16 in bfloat16 it gives 2 dB and takes a tenth of the time.
+    small part of all. It brings VQ-16 in bfloat16 2 dB nearer to float32.
     """
     cast(Any, vq_model).to(memory_format=torch.channels_last)
     decoder, dtype = vq_model.decoder, vq_model.decoder.conv_in.weight.dtype
