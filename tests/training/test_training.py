@@ -331,8 +331,12 @@ def test_generator_learns_pairs_of_a_two_codebook_tokenizer(photos, tmp_path):
     vq_model = VQModel((32, 32), 1, 32, 16, 4, detail_codebook_size=6).eval()
     encode(EncodeRecipe(data=str(photos), image_size=16, views=1), vq_model, tmp_path / "codes")
     assert Codes(tmp_path / "codes" / "train").ids.shape == (57, 1, 64, 2)
-    pipeline = train_generator(GENERATOR, tmp_path / "codes", vq_model, None, tmp_path / "run")
+    recipe = replace(GENERATOR, head_layers=2, head_window=1)
+    pipeline = train_generator(recipe, tmp_path / "codes", vq_model, None, tmp_path / "run")
     assert pipeline.transformer.config.scheme == "semantic_detail"
+    head = pipeline.transformer.head
+    assert len(head.blocks) == 2
+    assert head.combine[0].in_features == 4 * (32 // 4)  # cells of the window times their width
     log = read_log(tmp_path / "run")
     assert log[0]["uniform_baseline"] == pytest.approx(math.log(16) + math.log(6), abs=1e-5)
     losses = [line["loss"] for line in log if "loss" in line]

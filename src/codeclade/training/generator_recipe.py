@@ -40,6 +40,8 @@ class GeneratorRecipe(RunRecipe):
     num_hidden_layers: int = 12  # blocks
     num_attention_heads: int = 12  # heads a block; D must be a multiple of 4 times as many
     intermediate_size: int = 2048  # width inside the feed-forward layers
+    head_layers: int = 5  # semantic_detail: blocks of the head, which runs three times a position
+    head_window: int = 2  # semantic_detail: rows above and columns aside that the head looks at
     dropout: float = 0.1  # of embedded tokens, residual branches and feed-forward layers
     token_dropout: float | None = None  # null: that of dropout
     residual_dropout: float | None = None  # null: that of dropout
@@ -137,7 +139,7 @@ def generator_config(
         grid_size=codes.header["grid_size"],
         **condition_sizes(codes),
         **dropouts(recipe),
-        **recipe.pick(*DECODER_SIZES, "class_dropout"),
+        **recipe.pick(*DECODER_SIZES, "class_dropout", "head_layers", "head_window"),
     )
 
 
