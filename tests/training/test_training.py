@@ -331,10 +331,14 @@ def test_generator_learns_pairs_of_a_two_codebook_tokenizer(photos, tmp_path):
     vq_model = VQModel((32, 32), 1, 32, 16, 4, detail_codebook_size=6).eval()
     encode(EncodeRecipe(data=str(photos), image_size=16, views=1), vq_model, tmp_path / "codes")
     assert Codes(tmp_path / "codes" / "train").ids.shape == (57, 1, 64, 2)
-    recipe = replace(GENERATOR, head_layers=2, head_window=1)
-    pipeline = train_generator(recipe, tmp_path / "codes", vq_model, None, tmp_path / "run")
+    recipe = replace(GENERATOR, head_layers=2, head_window=1, head_mlp=False)
+    cluster_map = ClusterMap.from_labels(torch.arange(16) % 4, vq_model.codebook)
+    pipeline = train_generator(recipe, tmp_path / "codes", vq_model, cluster_map, tmp_path / "run")
     assert pipeline.transformer.config.scheme == "semantic_detail"
+    assert torch.equal(pipeline.cluster_map.mapping, cluster_map.mapping)  # the app's alone
     head = pipeline.transformer.head
+    assert [name for name, _ in head.semantic.named_parameters()] == ["2.weight"]
+    assert head.semantic[2].in_features == pipeline.transformer.config.hidden_size
     assert len(head.blocks) == 2
     assert head.combine[0].in_features == 4 * (32 // 4)  # cells of the window times their width
     log = read_log(tmp_path / "run")

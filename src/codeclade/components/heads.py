@@ -242,6 +242,8 @@ class SemanticDetailHead(nn.Module):
         self.norm = nn.RMSNorm(width, config.rms_norm_eps)
         for name, size in (("semantic", config.coarse_vocab_size), ("detail", config.vocab_size)):
             layers = nn.Linear(width, 2 * width), nn.GELU(), Output(2 * width, size)
+            if not config.head_mlp:  # the output alone, under the same name
+                layers = nn.Identity(), nn.Identity(), Output(width, size)
             self.add_module(name, nn.Sequential(*layers))
 
     def run(self, x: Tensor, start: int, cache: Cache | None) -> Tensor:

@@ -77,6 +77,7 @@ class CodecladeConfig(DecoderConfig):
         positions_per_cell: Window = 1,  # 2 in the published IAR2 weights: neighbors share an angle
         head_layers: Layers = 5,  # semantic_detail: blocks of the head
         head_window: Window = 2,  # semantic_detail: rows above and columns aside the head looks at
+        head_mlp: bool = True,  # semantic_detail: a hidden layer of 2 D before each output, as IAR2's
         semantic_loss_weight: Weight = 1.0,  # semantic_detail: weight of the semantic stage
         **kwargs,
     ):
@@ -90,6 +91,7 @@ class CodecladeConfig(DecoderConfig):
         self.positions_per_cell = positions_per_cell
         self.head_layers = head_layers
         self.head_window = head_window
+        self.head_mlp = head_mlp
         self.semantic_loss_weight = semantic_loss_weight
         super().__init__(grid_size, num_classes, **kwargs)
         kind.check_config(self)

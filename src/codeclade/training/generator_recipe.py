@@ -16,6 +16,7 @@ from .low_rank import PARTS, check_low_rank
 from .recipe import DECODER_SIZES, RunRecipe
 
 CONDITIONS = ("class", "text")
+HEAD_SIZES = ("head_layers", "head_window", "head_mlp")  # of scheme semantic_detail
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,7 @@ class GeneratorRecipe(RunRecipe):
     intermediate_size: int = 2048  # width inside the feed-forward layers
     head_layers: int = 5  # semantic_detail: blocks of the head, which runs three times a position
     head_window: int = 2  # semantic_detail: rows above and columns aside that the head looks at
+    head_mlp: bool = True  # semantic_detail: a hidden layer of 2 D before each output, as in IAR2
     dropout: float = 0.1  # of embedded tokens, residual branches and feed-forward layers
     token_dropout: float | None = None  # null: that of dropout
     residual_dropout: float | None = None  # null: that of dropout
@@ -117,13 +119,15 @@ def generator_config(
         raise ValueError(
             f"scheme {scheme!r} does not fit codes with {details or 'no'} detail codes."
         )
-    # A generator of single ids may carry a map that only redrawing and the app use.
+    # A generator of single ids or of pairs may carry a map that only redrawing and the app use.
     needs_map = kind.predicts_clusters or kind.holds_clusters or recipe.cluster_loss_weight > 0
-    if (needs_map and cluster_map is None) or (kind.detail_codes and cluster_map is not None):
+    if needs_map and cluster_map is None:
         raise ValueError(
             f"scheme {scheme!r} with cluster_loss_weight={recipe.cluster_loss_weight} "
-            f"{'needs a' if needs_map else 'takes no'} cluster map."
+            "needs a cluster map."
         )
+    if kind.detail_codes and recipe.cluster_loss_weight > 0:
+        raise ValueError("cluster_loss_weight has a loss of single ids, not of pairs.")
     # A sparse head scores the ids of one cluster alone.
     if recipe.sparse_head and not kind.holds_clusters:
         raise ValueError(f"sparse_head is of scheme 'cluster_token', not {scheme!r}.")
@@ -139,7 +143,7 @@ def generator_config(
         grid_size=codes.header["grid_size"],
         **condition_sizes(codes),
         **dropouts(recipe),
-        **recipe.pick(*DECODER_SIZES, "class_dropout", "head_layers", "head_window"),
+        **recipe.pick(*DECODER_SIZES, *HEAD_SIZES, "class_dropout"),
     )
 
 
