@@ -93,6 +93,7 @@ def test_every_published_model_has_a_size_of_a_recipe():
         "small",
         "tiny-imagenet",
         "tiny-imagenet-masc",
+        "tiny-imagenet-pairs",
     ]
     assert len(list((ROOT / "hub_configs").rglob("*"))) <= 13
 
@@ -210,7 +211,8 @@ def test_refiners_have_the_size_of_their_recipe(name, millions):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "version"), [("tiny-imagenet", ""), ("tiny-imagenet-masc", "0.1")]
+    ("recipe", "version"),
+    [("tiny-imagenet-pairs", ""), ("tiny-imagenet", "ids"), ("tiny-imagenet-masc", "0.1")],
 )
 def test_the_bundled_pipelines_are_those_their_recipes_describe(recipe, version):
     configs = component_configs(FAMILIES[recipe])

@@ -37,15 +37,16 @@ def bundled(version: str = "") -> str:
     """Folder of the pipeline that ships inside the package, in Hub layout (works offline).
 
     Args:
-        version: "" is today's; "0.1" the one that codeclade 0.1 shipped.
+        version: "" is today's, of semantic and detail codes; "ids" the one of single ids, whose
+            tokenizer the study has; "0.1" the one of clusters that codeclade 0.1 shipped.
 
     Raises:
         ValueError: a version without a pipeline of its own.
     """
-    folders = {"": "bundled_pipeline", "0.1": "bundled_pipeline_0_1"}
+    folders = {"": "", "ids": "_ids", "0.1": "_0_1"}
     if version not in folders:
-        raise ValueError(f'version is {version!r}; it must be "" (the newest) or "0.1".')
-    return str(Path(__file__).parent / folders[version])
+        raise ValueError(f'version is {version!r}; it must be "" (the newest), "ids" or "0.1".')
+    return str(Path(__file__).parent / f"bundled_pipeline{folders[version]}")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Numbers of the bundled pipelines' cards.
 
     python tests/benchmarks/bundled.py --out evaluation.json
+    python tests/benchmarks/bundled.py --version ids --out evaluation-ids.json
     python tests/benchmarks/bundled.py --version 0.1 --out evaluation-0.1.json
     python tests/benchmarks/bundled.py --points 3,1 4,1 5,0.9 --images 16 --seed 1
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", default="", help="of the pipeline: 0.1; default: the newest")
+    parser.add_argument("--version", default="", help="ids or 0.1; default: the newest")
     parser.add_argument("--data", default="zh-plus/tiny-imagenet")
     parser.add_argument("--name", help="of the data in the records; default: its own")
     parser.add_argument("--codes", help="what encode wrote; adds the likelihood")

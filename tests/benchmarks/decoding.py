@@ -3,8 +3,8 @@
     python tests/benchmarks/decoding.py --threads 2
 
 A tokenizer of VQ-16's shape with random weights decodes in float32 and in bfloat16 as
-`optimize` leaves it; PSNR compares the images of both dtypes, also of the bundled one.
-Tokens a pass are those of the bundled pipeline's single images.
+`optimize` leaves it; PSNR compares the images of both dtypes, also of that of `bundled("ids")`.
+Tokens a pass are those of its pipeline's single images.
 """
 
 import argparse
@@ -77,8 +77,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(speed.machine("cpu"))
     decode("VQ-16, random weights", vq_16(), 16, arguments.images)
-    pipe = CodecladePipeline.from_pretrained(bundled(), dtype=torch.float32)
-    decode("the bundled tokenizer", pipe.vq_model, 8, 8 * arguments.images)
+    pipe = CodecladePipeline.from_pretrained(bundled("ids"), dtype=torch.float32)
+    decode("the tokenizer of bundled('ids')", pipe.vq_model, 8, 8 * arguments.images)
     for window in (8, 16):
         passes(pipe, window)
 

@@ -45,7 +45,9 @@ def editing(path: Path) -> None:
         "lower half goldfish": pipe(
             ["goldfish"] * 4, ids=ids, mask_image=lower, generator=seeds(4)
         ).images,
-        "redraw details": pipe.redraw(ids=ids, generator=seeds(8)).images,
+        "redraw details": pipe.redraw(
+            ids=ids, class_labels=["coral reef"] * 4, generator=seeds(8)
+        ).images,
         "lakeside, strength .4": pipe(
             ["lakeside"] * 4, ids=ids, strength=0.4, generator=seeds(12)
         ).images,

@@ -4,8 +4,8 @@
     python tests/benchmarks/study.py run prior-both --learning-rate 2e-3 --seed 0 --out runs/study
     python tests/benchmarks/study.py all --out runs/study
 
-`start` makes the tokenizer that the bundled pipeline's training began with; `prepare` makes codes
-of the bundled tokenizer and cluster maps; `run` trains one method and adds its row to
+`start` makes the tokenizer that the training of `bundled("ids")` began with; `prepare` makes codes
+of its tokenizer and cluster maps; `run` trains one method and adds its row to
 docs/study/runs.json; `all` makes the runs of the protocol that are not there yet; study_figures.py
 makes pictures and tables of them. Everything that was interrupted goes
 on when it is called again.
@@ -109,10 +109,10 @@ def command(*words: object) -> None:
 
 
 def tokenizer() -> Path:
-    """Folder of the bundled tokenizer, which all methods share."""
+    """Folder of the tokenizer that all methods share, which is bundled."""
     import codeclade
 
-    return Path(codeclade.bundled()) / "vq_model"
+    return Path(codeclade.bundled("ids")) / "vq_model"
 
 
 def prepare(data: str, out: Path) -> None:

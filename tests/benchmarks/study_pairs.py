@@ -4,7 +4,7 @@
     python tests/benchmarks/study_pairs.py run pairs --out runs/study
     python tests/benchmarks/study_pairs.py measure --data DIR --out runs/study
 
-`prepare` gives the bundled tokenizer a second codebook, trains both on, and encodes; `run` trains
+`prepare` gives the study's tokenizer a second codebook, trains both on, and encodes; `run` trains
 the study's generator on the pairs; `measure` writes docs/study/pairs.json: pictures as in
 study_images.py, and what the two tokenizers keep of the photographs. Nats of pairs are not those of
 ids, so the rows are not in runs.json.
@@ -46,7 +46,7 @@ def prepare(data: str, out: Path) -> None:
 
 
 def with_details(data: str, folder: Path) -> None:
-    """The bundled tokenizer, and as details k-means centers of what its codes leave of latents."""
+    """The study's tokenizer, and as details k-means centers of what its codes leave of latents."""
     from codeclade.components.vq_model import VQModel
 
     model = VQModel.from_pretrained(tokenizer())

@@ -13,7 +13,7 @@ import torch
 
 from codeclade import CodecladePipeline, bundled
 
-VERSIONS = ("", "0.1")
+VERSIONS = ("", "ids", "0.1")
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -36,7 +36,8 @@ def test_a_version_without_a_pipeline_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("version", "scheme", "codes"), [("", "token", 4096), ("0.1", "cluster", 1024)]
+    ("version", "scheme", "codes"),
+    [("", "semantic_detail", 4096), ("ids", "token", 4096), ("0.1", "cluster", 1024)],
 )
 def test_every_version_has_its_scheme_and_512_clusters(version, scheme, codes):
     pipe = CodecladePipeline.from_pretrained(bundled(version))

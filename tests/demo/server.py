@@ -18,9 +18,9 @@ from codeclade.demo.backend import Backend
 APP = Path(__file__).parents[2] / "spaces" / "app.py"
 
 
-def bundled_backend() -> Backend:
-    """A backend of the bundled pipeline."""
-    pipe = CodecladePipeline.from_pretrained(bundled())
+def bundled_backend(version: str = "") -> Backend:
+    """A backend of a bundled pipeline."""
+    pipe = CodecladePipeline.from_pretrained(bundled(version))
     pipe.set_progress_bar_config(disable=True)
     return Backend(pipe)
 

@@ -109,7 +109,7 @@ def wait_for_note(page, pattern):
 
 def generated(page):
     button(page, "Generate").click()
-    wait_for_note(page, "guidance 5")
+    wait_for_note(page, "guidance 4")
 
 
 def test_every_tab_works(page):
@@ -156,7 +156,7 @@ def test_pictures_stream(desktop, backend):
     with slowed(backend, 0.02):
         button(desktop, "Generate").click()
         seen = []
-        while "guidance 5" not in note(desktop):
+        while "guidance 4" not in note(desktop):
             picture = desktop.locator(".pictures:visible img").first
             state = picture.get_attribute("src") if picture.count() else None
             if state and (not seen or seen[-1] != state):
@@ -210,10 +210,10 @@ def test_painting_changes_only_what_is_beneath(desktop, backend, monkeypatch):
         output_type="ids",
     ).images
     assert (before == source[0]).all(), "a generated image keeps its own ids"
-    changed = (before != after).nonzero()
+    changed = (before != after).any(-1).nonzero()  # either code of a pair
     assert len(changed) > 2
     assert changed.min() >= 1 and changed.max() <= 6, "the stroke is in the middle"
-    assert (before != after)[2:6, 2:6].sum() >= 2
+    assert (before != after).any(-1)[2:6, 2:6].sum() >= 2
     painted = int(re.search(r"of (\d+) tokens changed", note(desktop))[1])
     assert len(changed) <= painted < 40
 
@@ -345,7 +345,7 @@ def test_errors_are_said_once_and_go_away(desktop):
         assert desktop.locator(".pictures:visible img").count() == 4, "the images stay"
     choose(desktop, "lion")
     button(desktop, "Generate").click()
-    wait_for_note(desktop, "lion, seed 7, guidance 5")
+    wait_for_note(desktop, "lion, seed 7, guidance 4")
     assert toasts.count() == 0
     assert "Traceback" not in desktop.content()
 

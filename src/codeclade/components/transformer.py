@@ -77,7 +77,7 @@ class CodecladeConfig(DecoderConfig):
         positions_per_cell: Window = 1,  # 2 in the published IAR2 weights: neighbors share an angle
         head_layers: Layers = 5,  # semantic_detail: blocks of the head
         head_window: Window = 2,  # semantic_detail: rows above and columns aside the head looks at
-        head_mlp: bool = True,  # semantic_detail: a hidden layer of 2 D before each output, as IAR2's
+        head_mlp: bool = True,  # semantic_detail: a hidden layer before each output, as IAR2
         semantic_loss_weight: Weight = 1.0,  # semantic_detail: weight of the semantic stage
         **kwargs,
     ):

@@ -26,9 +26,10 @@ DECODER_SETTINGS = (
     "intermediate_size",
     "class_dropout",
 )
+HEAD_SETTINGS = ("head_layers", "head_window", "head_mlp")
 REFINER_SETTINGS = (*DECODER_SETTINGS, "causal", "mask_to_members", "sampling_temperature")
 TREES = ("masc", "dcpe")  # methods whose map has all merges
-LATER = ("force_upcast",)  # fields that configs of 0.1.0 lack: written only where they are given
+LATER = ("force_upcast", "head_mlp")  # not in 0.1.0: written only where they are given
 
 
 def component_configs(family: Family, size: str | None = None) -> dict[str, dict[str, Any]]:
@@ -191,7 +192,7 @@ def _transformer(
         raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(vocabulary)}.")
     vocab_size, coarse = vocabulary[scheme]
     # The grid is the encoded image's: each level of the tokenizer but the first halves the side.
-    fields = _chosen(generator, DECODER_SETTINGS) | {
+    fields = _chosen(generator, (*DECODER_SETTINGS, *HEAD_SETTINGS)) | {
         "vocab_size": vocab_size,
         "coarse_vocab_size": coarse,
         "scheme": scheme,
@@ -217,4 +218,5 @@ def _whole(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     kind = _kinds()[name]
     config = kind.config_class(**fields)
     start = {"architectures": [kind.__name__], "model_type": config.model_type}
-    return start | {key: getattr(config, key) for key in _fields(kind.config_class)}
+    names = [name for name in _fields(kind.config_class) if name in fields or name not in LATER]
+    return start | {name: getattr(config, name) for name in names}

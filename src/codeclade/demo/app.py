@@ -33,8 +33,7 @@ from .theme import appearance
 
 HEAD = """# codeclade
 Images of {kinds}, {side} x {side} pixels, drawn token by token. A token is one place of
-the {grid} x {grid} grid that an image is made of: the number of one of {codes} learned
-codes{clusters}.
+the {grid} x {grid} grid that an image is made of: {token}{clusters}.
 {links}"""
 PAPER_NAMES = {"llamagen": "LlamaGen"}  # the others are initials
 SESSIONS = 64  # whose values are kept, at about 2 MB each; the page of an older one still works
@@ -44,13 +43,21 @@ ARXIV, HUB = "https://arxiv.org/abs/", "https://huggingface.co"
 def heading(backend: Backend) -> str:
     """What is shown here, what a token is, and where to read more."""
     count = backend.map.num_clusters if backend.map is not None else 0
-    clusters = f", which fall into {count} clusters of codes that look alike" if count else ""
+    vq_model = backend.pipe.vq_model
+    token, which = f"the number of one of {vq_model.codebook_size:,} learned codes", ", which"
+    if vq_model.detail_codebook_size is not None:
+        token = (
+            f"the numbers of one of {vq_model.codebook_size:,} semantic codes and of one of "
+            f"{vq_model.detail_codebook_size:,} detail codes"
+        )
+        which = "; the semantic ones"
+    clusters = f"{which} fall into {count} clusters of codes that look alike" if count else ""
     kinds = f"{backend.pipe.transformer.config.num_classes} classes"
     kinds = "what a text says" if backend.captions else kinds
     return HEAD.format(
         side=backend.side,
         grid=backend.grid,
-        codes=f"{backend.pipe.vq_model.codebook_size:,}",
+        token=token,
         clusters=clusters,
         kinds=kinds,
         links=" · ".join(f"[{name}]({url})" for name, url in links(backend.pipe)),

@@ -23,7 +23,7 @@ from .controls import (
 
 EXPLANATION = (
     "The picture as its tokens show it, then with every code replaced by a random member of its "
-    "cluster. The less that changes, the better the clusters."
+    "cluster (of pairs the semantic one). The less that changes, the better the clusters."
 )
 
 

@@ -1,4 +1,7 @@
-"""Same layout, new details: the clusters of an image stay, the ids inside them are drawn again."""
+"""Same layout, new details: the clusters of an image stay, the ids inside them are drawn again.
+
+Of pairs the semantic codes stay.
+"""
 
 import gradio as gr
 import torch
@@ -23,6 +26,10 @@ EXPLANATION = (
     "A cluster holds codes that look alike. Here every token keeps its cluster, which is the "
     "layout, and gets another code of it, which is the detail."
 )
+PAIRS = (
+    "A token is a pair of codes. Here every token keeps its semantic code, which is the layout, "
+    "and gets another detail code."
+)
 NO_CLUSTERS = "This pipeline has no clusters to keep: it needs a cluster map or two stages."
 
 
@@ -33,7 +40,8 @@ class Redraw:
         self.backend = backend
         self.two_stages = backend.pipe.transformer.scheme.two_stages
         self.able = self.two_stages or backend.pipe.cluster_map is not None
-        gr.Markdown(EXPLANATION if self.able else NO_CLUSTERS, elem_classes="about")
+        about = PAIRS if backend.pipe.transformer.scheme.detail_codes else EXPLANATION
+        gr.Markdown(about if self.able else NO_CLUSTERS, elem_classes="about")
         # The class is made before the button that sets it and shown after.
         with gr.Row(elem_classes="work"):
             with gr.Column(elem_classes="main", min_width=280):
@@ -70,7 +78,7 @@ class Redraw:
         )
 
     def redraw(self, image, name, count, seed, session=None) -> tuple[list, str]:
-        """Keep the clusters of an image and draw its codes again.
+        """Keep the clusters or semantic codes of an image and draw the rest of its tokens again.
 
         Args:
             image: an image; none: the chosen one of those this session generated last.
