@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import check_device, unknown
+from .arguments import check_device, import_for_good, unknown
 
 FLAGS = ("prompts", "clip", "text_encoder")  # of captions alone
 NOT_OF_CAPTIONS = ("classes", "draws", "judge", "likelihood")  # of classes alone
@@ -14,6 +14,7 @@ def takes_captions(source: str) -> bool:
     Raises:
         ValueError: nothing there that can be read.
     """
+    import_for_good("codeclade.components")
     from ..checkpoints import caption_pipelines
 
     try:
