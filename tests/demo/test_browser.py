@@ -317,7 +317,7 @@ def test_the_chosen_image_is_taken_and_cleared(desktop, backend):
     desktop.wait_for_timeout(500)
     open_tab(desktop, "Clusters")
     button(desktop, "Take a generated image").click()
-    wait_for_note(desktop, f"Row 4, column 4: code {source[2, 4, 4]},")
+    wait_for_note(desktop, f"Row 4, column 4: code {source[2, 4, 4, 0]},")
     button(desktop, "Remove Image").click()
     desktop.locator("#region-codes button:has(img)").first.wait_for(state="detached")
     assert desktop.locator("#neighbors button:has(img)").count() == 0

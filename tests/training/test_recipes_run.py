@@ -102,7 +102,9 @@ def test_a_recipe_trains_as_it_is_written(name, tmp_path, lpips):
         run("encode-text", *codes, f"text_encoder={tmp_path / 't5'}", "prefix_length=8")
     if "cluster" in sections:
         clusters = ["--cluster-map", str(tmp_path / "map")]
-        run("cluster", tokenizer[1], "--out", clusters[1], "clusters=8")
+        # Of two codebooks the semantic one.
+        table = ["--table", "semantic"] if written["tokenizer"].detail_codebook_size else []
+        run("cluster", tokenizer[1], *table, "--out", clusters[1], "clusters=8")
 
     # The generator, whose pipeline samples as the recipe says.
     generator = tmp_path / "generator"
