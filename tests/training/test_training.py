@@ -333,7 +333,10 @@ def test_generator_learns_pairs_of_a_two_codebook_tokenizer(photos, tmp_path):
     assert Codes(tmp_path / "codes" / "train").ids.shape == (57, 1, 64, 2)
     recipe = replace(GENERATOR, head_layers=2, head_window=1, head_mlp=False)
     cluster_map = ClusterMap.from_labels(torch.arange(16) % 4, vq_model.codebook)
-    pipeline = train_generator(recipe, tmp_path / "codes", vq_model, cluster_map, tmp_path / "run")
+    parts = tmp_path / "codes", vq_model, cluster_map
+    with pytest.raises(ValueError, match="a loss of single ids, not of pairs"):
+        train_generator(replace(recipe, cluster_loss_weight=0.5), *parts, tmp_path / "refused")
+    pipeline = train_generator(recipe, *parts, tmp_path / "run")
     assert pipeline.transformer.config.scheme == "semantic_detail"
     assert torch.equal(pipeline.cluster_map.mapping, cluster_map.mapping)  # the app's alone
     head = pipeline.transformer.head

@@ -26,7 +26,7 @@ DECODER_SETTINGS = (
     "intermediate_size",
     "class_dropout",
 )
-HEAD_SETTINGS = ("head_layers", "head_window", "head_mlp")
+HEAD_SETTINGS = ("head_layers", "head_window", "head_mlp")  # of scheme semantic_detail
 REFINER_SETTINGS = (*DECODER_SETTINGS, "causal", "mask_to_members", "sampling_temperature")
 TREES = ("masc", "dcpe")  # methods whose map has all merges
 LATER = ("force_upcast", "head_mlp")  # not in 0.1.0: written only where they are given

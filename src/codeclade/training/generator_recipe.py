@@ -9,6 +9,7 @@ from ..components.schemes import scheme_class
 from ..components.transformer import CodecladeConfig
 from ..data.captioned import CaptionedCodes
 from ..data.codes import Codes
+from ..data.component_configs import HEAD_SETTINGS
 from .context_noise import KINDS
 from .embedding_priors import PRIORS
 from .growing import growth_steps
@@ -16,7 +17,6 @@ from .low_rank import PARTS, check_low_rank
 from .recipe import DECODER_SIZES, RunRecipe
 
 CONDITIONS = ("class", "text")
-HEAD_SIZES = ("head_layers", "head_window", "head_mlp")  # of scheme semantic_detail
 
 
 @dataclass(kw_only=True)
@@ -143,7 +143,7 @@ def generator_config(
         grid_size=codes.header["grid_size"],
         **condition_sizes(codes),
         **dropouts(recipe),
-        **recipe.pick(*DECODER_SIZES, *HEAD_SIZES, "class_dropout"),
+        **recipe.pick(*DECODER_SIZES, *HEAD_SETTINGS, "class_dropout"),
     )
 
 
