@@ -5,20 +5,19 @@ import importlib.util
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
-from builders import SCHEMES, build_pipeline, build_scheme, build_transformer
+from builders import COARSE, SCHEMES, build_parts, build_pipeline, build_scheme, build_transformer
 from codeclade import CodecladePipeline, VQModel
 from codeclade.components.image_cache import ImageCache
 from codeclade.components.optimization import (
-    FEW_ROWS,
     FORMS,
     PLAIN,
-    StackStep,
-    StepBlock,
     has_bfloat16_products,
     optimize,
     optimize_decoder,
 )
+from codeclade.components.optimized_steps import FEW_ROWS, PairStep, StackStep, StepBlock
 from codeclade.components.parallel import WINDOW, choose_window
 from codeclade.metrics.image_quality import psnr
 
@@ -98,7 +97,7 @@ def test_rounded_weights_are_the_nearest_of_their_steps(weights, levels, group):
 
 
 def counted_steps(monkeypatch) -> list:
-    """A list that grows by every step in compiled code: of a block, or of all blocks at once."""
+    """A list that grows by every step in compiled code: of a block, all blocks, or the head."""
     calls = []
 
     def count(kind, name, plain):
@@ -110,6 +109,7 @@ def counted_steps(monkeypatch) -> list:
 
     count(StepBlock, "step", StepBlock.step)
     count(StackStep, "__call__", StackStep.__call__)
+    count(PairStep, "__call__", PairStep.__call__)
     return calls
 
 
@@ -206,6 +206,10 @@ def test_one_position_at_a_time_where_it_is_one_call(weights, window):
     assert choose_window(8, *given) == 8
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes", [{}, {"head_mlp": False, "head_layers": 1}, {"head_window": 1, "head_layers": 2}]
+)
 @pytest.mark.parametrize(
     ("weights", "dtype"),
     [
@@ -214,9 +218,50 @@ def test_one_position_at_a_time_where_it_is_one_call(weights, window):
         ("int8", torch.bfloat16),
     ],
 )
-def test_an_image_is_the_same_alone_in_a_batch_and_in_parallel(weights, dtype):
+def test_few_rows_go_through_a_head_of_pairs_in_one_call(weights, dtype, changes, monkeypatch):
+    """Both stages, one cell or several, the first cell too, which has none around it."""
+    parts = build_parts("semantic_detail", **changes)
+    model = parts["transformer"]
+    generator = torch.Generator().manual_seed(0)
+    for part in model.head.modules():  # outputs and biases of a new model are zero
+        if isinstance(part, torch.nn.Linear):
+            for values in part.parameters():
+                torch.nn.init.normal_(values, std=0.2, generator=generator)
+    model.to(dtype)
+    hidden = torch.randn(3, 16, model.config.hidden_size, generator=generator).to(dtype)
+    chosen = torch.randint(COARSE["semantic_detail"], (3, 16), generator=generator)
+    optimize(model, weights)
+    calls = counted_steps(monkeypatch)
+
+    def both_stages() -> torch.Tensor:
+        found = []
+        for at in (0, 1, 6, 15, slice(0, 3), slice(9, 14)):
+            cache = DynamicCache()
+            for given in (None, chosen[:, at]):
+                found.append(model.stage_logits(hidden, at, given, cache).flatten())
+        return torch.cat(found)
+
+    found = both_stages()
+    assert calls == [PairStep] * 12
+    model.head.step = None
+    expected = both_stages()
+    assert calls == [PairStep] * 12
+    allowed = 1e-5 if dtype == torch.float32 else 0.05
+    assert (found - expected).square().mean().sqrt() < allowed * expected.std()
+
+
+@pytest.mark.parametrize("scheme", ["token", "semantic_detail"])
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [
+        ("single", torch.float32),
+        pytest.param("single", torch.bfloat16, marks=needs_bfloat16),
+        ("int8", torch.bfloat16),
+    ],
+)
+def test_an_image_is_the_same_alone_in_a_batch_and_in_parallel(weights, dtype, scheme):
     """Sums of a row have one order, however many rows and positions a call has."""
-    pipe = build_pipeline("token")
+    pipe = build_scheme(scheme)
     pipe.transformer.to(dtype)
     pipe.optimize(weights)
     settings = {"guidance_scale": 2.0, "output_type": "ids"}

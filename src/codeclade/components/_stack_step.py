@@ -1,5 +1,5 @@
-"""A decoding step of few rows through all blocks, as one compiled call with the CPU's threads; and
-the attention of one block, for steps of more rows.
+"""A decoding step of few rows through all blocks, as one compiled call with the CPU's threads; a
+stage of IAR2's head likewise; and the attention of one block, for steps of more rows.
 
 With one image at a time a step reads every weight for two products: the memory is the limit, and
 calls between products cost as much as what they compute. Here threads share the output rows of a
@@ -13,6 +13,7 @@ product.
 """
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
@@ -37,6 +38,8 @@ from codeclade.components._small_steps import (
 
 # Columns of `places`: addresses of a block's norms, weights and their scales.
 NORM, QKV, QKV_SCALE, OUT, OUT_SCALE, NORM_2, BOTH, BOTH_SCALE, DOWN, DOWN_SCALE = range(10)
+# Rows of `layers`, the linear ones of a head; each has addresses of weights, scales and biases.
+COMPRESS, COMPRESS_2, COMBINE, COMBINE_2, WIDE, LOGITS = range(6)
 BLOCK = 8192  # weights that all vectors meet before the next ones: they stay in the nearest cache
 ONE_AT_A_TIME = threading.Lock()  # numba's simplest pool of threads does not take two callers
 
@@ -149,26 +152,23 @@ def _attend(number, addresses, sizes, parts):
     )
 
 
-@njit(error_model="numpy", fastmath=VECTORS, cache=True, nogil=True)
-def _all_blocks(number, weight, places, caches, given, sizes, epsilon, parts):
-    """See `all_blocks`."""
-    x_at, out_at, cos_at, sin_at, bias_at = given
+@njit(error_model="numpy", fastmath=VECTORS)
+def _blocks(x, turns, number, weight, places, caches, sizes, epsilon, parts):
+    """x (M, D) becomes the output of the last block.
+
+    Args:
+        turns: cosines and sines (n, h), and what is added to scores (R, room).
+
+    The other arguments are those of `all_blocks`.
+    """
+    cos, sin, bias = turns
     rows, new, heads, width, inner, past, room = sizes
-    count, size = rows * new, heads * width
+    count, size = x.shape
     like = np.empty(0, np.float32)
-    x_in = carray(_pointer(x_at, number), (count, size))
-    out = carray(_pointer(out_at, number), (count, size))
-    cos = carray(_pointer(cos_at, like), (new, width))
-    sin = carray(_pointer(sin_at, like), (new, width))
-    bias = carray(_pointer(bias_at, like), (rows, room))
-    x = np.empty((count, size), np.float32)
     normed, added = np.empty_like(x), np.empty_like(x)
     mixed = np.empty((count, 3 * size), np.float32)
     both = np.empty((count, 2 * inner), np.float32)
     gated = np.empty((count, inner), np.float32)
-    for m in range(count):
-        for k in range(size):
-            x[m, k] = widen(x_in[m, k])
     for layer in range(places.shape[0]):
         at = places[layer]
         # Attention.
@@ -222,6 +222,27 @@ def _all_blocks(number, weight, places, caches, given, sizes, epsilon, parts):
         )
         for m in range(count):
             _add_rows(x[m], added[m], x[m])
+
+
+@njit(error_model="numpy", fastmath=VECTORS, cache=True, nogil=True)
+def _all_blocks(number, weight, places, caches, given, sizes, epsilon, parts):
+    """See `all_blocks`."""
+    x_at, out_at, cos_at, sin_at, bias_at = given
+    rows, new, heads, width, _, _, room = sizes
+    count, size = rows * new, heads * width
+    like = np.empty(0, np.float32)
+    x_in = carray(_pointer(x_at, number), (count, size))
+    out = carray(_pointer(out_at, number), (count, size))
+    turns = (
+        carray(_pointer(cos_at, like), (new, width)),
+        carray(_pointer(sin_at, like), (new, width)),
+        carray(_pointer(bias_at, like), (rows, room)),
+    )
+    x = np.empty((count, size), np.float32)
+    for m in range(count):
+        for k in range(size):
+            x[m, k] = widen(x_in[m, k])
+    _blocks(x, turns, number, weight, places, caches, sizes, epsilon, parts)
     for m in range(count):
         for k in range(size):
             put(out[m], k, x[m, k])
@@ -252,6 +273,124 @@ def all_blocks(
     """
     with working(threads) as parts:
         _all_blocks(number, weight, places, caches, given, sizes, np.float32(epsilon), parts)
+
+
+@njit(error_model="numpy", fastmath=VECTORS)
+def _linear(x, number, weight, at, width, curved, parts):
+    """x W^T + b (M, N) of x (M, K), or its GELU; `at` has addresses of W, scales and b, or 0."""
+    like = np.empty(0, np.float32)
+    out = np.empty((x.shape[0], width), np.float32)
+    matrix = carray(_pointer(at[0], weight), (width, x.shape[1]))
+    _product(x, matrix, carray(_pointer(at[1], like), (width,)), out, parts)
+    half, root = np.float32(0.5), np.float32(np.sqrt(0.5))
+    if at[2]:
+        bias = carray(_pointer(at[2], number), (width,))
+        for m in range(out.shape[0]):
+            for k in range(width):
+                out[m, k] += widen(bias[k])
+    if curved:
+        for m in range(out.shape[0]):
+            for k in range(width):
+                one = out[m, k]
+                out[m, k] = half * one * (np.float32(1) + np.float32(math.erf(one * root)))
+    return out
+
+
+@njit(error_model="numpy", fastmath=VECTORS)
+def _local_context(hidden, index, number, weight, layers, widths, parts):
+    """Contexts (R n, D) of n cells, of the states (R, T, D) of the cells around them (n, 12)."""
+    rows, _, size = hidden.shape
+    cells, around = index.shape
+    states = np.zeros((rows * cells * around, size), np.float32)  # zero where there is no cell
+    for r in range(rows):
+        for i in range(cells):
+            for j in range(around):
+                if index[i, j] >= 0:
+                    state, row = hidden[r, index[i, j]], states[(r * cells + i) * around + j]
+                    for k in range(size):
+                        row[k] = widen(state[k])
+    narrow = _linear(states, number, weight, layers[COMPRESS], widths[0], True, parts)
+    narrow = _linear(narrow, number, weight, layers[COMPRESS_2], widths[1], False, parts)
+    joined = narrow.reshape((rows * cells, around * widths[1]))
+    wide = _linear(joined, number, weight, layers[COMBINE], widths[2], True, parts)
+    return _linear(wide, number, weight, layers[COMBINE_2], size, False, parts)
+
+
+@njit(error_model="numpy", fastmath=VECTORS, cache=True, nogil=True)
+def _pair_stage(number, weight, places, caches, layers, given, sizes, widths, epsilon, parts):
+    """See `pair_stage`."""
+    x_at, index_at, norm_at, out_at = given
+    rows, cells, total, first, around, heads, width, inner = sizes
+    count, size, vocabulary = rows * cells, heads * width, widths[4]
+    if count == 0:
+        return
+    # The first stage has two tokens, the context and the state; the second one has the third.
+    two = index_at != 0
+    new, past, room = (2, 0, 3) if two else (1, 2, 3)
+    x = np.empty((count * new, size), np.float32)
+    if two:
+        hidden = carray(_pointer(x_at, number), (rows, total, size))
+        index = carray(_pointer(index_at, np.empty(0, np.int64)), (cells, around))
+        local = _local_context(hidden, index, number, weight, layers, widths, parts)
+        for m in range(count):
+            state = hidden[m // cells, first + m % cells]
+            for k in range(size):
+                x[2 * m, k], x[2 * m + 1, k] = local[m, k], widen(state[k])
+    else:
+        chosen = carray(_pointer(x_at, number), (count, size))
+        for m in range(count):
+            for k in range(size):
+                x[m, k] = widen(chosen[m, k])
+    # The first token has no rotation at all, the others an angle of zero.
+    cos, sin = np.ones((new, width), np.float32), np.zeros((new, width), np.float32)
+    if two:
+        cos[0] = 0
+    turns = cos, sin, np.zeros((count, room), np.float32)
+    lengths = count, new, heads, width, inner, past, room
+    _blocks(x, turns, number, weight, places, caches, lengths, epsilon, parts)
+    # Each sequence's last token predicts.
+    norm = carray(_pointer(norm_at, number), (size,))
+    last = np.empty((count, size), np.float32)
+    for m in range(count):
+        _normalize_row(x[(m + 1) * new - 1], norm, epsilon, last[m])
+    if widths[3]:
+        last = _linear(last, number, weight, layers[WIDE], widths[3], True, parts)
+    logits = _linear(last, number, weight, layers[LOGITS], vocabulary, False, parts)
+    out = carray(_pointer(out_at, np.empty(0, np.float32)), (count, vocabulary))
+    out[:] = logits
+
+
+def pair_stage(
+    number: Any,
+    weight: Any,
+    places: np.ndarray,
+    caches: np.ndarray,
+    layers: np.ndarray,
+    given: tuple[int, ...],
+    sizes: tuple[int, ...],
+    widths: tuple[int, ...],
+    epsilon: float,
+    threads: int,
+) -> None:
+    """Logits of one stage of IAR2's head (heads.py's `SemanticDetailHead`) for n cells of R rows.
+
+    Args:
+        number, weight, places, caches: as in `all_blocks`, of the head's blocks; a cell is a
+            sequence of its own, with room for three tokens.
+        layers: (6, 3) addresses by the rows named above; those of WIDE and LOGITS are this stage's.
+        given: addresses of hidden states (R, T, D) and of numbers of cells around (n, 12) int64;
+            or, in the second stage, of vectors of semantic codes (R n, D) and 0; then of the last
+            norm and of the logits (R n, V) float32.
+        sizes: R, n, T, number of the first cell, cells around, H, h, F.
+        widths: outputs of `layers` in turn, without COMBINE_2, which has D; WIDE has 0 where the
+            output stands alone.
+        epsilon: of the norms.
+        threads: at most as many work.
+    """
+    with working(threads) as parts:
+        _pair_stage(
+            number, weight, places, caches, layers, given, sizes, widths, np.float32(epsilon), parts
+        )
 
 
 def attend(number: Any, addresses: tuple[int, ...], sizes: tuple[int, ...], threads: int) -> None:

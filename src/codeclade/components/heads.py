@@ -287,15 +287,23 @@ class SemanticDetailHead(nn.Module):
     def stage_logits(self, hidden, step, chosen: Tensor | None, cache, embedding) -> Tensor:
         one = not isinstance(step, slice)
         cells = slice(step, step + 1) if one else step
+        index = neighbor_table(self.config.grid_size, self.config.head_window, hidden.device)
+        index = index[cells]  # (n, 12)
+        # The third token; the first two are in the cache.
+        x = None
+        if chosen is not None:
+            x = embedding.semantic(chosen.unsqueeze(1) if one else chosen).flatten(0, 1)  # (B n, D)
+        # An optimized model has one call for a stage, where its shapes fit.
+        compiled = getattr(self, "step", None)
+        if compiled is not None and compiled.fits(hidden, len(index), x, cache):
+            logits = compiled(hidden, index, cells.start, x, cache)  # (B, n, V)
+            return logits.squeeze(1) if one else logits
         # Every position is a short sequence of its own, as in `teacher_forced`.
-        if chosen is not None:  # the third token; the first two are in the cache
-            x = embedding.semantic(chosen.unsqueeze(1) if one else chosen)  # (B, n, D)
-            x, predict = self.run(x.flatten(0, 1).unsqueeze(1), 2, cache), self.detail
+        if x is not None:
+            x, predict = self.run(x.unsqueeze(1), 2, cache), self.detail
         else:
             # The same sums for these cells, from the states kept so far; both first tokens go in
             # together.
-            index = neighbor_table(self.config.grid_size, self.config.head_window, hidden.device)
-            index = index[cells]  # (n, 12)
             around = hidden[:, index] * (index >= 0).unsqueeze(-1)  # (B, n, 12, D)
             local = self.combine(self.compress(around).flatten(-2))  # (B, n, D)
             x = torch.stack([local.to(hidden.device), hidden[:, cells]], dim=2)  # (B, n, 2, D)

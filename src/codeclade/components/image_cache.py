@@ -33,14 +33,18 @@ class FilledLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> Any:
         """Add (R, H, n, h) of both; returns all that is filled."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            rows, heads, _, width = key_states.shape
-            self.buffers = key_states.new_empty(2, rows, heads, self.room, width)
+            self.take_room(key_states)
         first = self.extend(key_states.shape[2])
         self.buffers[0, :, :, first : self.filled] = key_states
         self.buffers[1, :, :, first : self.filled] = value_states
         self.keys, self.values = self.buffers[:, :, :, : self.filled].unbind(0)
         return self.keys, self.values
+
+    def take_room(self, like: Tensor) -> None:
+        """Take room for keys and values of all positions, like (R, H, any, h)."""
+        self.lazy_initialization(like, like)
+        rows, heads, _, width = like.shape
+        self.buffers = like.new_empty(2, rows, heads, self.room, width)
 
     def extend(self, count: int) -> int:
         """Count positions that the caller fills in `buffers` (2, R, H, room, h); the first one."""

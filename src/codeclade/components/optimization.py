@@ -7,8 +7,8 @@ scale of its own (weight-only, activations stay bfloat16), which halves the memo
 the head, which is int8. Published files keep their keys: weights change after loading and are never
 saved.
 
-With "single" and "int8" a decoding step of few rows is one compiled call, see _stack_step.py; in
-other steps what lies between the products is compiled, see _small_steps.py.
+With "single" and "int8" a decoding step of few rows is one compiled call, and so is a stage of
+IAR2's head, see optimized_steps.py; in other steps what lies between the products is compiled.
 
 Shapes: M rows of input, N outputs, K inputs, R rows of the batch, n positions, D width.
 """
@@ -17,21 +17,28 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Block, FeedForward, Output
-from .image_cache import FilledLayer, ImageCache
+from .heads import SemanticDetailHead
+from .optimized_steps import (
+    FEW_ROWS,
+    STACK_STEP,
+    PairStep,
+    StackStep,
+    StepBlock,
+    check_input,
+    compiled_steps,
+    numpy_kind,
+    stack_step,
+)
 from .vq_model import VQModel
 
 FORMS = ("packed", "single", "int8", "int4")
-FEW_ROWS = 32  # up to here kernels that take rows one by one, or by two, are faster
 GROUP = 32  # inputs that share a scale and an offset in 4 bits
-STACK_STEP = "codeclade.components._stack_step"  # by name: see `compiled_steps`
 FEW_PIXELS = ("conv_in", "mid_block", "up_blocks.0")  # of a decoder: the lowest resolution
-FEW_POSITIONS = 32  # up to here a step is dozens of short calls, which are worth compiling
 
 
 class PackedProduct:
@@ -161,130 +168,6 @@ class JoinedFeedForward:
         return self.down(F.silu(gate) * up)
 
 
-class StepBlock:
-    """`Block` of optimized layers; a step of an `ImageCache` goes through compiled code."""
-
-    def __init__(self, block: Block, feed_forward: JoinedFeedForward):
-        self.block, self.feed_forward = block, feed_forward
-
-    def __call__(
-        self, x: Tensor, mask: Any, cos: Tensor, sin: Tensor, cache: Any, *asked: bool
-    ) -> Any:
-        taught = torch.is_grad_enabled() and x.requires_grad
-        few = not any(asked) and not taught and 0 < x.shape[1] <= FEW_POSITIONS
-        # The prefix goes the long way: it is seen as its own mask says.
-        if few and isinstance(cache, ImageCache) and self.layer(cache).filled:
-            return self.step(x.contiguous(), cos, sin, cache)
-        return Block.forward(self.block, x, mask, cos, sin, cache, *asked)
-
-    def layer(self, cache: ImageCache) -> FilledLayer:
-        """This block's part of the cache."""
-        return cast(FilledLayer, cache.layers[self.block.attention.layer_idx])
-
-    def step(self, x: Tensor, cos: Tensor, sin: Tensor, cache: ImageCache) -> Tensor:
-        """Output (R, n, D) of the next n positions x (R, n, D), which enter the cache."""
-        block, (rows, new, width) = self.block, x.shape
-        compiled, attention = compiled_steps(x.dtype), block.attention
-        heads, size = attention.config.num_attention_heads, (rows * new, width)
-        first, second = block.attention_norm, block.feed_forward_norm
-        normed, total = torch.empty_like(x), torch.empty_like(x)
-        # Attention.
-        given = x.data_ptr(), first.weight.data_ptr(), normed.data_ptr()
-        compiled["normalize"](*given, *size, first.eps)
-        mixed = attention.qkv(normed)
-        layer = self.layer(cache)
-        past, bias = layer.extend(new), cache.bias(rows)
-        given = mixed, cos, sin, *layer.buffers, bias, normed
-        lengths = rows, new, heads, width // heads, past, layer.room
-        places = tuple(part.data_ptr() for part in given)
-        stack_step().attend(numpy_kind(x.dtype), places, lengths, torch.get_num_threads())
-        # Feed-forward; products before this point have read `normed`, so it serves again.
-        mixed = attention.out(normed)
-        given = x, mixed, second.weight, total, normed
-        compiled["add_and_normalize"](*(one.data_ptr() for one in given), *size, second.eps)
-        mixed = self.feed_forward.both(normed)
-        gated = x.new_empty(rows, new, mixed.shape[-1] // 2)
-        compiled["gate"](mixed.data_ptr(), gated.data_ptr(), rows * new, gated.shape[-1])
-        return total.add_(self.feed_forward.down(gated))
-
-
-class StackStep:
-    """All blocks of a generator, for steps of at most `FEW_ROWS` rows of an `ImageCache`."""
-
-    def __init__(self, blocks: list[Block]):
-        self.config, self.epsilon = blocks[0].attention.config, blocks[0].attention_norm.eps
-        self.run = stack_step().all_blocks
-        self.kept: list[Tensor] = []  # what the addresses belong to
-        self.places = np.array([self.addresses(block) for block in blocks])
-        number, first = blocks[0].attention_norm.weight, stack_products(blocks[0])[0].weight
-        self.dtype = number.dtype
-        self.kinds = [numpy_kind(one.dtype) for one in (number, cast(Tensor, first))]
-        # No block of no rows compiles all of it.
-        nothing = self.places[:0], np.empty((0, 2), np.int64), (0,) * 5, (0,) * 7
-        self.run(*self.kinds, *nothing, self.epsilon, 1)
-
-    def addresses(self, block: Block) -> list[int]:
-        """A row of what `all_blocks` calls places."""
-        qkv, out, both, down = (self.product(one) for one in stack_products(block))
-        norms = [norm.weight.detach() for norm in (block.attention_norm, block.feed_forward_norm)]
-        self.kept += norms
-        return [norms[0].data_ptr(), *qkv, *out, norms[1].data_ptr(), *both, *down]
-
-    def product(self, product: Any) -> list[int]:
-        """Addresses of W (N, K) and its scales (N,) float32."""
-        weight = cast(Tensor, product.weight)
-        plain = isinstance(product, SingleProduct)
-        scale = torch.ones(len(weight)) if plain else product.scale.float()
-        self.kept += weight, scale
-        return [weight.data_ptr(), scale.data_ptr()]
-
-    def fits(self, x: Tensor, cache: Any) -> bool:
-        """Whether x (R, n, D) are new positions after the prefix, and few enough."""
-        taught = torch.is_grad_enabled() and x.requires_grad
-        few = not taught and 0 < x.shape[0] * x.shape[1] <= FEW_ROWS
-        return few and isinstance(cache, ImageCache) and cast(Any, cache.layers[0]).filled > 0
-
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: ImageCache) -> Tensor:
-        """Output (R, n, D) of the last block for x (R, n, D), which enters the cache."""
-        check_input(x, self.dtype)
-        layers = cast(list[FilledLayer], cache.layers)
-        past, *_ = [layer.extend(x.shape[1]) for layer in layers]
-        keys = [layer.buffers.data_ptr() for layer in layers]
-        # Values come after the keys of all rows, also of those that have left the batch.
-        values = layers[0].buffers.stride(0) * layers[0].buffers.element_size()
-        places = np.array([(key, key + values) for key in keys])
-        x, config = x.contiguous(), self.config
-        out = torch.empty_like(x)
-        given = tuple(one.data_ptr() for one in (x, out, cos, sin, cache.bias(len(x))))
-        heads, width = config.num_attention_heads, config.head_dim
-        sizes = *x.shape[:2], heads, width, config.intermediate_size, past, layers[0].room
-        threads = torch.get_num_threads()
-        self.run(*self.kinds, self.places, places, given, sizes, self.epsilon, threads)
-        return out
-
-
-def stack_products(block: Block) -> list:
-    """The products of a block in the order in which it has them."""
-    joined = cast(Any, block.feed_forward.forward)
-    attention = cast(list[Any], [block.attention.qkv.forward, block.attention.out.forward])
-    return [*attention, joined.both, joined.down]
-
-
-def numpy_kind(dtype: torch.dtype) -> np.ndarray:
-    """An empty array whose numbers are as long; uint16 for bfloat16."""
-    kinds = {torch.bfloat16: np.uint16, torch.float32: np.float32, torch.int8: np.int8}
-    return np.empty(0, kinds[dtype])
-
-
-def check_input(x: Tensor, dtype: torch.dtype) -> None:
-    """Raise a ValueError where a model was moved after it was optimized."""
-    if x.device.type != "cpu" or x.dtype != dtype:
-        raise ValueError(
-            f"this model was optimized for {dtype} on a CPU and is given {x.dtype} on {x.device}; "
-            "load it anew, move it, then optimize it."
-        )
-
-
 def optimize(model: nn.Module, weights: str = "packed") -> None:
     """Bring the linear layers of a model into another form, in place; there is no way back.
 
@@ -300,9 +183,11 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
     named = ("codeclade", STACK_STEP)
     compiles = all(importlib.util.find_spec(name) is not None for name in named)
     layers = cast(Any, getattr(model, "layers", nn.ModuleList()))
-    stacked = set(layers.modules()) if compiles else set()
+    head = cast(Any, getattr(model, "head", None))
+    pairs = isinstance(head, SemanticDetailHead)
+    stacked = {*layers.modules(), *(head.modules() if pairs else ())} if compiles else set()
     for part in list(model.modules()):
-        # Rows are read as they are by a `StackStep` alone.
+        # Rows are read as they are by a `CompiledStep` alone.
         form = "packed" if weights == "single" and part not in stacked else weights
         if isinstance(part, FeedForward) and is_plain(part.gate, part.up, part.down):
             joined = JoinedFeedForward(part, form)
@@ -325,6 +210,8 @@ def optimize(model: nn.Module, weights: str = "packed") -> None:
     ours = len(layers) and all(isinstance(block.forward, StepBlock) for block in layers)
     if ours and weights in ("single", "int8"):
         layers.step = StackStep(list(layers))
+        if pairs and PairStep.takes(head):
+            cast(Any, head).step = PairStep(head)
     torch.set_num_threads(threads)
 
 
@@ -345,19 +232,6 @@ def optimize_decoder(vq_model: VQModel) -> None:
     after = decoder.up_blocks[1] if len(decoder.up_blocks) > 1 else decoder.conv_norm_out
     for part, wanted in ((decoder.conv_in, torch.float32), (after, dtype)):
         part.register_forward_pre_hook(lambda _, given, to=wanted: (given[0].to(to), *given[1:]))
-
-
-def stack_step() -> Any:
-    """_stack_step.py, as `compiled_steps` finds its functions."""
-    return importlib.import_module(STACK_STEP)
-
-
-def compiled_steps(dtype: torch.dtype) -> dict[str, Callable]:
-    """The functions of _small_steps.py; numba is imported here, not with the package.
-
-    By name, because a file that came with weights from the Hub has no neighbors.
-    """
-    return importlib.import_module("codeclade.components._small_steps").compiled_for(dtype)
 
 
 def check_form(model: nn.Module, weights: str) -> None:
