@@ -3,16 +3,29 @@
     R="--recipe tiny-imagenet-pairs"
     T=runs/tokenizer/vq_model
     python tests/benchmarks/study_pairs.py prepare --data DIR --out runs/study
-    codeclade train-tokenizer $R --fetch-lpips --out runs/tokenizer \
-        init_from=runs/study/pair-tokenizer/vq_model steps=1300 learning_rate=4e-4
+    codeclade train-tokenizer $R --fetch-lpips --out runs/tokenizer steps=1300 learning_rate=4e-4 \
+        final_learning_rate=5e-5 classifier_weight=0.03 ema_decay=0.998 \
+        init_from=runs/study/pair-tokenizer/vq_model
     codeclade encode $R --tokenizer $T --out runs/codes
     python tests/benchmarks/bundled_start.py pairs --tokenizer $T --out runs/pairs
     codeclade train-generator $R --tokenizer $T --codes runs/codes --out runs/large \
         init_from=runs/pairs steps=1700 num_hidden_layers=8 head_layers=2 head_mlp=true
     python tests/benchmarks/bundled_start.py smaller --pipeline runs/large/pipeline \
         --codes runs/codes --out runs/smaller
-    codeclade train-generator $R --tokenizer $T --codes runs/codes --out runs/generator \
+    codeclade train-generator $R --tokenizer $T --codes runs/codes --out runs/small \
         init_from=runs/smaller
+
+Then the tokenizer learned on, with twice the weight of the classifier's loss, and after it the
+generator with the new codes:
+
+    N=runs/tokenizer-2/vq_model
+    codeclade train-tokenizer $R --out runs/tokenizer-2 init_from=$T steps=3600 learning_rate=4e-4
+    codeclade encode $R --tokenizer $N --out runs/codes-2
+    codeclade train-generator $R --tokenizer $N --codes runs/codes-2 --out runs/generator \
+        init_from=runs/small/pipeline steps=1800 learning_rate=8e-4 evaluate_every=300
+
+The tokenizer's first two trainings had four more classes (brown bear, suspension bridge, barn,
+banana).
 
 `pairs` copies every weight of `bundled("ids")` that a generator of pairs has a place for; the
 semantic codes of the tokenizer, which started as its codes, stand in the same rows. The embedding
